@@ -1,14 +1,14 @@
 """The one tree of exceptions; every message says what was asked, what was found, what to do.
 
-    EdgespecError               exit code 1: edgespec or the machine failed
-    ├── EngineError             an inference engine refused, fell back or broke
-    └── InputError              exit code 2: the user's input has to change
-        ├── ConfigError         unknown key, wrong type, impossible combination of settings
-        ├── CheckpointError     a checkpoint that is incomplete, altered or not understood
-        ├── BundleError         a bundle that is missing, altered, of another version or model
-        ├── ImageError          a file that is no usable picture
-        ├── PromptError         an empty prompt, or one longer than the context
-        └── MissingDependencyError   an optional package is not installed
+EdgespecError               exit code 1: edgespec or the machine failed
+├── EngineError             an inference engine refused, fell back or broke
+└── InputError              exit code 2: the user's input has to change
+    ├── ConfigError         unknown key, wrong type, impossible combination of settings
+    ├── CheckpointError     a checkpoint that is incomplete, altered or not understood
+    ├── BundleError         a bundle that is missing, altered, of another version or model
+    ├── ImageError          a file that is no usable picture
+    ├── PromptError         an empty prompt, or one longer than the context
+    └── MissingDependencyError   an optional package is not installed
 """
 
 from __future__ import annotations
