@@ -1,0 +1,1 @@
+"""Checkpoints to bundles: graphs are built node by node from config.json and safetensors."""

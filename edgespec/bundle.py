@@ -1,0 +1,260 @@
+"""The exported artefact: a directory with a versioned manifest, written whole or not at all.
+
+Knows files, hashes and the manifest's schema; knows nothing of engines or checkpoints' contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgespec.errors import BundleError, InputError
+
+MANIFEST = "edgespec.json"
+FORMAT_VERSION = 1
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 of one file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output; ``axes`` are sizes or axis names."""
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: what it is for, how it was lowered, what goes in and out."""
+
+    role: str
+    """vision, projector, target, draft_vision, draft_projector, compressor, draft"""
+    file: str
+    lowering: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of the role: hidden, layers, kv_heads, head_dim, max_positions, mask_span, ..."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The checkpoint a model came from, so that a draft cannot meet the wrong target."""
+
+    source: str
+    architecture: str
+    fingerprint: str
+    vision_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime needs to know before it opens a graph."""
+
+    format_version: int
+    created_by: str
+    graphs: tuple[GraphSpec, ...]
+    models: Mapping[str, ModelIdentity]
+    """"target" and, where there is one, "draft"."""
+    text: Mapping[str, Any]
+    """Prompt side: image token and its id, special tokens, vocabulary and context size."""
+    generation: Mapping[str, Any]
+    """Generation defaults of the checkpoint (sampling, end-of-sequence ids)."""
+    compressor: Mapping[str, Any] | None
+    parity: Mapping[str, Any]
+    """Per graph: the largest difference from the torch original, or "not checked"."""
+    tools: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+
+    def graph(self, role: str) -> GraphSpec | None:
+        """The graph of that role, if the bundle has one."""
+        return next((g for g in self.graphs if g.role == role), None)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and checked bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of a listed file. Raises BundleError for one that the manifest does not list."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: the bundle has no file '{name}'; export it again")
+        return self.path / name
+
+
+def read_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
+    """Opens a bundle and checks it: version, exact file set, sizes and (by default) hashes.
+
+    Raises BundleError naming the file that is missing, altered, or does not belong.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise BundleError(
+            f"bundle '{path}' {'is a file' if folder.exists() else 'does not exist'}; "
+            "give a directory that `edgespec export` wrote"
+        )
+    manifest_file = folder / MANIFEST
+    if not manifest_file.is_file():
+        raise BundleError(f"'{path}' is no bundle: it holds no {MANIFEST}")
+    manifest = _parse(manifest_file)
+    for name, entry in manifest.files.items():
+        _check_file(folder, name, entry, check_hashes)
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    surplus = sorted(present - set(manifest.files) - {MANIFEST})
+    if surplus:
+        raise BundleError(
+            f"{folder} holds files its manifest does not list: {', '.join(surplus[:5])}; "
+            "remove them or export again"
+        )
+    return Bundle(folder, manifest)
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, check_hash: bool) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise BundleError(f"{folder}: file name '{name}' leads out of the bundle")
+    path = folder / name
+    if path.is_symlink():
+        raise BundleError(f"{path} is a symbolic link; a bundle holds plain files only")
+    if not path.is_file():
+        raise BundleError(f"{folder}: file '{name}' is missing; copy the whole bundle again")
+    size = path.stat().st_size
+    if size != entry.size:
+        raise BundleError(
+            f"{path} has {size} bytes where the manifest says {entry.size}; "
+            "copy the bundle again or export it anew"
+        )
+    if check_hash and file_sha256(path) != entry.sha256:
+        raise BundleError(
+            f"{path} was altered: its sha256 is not the manifest's; "
+            "copy the bundle again or export it anew"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def write_bundle(path: str | Path, *, overwrite: bool = False) -> Iterator[BundleWriter]:
+    """Yields a writer on a temporary sibling directory; renames it to ``path`` at the end.
+
+    Whatever goes wrong, Ctrl-C and a full disk included, nothing appears under the final name and
+    the temporary directory is removed; what a killed export left behind is swept by the next one.
+    """
+    final = Path(path).expanduser().absolute()
+    if final.exists() and not overwrite:
+        raise InputError(f"'{path}' already exists; give another --out, or add --overwrite")
+    if final.exists() and not (final / MANIFEST).is_file():
+        raise InputError(f"'{path}' exists and is no bundle, so it is not overwritten")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(final)
+    prefix = f".{final.name}.partial-{os.getpid()}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    try:
+        writer = BundleWriter(folder)
+        yield writer
+        if not (folder / MANIFEST).is_file():
+            raise RuntimeError("a bundle was left without its manifest")
+        folder.chmod(0o755)
+        _publish(folder, final)
+    except OSError as error:
+        raise InputError(f"writing '{path}' failed: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, final: Path) -> None:
+    if final.exists():
+        old = folder.with_name(folder.name + ".old")
+        final.rename(old)
+        folder.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(final)
+
+
+def _sweep(final: Path) -> None:
+    """Removes partial directories of exports to the same name whose process is gone."""
+    for stale in final.parent.glob(f".{final.name}.partial-*"):
+        pid = stale.name.rpartition("partial-")[2].split("-")[0]
+        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+class BundleWriter:
+    """Collects files in the temporary directory and closes with the manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def finish(self, **parts: Any) -> Manifest:
+        """Hashes every file written so far and writes the manifest last."""
+        files = {
+            p.relative_to(self.folder).as_posix(): FileEntry(p.stat().st_size, file_sha256(p))
+            for p in sorted(self.folder.rglob("*"))
+            if p.is_file()
+        }
+        manifest = Manifest(format_version=FORMAT_VERSION, files=files, **parts)
+        text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
+        (self.folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        return manifest
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is no manifest: {error!r}") from None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: the bundle has format version {version}, this edgespec reads "
+            f"{FORMAT_VERSION}; export it again with this edgespec"
+        )
+    unknown = sorted(set(data) - {f.name for f in fields(Manifest)})
+    if unknown:
+        raise BundleError(f"{path} has unknown keys: {', '.join(unknown)}")
+    try:
+        data["graphs"] = tuple(_graph(g) for g in data["graphs"])
+        data["models"] = {k: ModelIdentity(**v) for k, v in data["models"].items()}
+        data["files"] = {k: FileEntry(**v) for k, v in data["files"].items()}
+        return Manifest(**data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} does not have the manifest's shape: {error}") from None
+
+
+def _graph(data: Mapping[str, Any]) -> GraphSpec:
+    def tensors(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["axes"])) for r in rows)
+
+    known = dict(data)
+    known["inputs"], known["outputs"] = tensors(data["inputs"]), tensors(data["outputs"])
+    return GraphSpec(**known)
+

@@ -1,0 +1,102 @@
+"""Blocks that every lowering shares, and weights as they stream out of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgespec_export.builder import Array, GraphBuilder, Weight
+from edgespec_export.checkpoint import Checkpoint
+from edgespec_export.geometry import Rope
+
+F32 = np.dtype(np.float32)
+
+
+def stored(checkpoint: Checkpoint, name: str) -> Weight:
+    """A tensor as it is, in float32."""
+    return Weight(checkpoint.shapes[name], F32, lambda: checkpoint.tensor(name).astype(np.float32))
+
+
+def linear(
+    b: GraphBuilder, x: str, checkpoint: Checkpoint, names: Sequence[str], label: str
+) -> str:
+    """x @ W.T (+ bias) for one linear layer, or several that read the same input, packed.
+
+    ``names`` are checkpoint names without ``.weight``; outputs are concatenated in that order.
+    """
+    weights = [f"{name}.weight" for name in names]
+    rows = sum(checkpoint.shapes[w][0] for w in weights)
+    columns = checkpoint.shapes[weights[0]][1]
+
+    def load() -> Array:
+        packed = np.empty((columns, rows), dtype=np.float32)
+        start = 0
+        for weight in weights:
+            tensor = checkpoint.tensor(weight)
+            packed[:, start : start + tensor.shape[0]] = tensor.T
+            start += tensor.shape[0]
+        return packed
+
+    y = b.node("MatMul", x, b.weight(f"{label}.weight", Weight((columns, rows), F32, load)))
+    biases = [f"{name}.bias" for name in names if f"{name}.bias" in checkpoint.shapes]
+    if not biases:
+        return y
+
+    def load_bias() -> Array:
+        return np.concatenate([checkpoint.tensor(bias) for bias in biases])
+
+    return b.node("Add", y, b.weight(f"{label}.bias", Weight((rows,), F32, load_bias)))
+
+
+def layer_norm(b: GraphBuilder, x: str, checkpoint: Checkpoint, name: str, eps: float) -> str:
+    """Layer norm over the last axis."""
+    scale = b.weight(f"{name}.weight", stored(checkpoint, f"{name}.weight"))
+    bias = b.weight(f"{name}.bias", stored(checkpoint, f"{name}.bias"))
+    return b.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=eps)
+
+
+def activation(b: GraphBuilder, x: str, kind: str) -> str:
+    """gelu (erf), quick_gelu (x * sigmoid(1.702 x)) or gelu_pytorch_tanh."""
+    if kind == "quick_gelu":
+        gate = b.node("Sigmoid", b.node("Mul", x, b.constant(1.702, "float32")))
+        return b.node("Mul", x, gate)
+    if kind == "gelu":
+        inner = b.node("Erf", b.node("Mul", x, b.constant(0.5**0.5, "float32")))
+    else:
+        cube = b.node("Mul", b.node("Mul", x, x), x)
+        scaled = b.node("Mul", cube, b.constant(0.044715, "float32"))
+        argument = b.node(
+            "Mul", b.node("Add", x, scaled), b.constant((2 / np.pi) ** 0.5, "float32")
+        )
+        inner = b.node("Tanh", argument)
+    half = b.node("Mul", x, b.constant(0.5, "float32"))
+    return b.node("Mul", half, b.node("Add", inner, b.constant(1.0, "float32")))
+
+
+def rotary_tables(rope: Rope, width: int, positions: int) -> tuple[Array, Array]:
+    """cos and sin [positions, width / 2] in float32, with the scaling rule applied.
+
+    Angles are formed in float32 as Hugging Face does, so both agree to the last bit or so.
+    """
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    frequencies = (1.0 / (np.float64(rope.theta) ** exponents)).astype(np.float32)
+    if rope.kind == "linear":
+        frequencies = frequencies / np.float32(rope.factor)
+    elif rope.kind == "llama3":
+        frequencies = _llama3(frequencies, rope)
+    angles = np.outer(np.arange(positions, dtype=np.float32), frequencies)
+    return np.cos(angles, dtype=np.float32), np.sin(angles, dtype=np.float32)
+
+
+def _llama3(frequencies: Array, rope: Rope) -> Array:
+    """Llama 3.1's rule: long wavelengths are slowed by ``factor``, with a smooth middle band."""
+    wavelengths = 2 * np.pi / frequencies
+    low = rope.original_max_position / rope.low_freq_factor
+    high = rope.original_max_position / rope.high_freq_factor
+    span = rope.high_freq_factor - rope.low_freq_factor
+    smooth = (rope.original_max_position / wavelengths - rope.low_freq_factor) / span
+    middle = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
+    slowed = np.where(wavelengths > low, frequencies / rope.factor, frequencies)
+    banded = np.where((wavelengths <= low) & (wavelengths >= high), middle, slowed)
+    return banded.astype(np.float32)

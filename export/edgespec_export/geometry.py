@@ -1,0 +1,292 @@
+"""What a LLaVA checkpoint's config.json says, strictly: every key that changes the numbers is
+either understood or refused by name. Defaults are those of the Hugging Face config classes, which
+hub files leave out. Knows no tensors and no graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgespec.errors import CheckpointError
+
+Config = Mapping[str, Any]
+
+# Keys of any Hugging Face config that cannot change what a decoder or encoder computes here.
+INERT = frozenset(
+    """_name_or_path _attn_implementation_autoset add_cross_attention architectures
+    attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
+    do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    id2label ignore_index image_grid_pinpoints image_seq_length initializer_factor
+    initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
+    max_window_layers min_length model_type no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
+    pretraining_tp problem_type projection_dim pruned_heads remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sep_token_id sliding_window
+    suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
+    torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+    vision_use_head""".split()
+)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding: base, and a scaling rule that is a pure function of the position."""
+
+    theta: float
+    kind: str = "default"  # default | linear | llama3
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+
+@dataclass(frozen=True)
+class TextGeometry:
+    """A Llama-family decoder."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    eps: float
+    rope: Rope
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+
+
+@dataclass(frozen=True)
+class VisionGeometry:
+    """A CLIP or SigLIP encoder."""
+
+    kind: str  # clip | siglip
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    image_size: int
+    patch_size: int
+    eps: float
+    activation: str
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.kind == "clip"
+
+
+@dataclass(frozen=True)
+class LlavaGeometry:
+    """Vision tower, projector and decoder, and how features pass from one to the next."""
+
+    vision: VisionGeometry
+    text: TextGeometry
+    feature_layers: tuple[int, ...]
+    """Indices into the tower's hidden states (0 = embeddings), all >= 0."""
+    drop_class_token: bool
+    projector_activation: str
+    projector_bias: bool
+    image_token_id: int
+    tied_in_config: bool | None
+    """What the config says of tied embeddings; the tensors have the last word."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens that one image becomes in the prompt."""
+        return self.vision.grid**2 + int(self.vision.has_class_token) - int(self.drop_class_token)
+
+
+def read_geometry(config: Config) -> LlavaGeometry:
+    """config.json of a LlavaForConditionalGeneration. Raises CheckpointError by key and value."""
+    kind = config.get("model_type")
+    if kind != "llava":
+        names = ", ".join(config.get("architectures") or ["no architecture"])
+        raise CheckpointError(
+            f"model_type is {kind!r} ({names}); edgespec exports 'llava' "
+            "(LlavaForConditionalGeneration) checkpoints"
+        )
+    known = {
+        "text_config", "vision_config", "image_token_index", "image_token_id",
+        "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy",
+        "multimodal_projector_bias", "tie_word_embeddings", "vocab_size",
+        "edgespec_target_fingerprint",
+    }  # fmt: skip
+    _refuse_unknown(config, known, "config.json")
+    vision_config = config.get("vision_config") or {}
+    vision = _vision(vision_config)
+    layers = config.get("vision_feature_layer", -2)
+    strategy = config.get("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise CheckpointError(f"vision_feature_select_strategy {strategy!r} is not understood")
+    text_config = config.get("text_config") or {}
+    tied = config.get("tie_word_embeddings", text_config.get("tie_word_embeddings"))
+    return LlavaGeometry(
+        vision=vision,
+        text=_text(text_config),
+        feature_layers=_feature_layers(layers, vision.layers),
+        drop_class_token=strategy == "default",
+        projector_activation=_activation(config.get("projector_hidden_act", "gelu")),
+        projector_bias=bool(config.get("multimodal_projector_bias", True)),
+        image_token_id=int(config.get("image_token_index", config.get("image_token_id", 32000))),
+        tied_in_config=tied,
+    )
+
+
+def _text(config: Config) -> TextGeometry:
+    kind = config.get("model_type", "llama")
+    defaults = TEXT_DEFAULTS.get(kind)
+    if defaults is None:
+        raise CheckpointError(
+            f"text_config.model_type is {kind!r}; edgespec builds: {', '.join(TEXT_DEFAULTS)}"
+        )
+    known = set(defaults) | {
+        "attention_bias", "mlp_bias", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
+        "tie_word_embeddings", "use_sliding_window", "layer_types",
+    }  # fmt: skip
+    _refuse_unknown(config, known, "text_config")
+    merged = {**defaults, **{k: v for k, v in config.items() if v is not None}}
+    if merged["hidden_act"] != "silu":
+        raise CheckpointError(f"text_config.hidden_act is {merged['hidden_act']!r}; only 'silu'")
+    windowed = kind == "mistral" and config.get("sliding_window") is not None
+    layer_types = set(config.get("layer_types") or ["full_attention"])
+    if windowed or config.get("use_sliding_window") or layer_types != {"full_attention"}:
+        raise CheckpointError("text_config asks for sliding-window attention, which is not built")
+    bias = bool(config.get("attention_bias", False))
+    heads = int(merged["num_attention_heads"])
+    return TextGeometry(
+        hidden=int(merged["hidden_size"]),
+        intermediate=int(merged["intermediate_size"]),
+        layers=int(merged["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=int(merged["num_key_value_heads"] or heads),
+        head_dim=int(config.get("head_dim") or merged["hidden_size"] // heads),
+        vocab=int(merged["vocab_size"]),
+        max_positions=int(merged["max_position_embeddings"]),
+        eps=float(merged["rms_norm_eps"]),
+        rope=_rope(config, int(merged["max_position_embeddings"])),
+        qkv_bias=bias or kind == "qwen2",
+        o_bias=bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+    )
+
+
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": None, "vocab_size": 32000,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    },
+    "mistral": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    },
+    "qwen2": {
+        "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 151936,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    },
+}  # fmt: skip
+
+VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 32,
+        "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 16,
+        "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    },
+}  # fmt: skip
+
+
+def _rope(config: Config, max_positions: int) -> Rope:
+    """Reads ``rope_parameters`` (transformers 5) or ``rope_theta`` + ``rope_scaling`` (before)."""
+    rule = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = float(rule.pop("rope_theta", config.get("rope_theta", 10000.0)))
+    kind = str(rule.pop("rope_type", rule.pop("type", "default")))
+    rule.pop("type", None)
+    known = {
+        "default": set(),
+        "linear": {"factor"},
+        "llama3": {
+            "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+        },
+    }  # fmt: skip
+    if kind not in known or set(rule) - known[kind]:
+        raise CheckpointError(
+            f"text_config asks for rotary scaling {kind!r} with {sorted(rule)}; "
+            f"edgespec builds: {', '.join(known)}"
+        )
+    return Rope(
+        theta=theta,
+        kind=kind,
+        factor=float(rule.get("factor", 1.0)),
+        low_freq_factor=float(rule.get("low_freq_factor", 1.0)),
+        high_freq_factor=float(rule.get("high_freq_factor", 4.0)),
+        original_max_position=int(rule.get("original_max_position_embeddings", max_positions)),
+    )
+
+
+def _vision(config: Config) -> VisionGeometry:
+    kind = config.get("model_type", "clip_vision_model")
+    defaults = VISION_DEFAULTS.get(kind)
+    if defaults is None:
+        raise CheckpointError(
+            f"vision_config.model_type is {kind!r}; edgespec builds: {', '.join(VISION_DEFAULTS)}"
+        )
+    _refuse_unknown(config, {*defaults, "vocab_size"}, "vision_config")
+    merged = {**defaults, **{k: v for k, v in config.items() if v is not None}}
+    if merged["num_channels"] != 3:
+        raise CheckpointError(f"vision_config.num_channels is {merged['num_channels']}; only 3")
+    if merged["image_size"] % merged["patch_size"] and kind.startswith("clip"):
+        raise CheckpointError("vision_config.image_size is no multiple of its patch_size")
+    return VisionGeometry(
+        kind=kind.split("_")[0],
+        hidden=int(merged["hidden_size"]),
+        intermediate=int(merged["intermediate_size"]),
+        layers=int(merged["num_hidden_layers"]),
+        heads=int(merged["num_attention_heads"]),
+        image_size=int(merged["image_size"]),
+        patch_size=int(merged["patch_size"]),
+        eps=float(merged["layer_norm_eps"]),
+        activation=_activation(merged["hidden_act"]),
+    )
+
+
+def _feature_layers(value: int | list[int], layers: int) -> tuple[int, ...]:
+    chosen = [value] if isinstance(value, int) else list(value)
+    resolved = tuple(i if i >= 0 else layers + 1 + i for i in chosen)
+    if not resolved or any(not 0 <= i <= layers for i in resolved):
+        raise CheckpointError(f"vision_feature_layer {value} does not exist in {layers} layers")
+    return resolved
+
+
+def _activation(name: str) -> str:
+    known = ("gelu", "quick_gelu", "gelu_pytorch_tanh")
+    if name not in known:
+        raise CheckpointError(f"activation {name!r} is not understood; there are {known}")
+    return name
+
+
+def _refuse_unknown(config: Config, known: set[str], where: str) -> None:
+    unknown = sorted(set(config) - known - INERT)
+    if unknown:
+        raise CheckpointError(
+            f"{where} has keys edgespec does not understand: {', '.join(unknown)}; "
+            "exporting without them could change what the model says"
+        )

@@ -1,0 +1,98 @@
+"""The step graph of a Llama-family decoder: prefill, drafting and verification are all this graph.
+
+The contract (DESIGN, decision 3), B named for servers that batch sessions:
+
+==================  =====================  ======================================================
+``inputs_embeds``   [B, S, H] float32      new tokens, or visual tokens
+``position_ids``    [B, S] int64           committed length + depth in the tree
+``tree_mask``       [B, 1, S, T] bool      True = may attend; over cached rows and the S new ones
+``past_length``     [B] int64              rows already in the cache; the new ones go behind them
+``logit_index``     [R] int64              which of the S rows need logits
+``past_key.i``      [B, KV, capacity, D]   the KV cache; ``present_key.i`` is the same buffer
+==================  =====================  ======================================================
+
+Outputs: ``logits`` [B, R, V]; for a draft also ``topk_logprobs`` and ``topk_ids`` [B, R, K], so
+that the vocabulary need not cross into Python.
+"""
+
+from __future__ import annotations
+
+from edgespec_export.blocks import F32, linear, rotary_tables, stored
+from edgespec_export.builder import GraphBuilder, Weight
+from edgespec_export.checkpoint import Checkpoint
+from edgespec_export.geometry import TextGeometry
+from edgespec_export.lowerings import Lowering
+
+
+def build_decoder(
+    checkpoint: Checkpoint,
+    text: TextGeometry,
+    lowering: Lowering,
+    *,
+    name: str,
+    tied: bool,
+    top_k: int = 0,
+) -> GraphBuilder:
+    """The step graph; ``top_k`` > 0 adds the draft's log-softmax and top-k outputs."""
+    b = GraphBuilder(name, lowering.opset)
+    x = b.input("inputs_embeds", "float32", ["B", "S", text.hidden])
+    b.input("position_ids", "int64", ["B", "S"])
+    b.input("tree_mask", "bool", ["B", 1, "S", "T"])
+    b.input("past_length", "int64", ["B"])
+    index = b.input("logit_index", "int64", ["R"])
+    cache_axes = ["B", text.kv_heads, "C", text.head_dim]
+    for layer in range(text.layers):
+        for kind in ("key", "value"):
+            b.input(f"past_{kind}.{layer}", "float32", cache_axes)
+
+    step = lowering.step_inputs(b, *_rotary(b, text))
+    scale = _scale(b, checkpoint, "text.layers.0.input_layernorm")
+    normed, residual = lowering.rms_norm(b, x, scale, text.eps), x
+    for layer in range(text.layers):
+        prefix = f"text.layers.{layer}"
+        qkv_names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
+        qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv")
+        mixed = lowering.attention(b, qkv, layer, text, step)
+        mixed = linear(b, mixed, checkpoint, [f"{prefix}.self_attn.o_proj"], f"{prefix}.o")
+        scale = _scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
+        normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
+        gate_up_names = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
+        gate_up = linear(b, normed, checkpoint, gate_up_names, f"{prefix}.gate_up")
+        down_names = [f"{prefix}.mlp.down_proj"]
+        down = linear(b, lowering.gated_silu(b, gate_up), checkpoint, down_names, f"{prefix}.down")
+        last = layer + 1 == text.layers
+        following = "text.norm" if last else f"text.layers.{layer + 1}.input_layernorm"
+        scale = _scale(b, checkpoint, following)
+        normed, residual = lowering.add_rms_norm(b, down, residual, scale, text.eps)
+
+    rows = b.node("Gather", normed, index, axis=1)
+    head = "text.embed_tokens" if tied else "lm_head"
+    logits = linear(b, rows, checkpoint, [head], "head")
+    b.output(logits, "logits", "float32", ["B", "R", text.vocab])
+    if top_k:
+        _top_k(b, "logits", top_k)
+    for layer in range(text.layers):
+        for kind in ("key", "value"):
+            b.output(f"present_{kind}.{layer}", f"present_{kind}.{layer}", "float32", cache_axes)
+    return b
+
+
+def _scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:
+    return b.weight(f"{name}.weight", stored(checkpoint, f"{name}.weight"))
+
+
+def _rotary(b: GraphBuilder, text: TextGeometry) -> tuple[str, str]:
+    shape = (text.max_positions, text.head_dim // 2)
+    tables = rotary_tables(text.rope, text.head_dim, text.max_positions)
+    cos = b.weight("rotary.cos", Weight(shape, F32, lambda: tables[0]))
+    sin = b.weight("rotary.sin", Weight(shape, F32, lambda: tables[1]))
+    return cos, sin
+
+
+def _top_k(b: GraphBuilder, logits: str, k: int) -> None:
+    """Float32 log-softmax and the k best tokens, best first."""
+    logprobs = b.node("LogSoftmax", logits, axis=-1)
+    names = ["topk_logprobs", "topk_ids"]
+    b.nodes("TopK", logprobs, b.constant([k]), outputs=names, axis=-1, largest=1, sorted=1)
+    b.output(names[0], names[0], "float32", ["B", "R", k])
+    b.output(names[1], names[1], "int64", ["B", "R", k])

@@ -1,0 +1,55 @@
+"""The contract of a lowering: the few blocks whose best operators differ between engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgespec_export.builder import GraphBuilder
+from edgespec_export.geometry import TextGeometry
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Names of the per-call values every attention layer of a step graph shares.
+
+    What they hold is the lowering's own business; a decoder only passes them on.
+    """
+
+    mask: str
+    positions: str
+    lengths: tuple[str, ...]
+    cos: str
+    sin: str
+
+
+class Lowering(Protocol):
+    """Builds norm, attention and gating blocks out of one engine's preferred operators."""
+
+    name: str
+    opset: int
+    mask_span: str
+    """What the last axis T of ``tree_mask`` covers: "total" (cached + new rows) or "capacity"."""
+
+    def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
+        """Turns the contract's mask, positions and past length into what attention wants."""
+
+    def rms_norm(self, b: GraphBuilder, x: str, scale: str, eps: float) -> str:
+        """RMS norm of [B, S, H]."""
+
+    def add_rms_norm(
+        self, b: GraphBuilder, x: str, residual: str, scale: str, eps: float
+    ) -> tuple[str, str]:
+        """(normed, x + residual): the fused step between two blocks."""
+
+    def attention(
+        self, b: GraphBuilder, qkv: str, layer: int, text: TextGeometry, step: StepInputs
+    ) -> str:
+        """Packed [B, S, (heads + 2 kv) D] -> [B, S, heads D]; rotates, writes the KV cache,
+        attends under the mask. Publishes ``present_key/value.{layer}``."""
+
+    def gated_silu(self, b: GraphBuilder, gate_up: str) -> str:
+        """[B, S, 2 I] (gate, up) -> silu(gate) * up."""
+
+    def full_attention(self, b: GraphBuilder, q: str, k: str, v: str, heads: int) -> str:
+        """Unmasked attention of a vision tower, [N, P, H] each."""

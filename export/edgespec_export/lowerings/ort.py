@@ -1,0 +1,79 @@
+"""ONNX Runtime's fast operators: GroupQueryAttention writing the KV cache in place.
+
+Chosen by measurement (fewest nodes and fastest at every size on small CPUs, docs/performance.md).
+GroupQueryAttention stays causal below its ``attention_bias``: tree order puts ancestors first, so
+the causal triangle never hides what the mask allows.
+"""
+
+from __future__ import annotations
+
+from edgespec_export.builder import CONTRIB, GraphBuilder
+from edgespec_export.geometry import TextGeometry
+from edgespec_export.lowerings.base import StepInputs
+
+# Finite, so that no row of scores can become -inf minus -inf; exp() of it is exactly zero.
+MASKED = -1e9
+
+
+class OrtLowering:
+    name = "ort"
+    opset = 17
+    mask_span = "total"
+
+    def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
+        allowed, masked = b.constant(0.0, "float32"), b.constant(MASKED, "float32")
+        bias = b.node("Where", "tree_mask", allowed, masked)
+        new = b.node("Shape", "position_ids", start=1, end=2)
+        last = b.node("Sub", b.node("Add", "past_length", new), b.constant([1]))
+        total = b.node("Squeeze", b.node("Shape", "tree_mask", start=3, end=4))
+        lengths = (b.node("Cast", last, to=6), b.node("Cast", total, to=6))  # 6 = int32
+        return StepInputs(bias, "position_ids", lengths, cos, sin)
+
+    def rms_norm(self, b: GraphBuilder, x: str, scale: str, eps: float) -> str:
+        return b.node("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps, stash_type=1)
+
+    def add_rms_norm(
+        self, b: GraphBuilder, x: str, residual: str, scale: str, eps: float
+    ) -> tuple[str, str]:
+        label = f"{scale}:norm"
+        names = b.nodes(
+            "SkipSimplifiedLayerNormalization",
+            x,
+            residual,
+            scale,
+            outputs=[label, "", "", f"{label}:sum"],
+            domain=CONTRIB,
+            epsilon=eps,
+        )
+        return names[0], names[3]
+
+    def attention(
+        self, b: GraphBuilder, qkv: str, layer: int, text: TextGeometry, step: StepInputs
+    ) -> str:
+        return b.nodes(
+            "GroupQueryAttention",
+            qkv,
+            "",
+            "",
+            f"past_key.{layer}",
+            f"past_value.{layer}",
+            *step.lengths,
+            step.cos,
+            step.sin,
+            step.positions,
+            step.mask,
+            outputs=[f"attention.{layer}", f"present_key.{layer}", f"present_value.{layer}"],
+            domain=CONTRIB,
+            num_heads=text.heads,
+            kv_num_heads=text.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )[0]
+
+    def gated_silu(self, b: GraphBuilder, gate_up: str) -> str:
+        gate, up = b.nodes("Split", gate_up, outputs=2, axis=-1)
+        silu = b.node("QuickGelu", gate, domain=CONTRIB, alpha=1.0)
+        return b.node("Mul", silu, up)
+
+    def full_attention(self, b: GraphBuilder, q: str, k: str, v: str, heads: int) -> str:
+        return b.node("MultiHeadAttention", q, k, v, domain=CONTRIB, num_heads=heads)

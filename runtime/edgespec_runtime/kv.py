@@ -1,0 +1,47 @@
+"""The KV cache of one decoder: one preallocated array, written in place by the engine.
+
+Layout [layers, 2, B, KV, capacity, D]: every [B, KV, capacity, D] slice is one graph input, and
+committing accepted rows is a single fancy-index assignment over all layers, keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+BLOCK = 64  # rows; capacities are rounded up so that a growing session rarely reallocates
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a decoder graph says of its cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    def bytes_per_token(self, itemsize: int = 4) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+class KVCache:
+    """Rows 0..length-1 are committed; rows behind them belong to the tree being verified."""
+
+    def __init__(self, shape: CacheShape, capacity: int, batch: int = 1) -> None:
+        self.capacity = -(-capacity // BLOCK) * BLOCK
+        self.length = 0
+        sizes = (shape.layers, 2, batch, shape.kv_heads, self.capacity, shape.head_dim)
+        self.rows: Floats = np.zeros(sizes, dtype=np.float32)
+
+    def commit(self, kept: Sequence[int]) -> None:
+        """Keeps the rows ``length + i`` for i in ``kept`` (ascending), moved together in place."""
+        start, count = self.length, len(kept)
+        if count and kept[-1] != count - 1:  # else they already lie where they belong
+            source = [start + i for i in kept]
+            self.rows[..., start : start + count, :] = self.rows[..., source, :]
+        self.length = start + count
