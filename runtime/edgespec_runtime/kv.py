@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-
-BLOCK = 64  # rows; capacities are rounded up so that a growing session rarely reallocates
+BLOCK = 64  # rows; capacities are rounded up to whole blocks
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,25 @@ class CacheShape:
 
 
 class KVCache:
-    """Rows 0..length-1 are committed; rows behind them belong to the tree being verified."""
+    """Rows below ``length`` are committed; ``pending`` rows behind them belong to a tree."""
 
     def __init__(self, shape: CacheShape, capacity: int, batch: int = 1) -> None:
         self.capacity = -(-capacity // BLOCK) * BLOCK
         self.length = 0
+        self.pending = 0
         sizes = (shape.layers, 2, batch, shape.kv_heads, self.capacity, shape.head_dim)
-        self.rows: Floats = np.zeros(sizes, dtype=np.float32)
+        self.rows: npt.NDArray[np.float32] = np.zeros(sizes, dtype=np.float32)
+
+    @property
+    def used(self) -> int:
+        """Rows written so far; the next step's rows go behind them."""
+        return self.length + self.pending
 
     def commit(self, kept: Sequence[int]) -> None:
-        """Keeps the rows ``length + i`` for i in ``kept`` (ascending), moved together in place."""
+        """Keeps the pending rows ``kept`` (ascending), moved together in place; drops the rest."""
         start, count = self.length, len(kept)
         if count and kept[-1] != count - 1:  # else they already lie where they belong
             source = [start + i for i in kept]
             self.rows[..., start : start + count, :] = self.rows[..., source, :]
         self.length = start + count
+        self.pending = 0

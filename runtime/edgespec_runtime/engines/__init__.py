@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edgespec.errors import ConfigError
-from edgespec_runtime.engines.base import Engine, Graph, StepGraph
+from edgespec_runtime.engines.base import Engine, Graph, StepGraph, StepSession
 
 
 def open_engine(name: str = "ort", *, threads: int = 0) -> Engine:
-    """The engine of that name; ``threads`` 0 = as many as the process may use cores."""
+    """The engine of that name; ``threads`` 0 = one per core the process may use."""
     if name != "ort":
         raise ConfigError(f"unknown engine '{name}'; there are: ort")
     from edgespec_runtime.engines.ort import OrtEngine
@@ -15,4 +15,4 @@ def open_engine(name: str = "ort", *, threads: int = 0) -> Engine:
     return OrtEngine(threads)
 
 
-__all__ = ["Engine", "Graph", "StepGraph", "open_engine"]
+__all__ = ["Engine", "Graph", "StepGraph", "StepSession", "open_engine"]

@@ -1,8 +1,8 @@
-"""The engine contract: load a graph of the bundle, run it, and step a decoder with its cache."""
+"""The engine contract: load a graph of the bundle, run it, step a decoder over its KV cache."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,36 +22,40 @@ class Graph(Protocol):
         """Named inputs to named outputs."""
 
 
-class StepGraph(Protocol):
-    """A decoder graph and the KV cache it writes in place."""
+class StepSession(Protocol):
+    """One request's hold on a decoder: its own KV cache, written in place."""
 
-    spec: GraphSpec
-    cache: KVCache
+    @property
+    def cache(self) -> KVCache:
+        """The cache; a step appends pending rows, the caller commits them."""
 
-    def start(self, capacity: int) -> None:
-        """Begins a request: a fresh cache of at least ``capacity`` rows."""
+    @property
+    def engine_s(self) -> float:
+        """Seconds spent inside the engine so far."""
 
-    def buffers(self, rows: int) -> StepBuffers:
-        """Input buffers of a call with ``rows`` new rows, bound once and reused."""
+    def step(
+        self,
+        embeds: npt.NDArray[np.float32],
+        positions: Sequence[int] | npt.NDArray[np.int64],
+        mask: npt.NDArray[np.bool_],
+        last_only: bool = False,
+    ) -> list[Array]:
+        """Runs S new rows: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S].
 
-    def step(self, buffers: StepBuffers, outputs: tuple[str, ...], last_only: bool) -> list[Array]:
-        """Runs the graph on filled buffers; the new KV rows lie behind ``cache.length``.
-
-        ``last_only`` asks for logits of the last row instead of all rows. Returns arrays [R, ...]
-        in the order of ``outputs``; they are valid until the next call.
+        ``last_only`` asks for outputs of the last row instead of all rows. Returns arrays [R, ...]
+        in the order the session was opened with, valid until the next call. Raises EngineError.
         """
 
 
-class StepBuffers(Protocol):
-    """What the caller fills before a step of S rows (batch 1)."""
+class StepGraph(Protocol):
+    """A decoder graph; weights are loaded once, every request opens a session on it."""
 
-    embeds: npt.NDArray[np.float32]
-    """[S, H]"""
-    positions: npt.NDArray[np.int64]
-    """[S]"""
+    @property
+    def spec(self) -> GraphSpec:
+        """The manifest's entry."""
 
-    def mask(self, cached: int) -> npt.NDArray[np.bool_]:
-        """[S, T] to fill: the first ``cached`` columns are cached rows, then the S new rows."""
+    def open(self, capacity: int, outputs: tuple[str, ...] = ("logits",)) -> StepSession:
+        """A fresh session: a cache of at least ``capacity`` rows, steps that return ``outputs``."""
 
 
 class Engine(Protocol):

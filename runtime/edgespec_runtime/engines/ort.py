@@ -1,23 +1,25 @@
-"""ONNX Runtime behind the engine contract: IO binding, KV in place, no allocation per step."""
+"""ONNX Runtime behind the engine contract: IO binding, KV in place, buffers reused over rounds."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError, MissingDependencyError
-from edgespec_runtime.engines.base import Array
+from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.kv import CacheShape, KVCache
 
 if TYPE_CHECKING:
     import onnxruntime
 
-PROVIDER = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 
 class OrtEngine:
@@ -25,7 +27,7 @@ class OrtEngine:
 
     name = "ort"
 
-    def __init__(self, threads: int = 0, provider: str = PROVIDER) -> None:
+    def __init__(self, threads: int = 0, provider: str = CPU) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -77,109 +79,109 @@ class OrtGraph:
         return dict(zip(self._outputs, results, strict=True))
 
 
-class OrtStepBuffers:
-    """Preallocated inputs of one row count; the mask is cut from one flat array per call."""
-
-    def __init__(self, ort: Any, rows: int, hidden: int, capacity: int, whole: bool) -> None:
-        self.rows = rows
-        self._ort = ort
-        self._whole = whole  # the mask spans the capacity instead of the rows in use
-        self._flat = np.zeros(rows * capacity, dtype=np.bool_)
-        self._capacity = capacity
-        embeds = np.zeros((1, rows, hidden), dtype=np.float32)
-        positions = np.zeros((1, rows), dtype=np.int64)
-        self.past = np.zeros(1, dtype=np.int64)
-        self.embeds, self.positions = embeds[0], positions[0]
-        wrap = ort.OrtValue.ortvalue_from_numpy  # shares memory on the CPU
-        self.fixed = {
-            "inputs_embeds": wrap(embeds),
-            "position_ids": wrap(positions),
-            "past_length": wrap(self.past),
-        }
-        self.all_rows = wrap(np.arange(rows))
-        self.last_row = wrap(np.array([rows - 1]))
-        self.mask_value: Any = None
-        self._results: dict[tuple[str, int], tuple[Array, Any]] = {}
-
-    def mask(self, cached: int) -> Array:
-        span = cached + self.rows
-        width = self._capacity if self._whole else span
-        mask = self._flat[: self.rows * width].reshape(1, 1, self.rows, width)
-        if self._whole:
-            mask[..., span:] = False
-        self.mask_value = self._ort.OrtValue.ortvalue_from_numpy(mask)
-        cut: Array = mask[0, 0, :, :span]
-        return cut
-
-    def result(self, name: str, width: int, rows: int, dtype: str) -> tuple[Array, Any]:
-        """A reusable output buffer [1, rows, width] and its bound value."""
-        key = (name, rows)
-        if key not in self._results:
-            array = np.zeros((1, rows, width), dtype=dtype)
-            self._results[key] = (array[0], self._ort.OrtValue.ortvalue_from_numpy(array))
-        return self._results[key]
-
-
 class OrtStepGraph:
-    """A decoder graph with its cache bound to the same buffers as input and output."""
+    """A decoder graph; sessions share its weights."""
 
     def __init__(self, ort: Any, session: onnxruntime.InferenceSession, spec: GraphSpec) -> None:
         self.spec = spec
         self._ort = ort
         self._session = session
+
+    def open(self, capacity: int, outputs: tuple[str, ...] = ("logits",)) -> StepSession:
+        return OrtStepSession(self._ort, self._session, self.spec, capacity, outputs)
+
+
+class OrtStepSession:
+    """One request: a cache bound to the same buffers as input and output of the graph."""
+
+    def __init__(
+        self, ort: Any, session: Any, spec: GraphSpec, capacity: int, outputs: tuple[str, ...]
+    ) -> None:
         meta = spec.meta
+        shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
+        self.cache = KVCache(shape, capacity)
+        self.engine_s = 0.0
+        self._file = spec.file
+        self._outputs = outputs
+        self._session = session
+        self._wrap = ort.OrtValue.ortvalue_from_numpy  # shares memory on the CPU
         self._hidden = int(meta["hidden"])
-        self._shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
         self._whole = meta["mask_span"] == "capacity"
         self._widths = {t.name: (int(t.axes[-1]), t.dtype) for t in spec.outputs}
-        self.start(1)
-
-    def start(self, capacity: int) -> None:
-        self.cache = KVCache(self._shape, capacity)
-        self._buffers: dict[int, OrtStepBuffers] = {}
-        self._binding = self._session.io_binding()
-        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        self._past = np.zeros(1, dtype=np.int64)
+        self._inputs: dict[int, _Inputs] = {}
+        self._results: dict[tuple[str, int], tuple[Array, Any]] = {}
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
         for layer, pair in enumerate(self.cache.rows):
             for kind, rows in zip(("key", "value"), pair, strict=True):
-                value = wrap(rows)
+                value = self._wrap(rows)
                 self._binding.bind_ortvalue_input(f"past_{kind}.{layer}", value)
                 self._binding.bind_ortvalue_output(f"present_{kind}.{layer}", value)
-        self._bound_outputs: tuple[str, ...] = ()
-
-    def buffers(self, rows: int) -> OrtStepBuffers:
-        found = self._buffers.get(rows)
-        if found is None:
-            found = OrtStepBuffers(self._ort, rows, self._hidden, self.cache.capacity, self._whole)
-            self._buffers[rows] = found
-        return found
 
     def step(
-        self, buffers: OrtStepBuffers, outputs: tuple[str, ...], last_only: bool
+        self,
+        embeds: npt.NDArray[np.float32],
+        positions: Sequence[int] | npt.NDArray[np.int64],
+        mask: npt.NDArray[np.bool_],
+        last_only: bool = False,
     ) -> list[Array]:
-        cached = self.cache.length
-        if cached + buffers.rows > self.cache.capacity:
+        rows, cache = len(embeds), self.cache
+        if cache.used + rows > cache.capacity:
             raise EngineError(
-                f"{self.spec.file}: {cached} cached + {buffers.rows} new rows exceed the cache of "
-                f"{self.cache.capacity} rows"
+                f"{self._file}: {cache.used} rows in use and {rows} new ones exceed the cache of "
+                f"{cache.capacity} rows"
             )
-        buffers.past[0] = cached
+        inputs = self._inputs.get(rows)
+        if inputs is None:
+            inputs = self._inputs[rows] = _Inputs(rows, self._hidden, self._wrap)
+        inputs.embeds[0] = embeds
+        inputs.positions[0] = positions
+        self._past[0] = cache.used
         bind = self._binding.bind_ortvalue_input
-        for name, value in buffers.fixed.items():
-            bind(name, value)
-        bind("tree_mask", buffers.mask_value)
-        bind("logit_index", buffers.last_row if last_only else buffers.all_rows)
-        rows = 1 if last_only else buffers.rows
-        results = []
-        for name in outputs:
-            width, dtype = self._widths[name]
-            array, value = buffers.result(name, width, rows, dtype)
-            self._binding.bind_ortvalue_output(name, value)
-            results.append(array)
+        bind("inputs_embeds", inputs.bound_embeds)
+        bind("position_ids", inputs.bound_positions)
+        bind("tree_mask", self._wrap(self._spread(mask)))
+        bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
+        results = [self._result(name, 1 if last_only else rows) for name in self._outputs]
+        started = perf_counter()
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"onnxruntime failed in {self.spec.file}: {_short(error)}") from error
+            raise EngineError(f"onnxruntime failed in {self._file}: {_short(error)}") from error
+        self.engine_s += perf_counter() - started
+        cache.pending += rows
         return results
+
+    def _spread(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """[S, used + S] as the graph wants it: [1, 1, S, T], T = used + S or the capacity."""
+        if self._whole:
+            rows, span = mask.shape
+            full = np.zeros((rows, self.cache.capacity), dtype=np.bool_)
+            full[:, :span] = mask
+            mask = full
+        return mask[None, None]
+
+    def _result(self, name: str, rows: int) -> Array:
+        """A reused output buffer [rows, width], bound for the coming run."""
+        found = self._results.get((name, rows))
+        if found is None:
+            width, dtype = self._widths[name]
+            array = np.zeros((1, rows, width), dtype=dtype)
+            found = self._results[name, rows] = (array[0], self._wrap(array))
+        self._binding.bind_ortvalue_output(name, found[1])
+        return found[0]
+
+
+class _Inputs:
+    """Input buffers of one row count, bound once."""
+
+    def __init__(self, rows: int, hidden: int, wrap: Any) -> None:
+        self.embeds = np.zeros((1, rows, hidden), dtype=np.float32)
+        self.positions = np.zeros((1, rows), dtype=np.int64)
+        self.bound_embeds, self.bound_positions = wrap(self.embeds), wrap(self.positions)
+        self.all_rows = wrap(np.arange(rows, dtype=np.int64))
+        self.last_row = wrap(np.array([rows - 1], dtype=np.int64))
 
 
 def _short(error: Exception) -> str:

@@ -1,0 +1,7 @@
+"""Drafters: what proposes tokens. The contract is in ``base``; "none" is plain decoding."""
+
+from __future__ import annotations
+
+from edgespec_runtime.drafts.base import Drafter, NoDraft
+
+__all__ = ["Drafter", "NoDraft"]

@@ -1,0 +1,230 @@
+"""A loaded bundle: ``stream`` and ``generate``. Text and pictures in, records out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgespec.bundle import Bundle, read_bundle
+from edgespec.errors import BundleError, ConfigError, PromptError
+from edgespec.sampling import Sampler, SamplingParams
+from edgespec.sizing import Eagle2, Policy, parse_policy
+from edgespec_runtime.drafts import Drafter, NoDraft
+from edgespec_runtime.drafts.vlm import OUTPUTS, VlmDraft
+from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
+from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
+from edgespec_runtime.prompt import ChatTemplate, Message, Prompt, Tokenizer, build_prompt
+from edgespec_runtime.records import Generation
+from edgespec_runtime.request import Request
+from edgespec_runtime.verifiers import LocalVerifier
+from edgespec_runtime.vision import ImageProcessor, preprocess
+
+if TYPE_CHECKING:
+    from edgespec_runtime.vision import ImageSource
+
+DEFAULT_NEW_TOKENS = 512
+STEP_ROLES = ("target", "draft")
+
+
+class Model:
+    """A bundle on an engine. Requests are independent of each other; weights are shared."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self._graphs: dict[str, Graph] = {}
+        self._steps: dict[str, StepGraph] = {}
+        for spec in self.manifest.graphs:
+            if spec.role in STEP_ROLES:
+                self._steps[spec.role] = engine.load_step(spec, bundle.path)
+            else:
+                self._graphs[spec.role] = engine.load(spec, bundle.path)
+        for role in ("vision", "projector"):
+            if role not in self._graphs:
+                raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
+        self._tables = {
+            role: np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r") for role in self._steps
+        }
+        special = self.manifest.text["special_tokens"]
+        self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)
+        template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
+        self._template = ChatTemplate.from_source(template)
+        self._processor = self._image_processor("preprocessor_config.json")
+        own = "draft_preprocessor_config.json"
+        self._draft_processor = (
+            self._image_processor(own) if own in self.manifest.files else self._processor
+        )
+
+    @property
+    def has_draft(self) -> bool:
+        return "draft" in self._steps
+
+    def sampling(self, **given: Any) -> SamplingParams:
+        """The checkpoint's generation defaults with ``given`` (not None) over them.
+
+        A checkpoint that does not ask for sampling is greedy, as in Hugging Face's generate.
+        """
+        defaults = dict(self.manifest.generation)
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        merged = {name: defaults[name] for name in names if name in defaults}
+        if not defaults.get("do_sample", False):
+            merged = {k: v for k, v in merged.items() if k == "repetition_penalty"}
+        elif "temperature" not in merged:
+            merged["temperature"] = 1.0
+        merged.update({k: v for k, v in given.items() if v is not None})
+        return SamplingParams(**merged)
+
+    def stream(
+        self,
+        images: ImageSource | Sequence[ImageSource] | None,
+        prompt: str | Sequence[Message],
+        *,
+        draft: str = "auto",
+        policy: Policy | str | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Request:
+        """Starts a request; iterate over it for records.
+
+        ``images``: none, one or several (paths, bytes, PIL images, [H, W, 3] uint8 arrays).
+        ``draft``: "auto" (the bundle's, if it has one), "vlm" or "none" (plain decoding).
+        Sampling settings left out are the checkpoint's. Raises InputError for what cannot be used.
+        """
+        params = self.sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        policy = parse_policy(policy) if isinstance(policy, str) else (policy or Eagle2())
+        speculate = self._wants_draft(draft)
+        pictures = _as_list(images)
+        text = self.manifest.text
+        built = build_prompt(
+            prompt,
+            len(pictures),
+            self._template,
+            self.tokenizer,
+            image_token=text["image_token"],
+            image_token_id=text["image_token_id"],
+            image_seq_len=text["visual_tokens"],
+            max_context=text["max_positions"] - 1,
+        )
+        budget = self._new_tokens(max_new_tokens, len(built.ids))
+        visual = self._visual_inputs(pictures, speculate)
+        return Request(
+            self._verifier(built, visual, params, budget + policy.max_nodes),
+            self._drafter(built, visual, policy, budget) if speculate else NoDraft(),
+            policy,
+            self.tokenizer,
+            eos_ids=self.manifest.generation["eos_token_ids"],
+            stop=stop,
+            max_new_tokens=budget,
+            prompt_tokens=len(built.ids),
+        )
+
+    def generate(
+        self,
+        images: ImageSource | Sequence[ImageSource] | None,
+        prompt: str | Sequence[Message],
+        **settings: Any,
+    ) -> Generation:
+        """Runs ``stream`` to its end and joins it; takes the same arguments."""
+        request = self.stream(images, prompt, **settings)
+        records = list(request)
+        return Generation(
+            text="".join(record.text for record in records),
+            token_ids=tuple(record.token for record in records),
+            finish_reason=records[-1].finish_reason or "length",
+            prompt_tokens=request.prompt_tokens,
+            stats=request.stats,
+        )
+
+    def _verifier(
+        self, prompt: Prompt, visual: VisualInputs, params: SamplingParams, extra: int
+    ) -> LocalVerifier:
+        step, table = self._steps["target"], self._tables["target"]
+        return LocalVerifier(
+            step.open(len(prompt.ids) + extra + 1),
+            table,
+            lambda: splice(prompt.ids, prompt.image_spans, table, visual.target),
+            prompt.ids.tolist(),
+            Sampler(params, int(step.spec.meta["vocab"])),
+        )
+
+    def _drafter(
+        self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int
+    ) -> Drafter:
+        step, table = self._steps["draft"], self._tables["draft"]
+        if policy.top_k > int(step.spec.meta["top_k"]):
+            raise ConfigError(
+                f"the policy asks for top_k={policy.top_k}; this bundle's draft graph gives "
+                f"{step.spec.meta['top_k']} candidates per node"
+            )
+        per_image = int((self.manifest.compressor or {})["draft_visual_tokens"])
+        length = spliced_length(prompt.ids, prompt.image_spans, per_image)
+        return VlmDraft(
+            step.open(length + budget + policy.max_drafted + 1, OUTPUTS),
+            table,
+            lambda: splice(prompt.ids, prompt.image_spans, table, visual.draft),
+            int(step.spec.meta["max_positions"]),
+        )
+
+    def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
+        if not pictures:
+            return VisualInputs(self._graphs, None, None)
+        pixels = preprocess(pictures, self._processor)
+        own_tower = speculate and "draft_vision" in self._graphs
+        draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None
+        return VisualInputs(self._graphs, pixels, draft_pixels)
+
+    def _wants_draft(self, draft: str) -> bool:
+        if draft not in ("auto", "vlm", "none"):
+            raise ConfigError(f"unknown draft '{draft}'; there are: auto, none, vlm")
+        if draft == "vlm" and not self.has_draft:
+            raise ConfigError(f"bundle '{self.bundle.path}' holds no draft; export with --draft")
+        return draft != "none" and self.has_draft
+
+    def _new_tokens(self, asked: int | None, prompt_tokens: int) -> int:
+        room = int(self.manifest.text["max_positions"]) - prompt_tokens
+        if asked is None:
+            return min(DEFAULT_NEW_TOKENS, room)
+        if asked < 1:
+            raise ConfigError(f"max_new_tokens is {asked}; it must be at least 1")
+        if asked > room:
+            raise PromptError(
+                f"the prompt takes {prompt_tokens} tokens and {asked} new ones were asked for, but "
+                f"the context holds {prompt_tokens + room}; ask for at most {room}"
+            )
+        return asked
+
+    def _image_processor(self, name: str) -> ImageProcessor:
+        config: Mapping[str, Any] = json.loads(self.bundle.file(name).read_text(encoding="utf-8"))
+        return ImageProcessor.from_config(config)
+
+
+def load(
+    bundle: str | Path, *, engine: str = "ort", threads: int = 0, check_hashes: bool = True
+) -> Model:
+    """Opens a bundle: checks it whole, then loads its graphs. Raises BundleError or EngineError."""
+    return Model(
+        read_bundle(bundle, check_hashes=check_hashes), open_engine(engine, threads=threads)
+    )
+
+
+def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]

@@ -1,0 +1,62 @@
+"""What generation hands out: one record per token while streaming, and the joined result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """One token of the stream."""
+
+    token: int
+    text: str
+    """Text that became final with this token; may be empty (half a character, a held-back stop
+    string) or carry what earlier tokens held back."""
+    from_draft: bool
+    """True where the draft had proposed the token; it is the target's own choice all the same."""
+    accepted: int
+    """Tokens its round brought, bonus included (0 for the prefill's token)."""
+    tree_nodes: int
+    """Nodes of its round's tree, root excluded."""
+    draft_ms: float
+    """Drafting time of its round, on the round's first token; 0 on the others."""
+    verify_ms: float
+    """Verification time of its round, likewise; the prefill's for the very first token."""
+    finish_reason: str | None
+    """On the last record: "eos", "stop" (a stop string) or "length"."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of one request. Times are the generator's own: a slow consumer is not counted."""
+
+    tokens_per_s: float
+    """Decoding speed: tokens after the first, per second after the first."""
+    ttft_ms: float
+    """Time to the first token: images, vision tower and prefill."""
+    rounds: int
+    """Verifications after the prefill."""
+    accepted_length: float
+    """Mean tokens per round, bonus included."""
+    draft_ms: float
+    verify_ms: float
+    host_ms: float
+    """Time after the first token that was spent outside engine calls."""
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    stats: Stats
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain containers with the stable keys of ``generate --json``."""
+        return {**asdict(self), "token_ids": list(self.token_ids)}

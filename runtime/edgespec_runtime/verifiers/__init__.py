@@ -1,0 +1,8 @@
+"""Verifiers: where the target runs. The contract is in ``base``."""
+
+from __future__ import annotations
+
+from edgespec_runtime.verifiers.base import Verifier
+from edgespec_runtime.verifiers.local import LocalVerifier
+
+__all__ = ["LocalVerifier", "Verifier"]

@@ -1,0 +1,22 @@
+"""The verifier contract: the target names its own tokens, wherever it runs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgespec.acceptance import Verdict
+from edgespec.tree import TokenTree
+
+
+class Verifier(Protocol):
+    """One request's target; commits what it accepts before it answers."""
+
+    @property
+    def engine_s(self) -> float:
+        """Seconds spent inside the engine so far."""
+
+    def begin(self) -> int:
+        """Takes in the prompt; returns the target's first token."""
+
+    def verify(self, tree: TokenTree) -> Verdict:
+        """Runs the tree below the last committed token in one forward and walks it."""

@@ -1,0 +1,70 @@
+"""The target on this device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.acceptance import Verdict, walk
+from edgespec.errors import EngineError
+from edgespec.sampling import Sampler
+from edgespec.tree import TokenTree
+from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.prefill import prefill
+
+Floats = npt.NDArray[np.float32]
+
+
+class LocalVerifier:
+    """One request over a target step session."""
+
+    def __init__(
+        self,
+        session: StepSession,
+        table: Floats,
+        prompt: Callable[[], Floats],
+        prompt_ids: Sequence[int],
+        sampler: Sampler,
+    ) -> None:
+        self._session = session
+        self._table = table
+        self._prompt = prompt
+        self._sampler = sampler
+        self._root = -1  # the last committed token; its row is not in the cache yet
+        sampler.observe(prompt_ids)
+
+    @property
+    def engine_s(self) -> float:
+        return self._session.engine_s
+
+    def begin(self) -> int:
+        logits = prefill(self._session, self._prompt())
+        self._root = self._pick(logits, 0, ())
+        self._sampler.observe((self._root,))
+        return self._root
+
+    def verify(self, tree: TokenTree) -> Verdict:
+        session = self._session
+        cached, rows = session.cache.length, len(tree) + 1
+        mask = np.ones((rows, cached + rows), dtype=np.bool_)
+        tree.write_mask(mask[:, cached:])
+        positions = [cached, *(cached + depth for depth in tree.depths)]
+        embeds = self._table[[self._root, *tree.tokens]]
+        logits = session.step(embeds, positions, mask)[0]  # [rows, V]
+
+        # The root's own row is still pending, so the token after it is one position further.
+        verdict = walk(tree, lambda row, path: self._pick(logits[row], 1 + len(path), path))
+        session.cache.commit([0, *verdict.rows])
+        self._root = verdict.tokens[-1]
+        self._sampler.observe(verdict.tokens)
+        return verdict
+
+    def _pick(self, logits: Array, ahead: int, path: Sequence[int]) -> int:
+        token = self._sampler.pick(logits, self._session.cache.length + ahead, path)
+        if not np.isfinite(logits[token]):
+            raise EngineError(
+                "the target's logits are not finite; the weights or the engine are broken"
+            )
+        return token
