@@ -257,4 +257,3 @@ def _graph(data: Mapping[str, Any]) -> GraphSpec:
     known = dict(data)
     known["inputs"], known["outputs"] = tensors(data["inputs"]), tensors(data["outputs"])
     return GraphSpec(**known)
-

@@ -124,7 +124,7 @@ class GraphBuilder:
                 else:
                     out.write(b"\0" * (-out.tell() % ALIGNMENT))
                     initializers.append(_external(name, array, data.name, out.tell()))
-                    out.write(memoryview(array).cast("B"))
+                    out.write(array.data)
                 progress(array.nbytes)
             written = out.tell()
         if written:

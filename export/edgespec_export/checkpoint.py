@@ -73,7 +73,7 @@ class Checkpoint:
         for name in sorted(names):
             array = np.ascontiguousarray(self.tensor(name), dtype=np.float32)
             digest.update(f"{name}{array.shape}".encode())
-            digest.update(array)
+            digest.update(array.data)
         return digest.hexdigest()
 
     def json_file(self, name: str) -> dict[str, Any] | None:

@@ -1,0 +1,28 @@
+"""The built-in family: a small LLaVA target and its draft, trained by the project itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgespec.errors import CheckpointError
+
+
+def checkpoint_path(role: str) -> Path:
+    """The shipped checkpoint of "target" or "draft"."""
+    path = Path(__file__).parent / "checkpoints" / role
+    if not path.is_dir():
+        raise CheckpointError(f"the built-in family has no '{role}' at {path}; reinstall edgespec")
+    return path
+
+
+def sample_folder() -> Path:
+    """The shipped scenes: ``in_domain.jsonl``, ``out_of_domain.jsonl`` and their pictures."""
+    return Path(__file__).parent / "samples"
+
+
+def sample_image() -> Path:
+    """The picture that `edgespec demo` describes when it is given none."""
+    pictures = sorted(sample_folder().glob("demo*"))
+    if not pictures:
+        raise CheckpointError(f"no sample pictures in {sample_folder()}; reinstall edgespec")
+    return pictures[0]

@@ -40,7 +40,7 @@ def build_decoder(
     b.input("tree_mask", "bool", ["B", 1, "S", "T"])
     b.input("past_length", "int64", ["B"])
     index = b.input("logit_index", "int64", ["R"])
-    cache_axes = ["B", text.kv_heads, "C", text.head_dim]
+    cache_axes: list[int | str] = ["B", text.kv_heads, "C", text.head_dim]
     for layer in range(text.layers):
         for kind in ("key", "value"):
             b.input(f"past_{kind}.{layer}", "float32", cache_axes)

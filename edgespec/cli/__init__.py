@@ -1,0 +1,75 @@
+"""``edgespec ...``: parses, then reaches into the exporter or the runtime inside the command.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 the user's input,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from edgespec import __version__
+from edgespec.cli import demo, export, generate
+from edgespec.config import apply_settings, read_settings
+from edgespec.errors import EdgespecError
+
+COMMANDS = (export, generate, demo)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        arguments = _parse(argv)
+        return int(arguments.run(arguments) or 0)
+    except EdgespecError as error:
+        print(f"edgespec: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("edgespec: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout has gone (`| head`); a second error at exit is not wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser, commands = build_parser()
+    arguments = parser.parse_args(argv) if not _config_given(argv) else None
+    if arguments is None:
+        # The file becomes the command's defaults first, so that explicit flags still win.
+        known = argparse.ArgumentParser(add_help=False)
+        known.add_argument("command")
+        known.add_argument("--config")
+        early, _ = known.parse_known_args(argv)
+        if early.command in commands and early.config:
+            values = read_settings(early.config)
+            apply_settings(commands[early.command], values, early.config)
+        arguments = parser.parse_args(argv)
+    return arguments
+
+
+def _config_given(argv: Sequence[str] | None) -> bool:
+    words = sys.argv[1:] if argv is None else argv
+    return any(word == "--config" or word.startswith("--config=") for word in words)
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The whole parser, and the parsers of its commands by name."""
+    parser = argparse.ArgumentParser(
+        prog="edgespec",
+        description="Makes vision-language models talk fast on edge devices without changing a "
+        "word of what they say.",
+        epilog="Start with: edgespec demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"edgespec {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = {}
+    for command in COMMANDS:
+        sub = command.add_parser(subparsers)
+        commands[sub.prog.split()[-1]] = sub
+    return parser, commands

@@ -1,0 +1,58 @@
+"""Flags and printing that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def positive_int(text: str) -> int:
+    """An integer >= 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def add_command(subparsers: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A subcommand whose help ends with an example."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with flags as keys; flags given here win"
+    )
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    """Flags of anything that generates text."""
+    parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="length limit")
+    parser.add_argument(
+        "--policy",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="tree policy: eagle2 or rolling, e.g. eagle2:nodes=12,depth=8,top_k=2",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """A line for the human, on stderr."""
+    print(text, file=sys.stderr, flush=True)

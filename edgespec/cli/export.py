@@ -1,0 +1,108 @@
+"""``edgespec export``: checkpoints in, one bundle out."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgespec.cli.common import add_command, add_config, note, print_json
+from edgespec.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from edgespec.bundle import Manifest
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = add_command(
+        subparsers,
+        "export",
+        "Export a LLaVA target, with a draft and a compressor, to one bundle of ONNX graphs.",
+        "edgespec export --target llava-hf/llava-1.5-7b-hf --draft my-llava-160m "
+        "--compressor pool:4 --out llava.bundle",
+    )
+    checkpoint = "a Hugging Face-format directory or a hub id"
+    parser.add_argument("--target", required=True, metavar="MODEL", help=f"target: {checkpoint}")
+    parser.add_argument("--draft", metavar="MODEL", help=f"stand-alone draft LLaVA: {checkpoint}")
+    parser.add_argument(
+        "--compressor",
+        metavar="KIND:RATIO",
+        help="shortens the draft's visual tokens: pool:4 averages 2 x 2 neighbours",
+    )
+    parser.add_argument("--out", required=True, metavar="BUNDLE", help="directory to write")
+    parser.add_argument("--precision", default="fp32", help="fp32 (default)")
+    parser.add_argument(
+        "--lowering",
+        default="ort",
+        help="ort (ONNX Runtime's fast operators, default) or native (standard opset 24)",
+    )
+    parser.add_argument(
+        "--parity", action="store_true", help="compare every graph with torch (needs [train])"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_config(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        from edgespec_export.exporter import ExportRequest
+    except ImportError as error:
+        raise MissingDependencyError(str(error.name), "edgespec export", "export") from None
+    request = ExportRequest(
+        target=arguments.target,
+        out=Path(arguments.out),
+        draft=arguments.draft,
+        compressor=arguments.compressor,
+        precision=arguments.precision,
+        lowering=arguments.lowering,
+        overwrite=arguments.overwrite,
+        parity=arguments.parity,
+    )
+    manifest = export_with_progress(request)
+    report(manifest, request.out, arguments.json)
+    return 0
+
+
+def export_with_progress(request: Any) -> Manifest:
+    """Exports with a progress bar over bytes of weights on stderr (off where it is no terminal)."""
+    from tqdm import tqdm
+
+    from edgespec_export.exporter import Plan, export_bundle
+
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        def announce(plan: Plan) -> None:
+            bar.reset(total=plan.weight_bytes)
+
+        def progress(what: str, written: int) -> None:
+            bar.set_description(what, refresh=False)
+            bar.update(written)
+
+        return export_bundle(request, progress, announce)
+
+
+def report(manifest: Manifest, out: Path, as_json: bool) -> None:
+    """The graphs with their sizes, or one JSON object."""
+    size = sum(entry.size for entry in manifest.files.values())
+    if as_json:
+        graphs = [
+            {"role": g.role, "lowering": g.lowering, "precision": g.precision}
+            for g in manifest.graphs
+        ]
+        models = {role: asdict(identity) for role, identity in manifest.models.items()}
+        print_json(
+            {"bundle": str(out), "bytes": size, "graphs": graphs, "models": models,
+             "compressor": manifest.compressor, "parity": manifest.parity}
+        )  # fmt: skip
+        return
+    for graph in manifest.graphs:
+        data = manifest.files.get(graph.file.replace(".onnx", ".bin"))
+        weights = data.size if data else 0
+        checked = manifest.parity[graph.role]
+        difference = checked if isinstance(checked, str) else f"{checked['max_abs_diff']:.1e}"
+        note(f"  {graph.role:<16} {weights / 1e6:8.1f} MB   parity: {difference}")
+    print(f"wrote {out} ({size / 1e6:.1f} MB)")

@@ -1,0 +1,84 @@
+"""``edgespec generate``: text from a bundle, streamed to stdout; statistics to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from edgespec.cli.common import add_command, add_config, add_decoding, note, print_json
+
+if TYPE_CHECKING:
+    from edgespec_runtime import Stats
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = add_command(
+        subparsers,
+        "generate",
+        "Generate text about images with a bundle; the text is the target's own, token for token.",
+        'edgespec generate --bundle llava.bundle --image cat.jpg --prompt "What is this?"',
+    )
+    parser.add_argument("--bundle", required=True, metavar="BUNDLE", help="directory from export")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="may be repeated; none is fine"
+    )
+    parser.add_argument("--prompt", required=True, help='the question; "-" reads it from stdin')
+    parser.add_argument(
+        "--draft",
+        default="auto",
+        choices=("auto", "vlm", "none"),
+        help="auto: the bundle's draft if it has one (default); none: plain decoding",
+    )
+    add_decoding(parser)
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-p", type=float, help="nucleus sampling")
+    parser.add_argument("--top-k", type=int, help="0 is off")
+    parser.add_argument("--min-p", type=float, help="0 is off")
+    parser.add_argument("--repetition-penalty", type=float, help="1 is off")
+    parser.add_argument("--seed", type=int, help="same seed, same text, with or without a draft")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop string; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_config(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import edgespec_runtime
+
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    model = edgespec_runtime.load(arguments.bundle, threads=arguments.threads)
+    settings = {
+        "draft": arguments.draft,
+        "policy": arguments.policy,
+        "max_new_tokens": arguments.max_new_tokens,
+        "stop": arguments.stop,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+        "repetition_penalty": arguments.repetition_penalty,
+        "seed": arguments.seed,
+    }
+    if arguments.json:
+        print_json(model.generate(arguments.image, prompt, **settings).as_json())
+        return 0
+    request = model.stream(arguments.image, prompt, **settings)
+    for record in request:
+        print(record.text, end="", flush=True)
+    print()
+    note(describe(request.stats))
+    return 0
+
+
+def describe(stats: Stats) -> str:
+    """One line of statistics for the human."""
+    return (
+        f"{stats.tokens_per_s:.1f} tokens/s, first token after {stats.ttft_ms:.0f} ms, "
+        f"{stats.accepted_length:.2f} tokens per round (bonus counted) in {stats.rounds} rounds; "
+        f"draft {stats.draft_ms:.0f} ms, verify {stats.verify_ms:.0f} ms, "
+        f"host {stats.host_ms:.0f} ms"
+    )

@@ -1,0 +1,121 @@
+"""One resumable training loop for the tower, the target and the draft.
+
+Everything a step uses is a function of (seed, step) and of the saved state, so a training that was
+interrupted ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps, peak learning rate and saving rhythm of one training."""
+
+    steps: int
+    rate: float
+    warmup: int = 100
+    floor: float = 0.02
+    decay: float = 0.01
+    save_every: int = 200
+    stop_after: int | None = None
+
+    def factor(self, step: int) -> float:
+        """The learning rate of a step relative to the peak: linear warm-up, then a cosine."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def optimiser(
+    groups: Iterable[tuple[torch.nn.Module, float]], schedule: Schedule
+) -> torch.optim.AdamW:
+    """AdamW over modules, each with its rate relative to the peak; no decay on vectors."""
+    parameters: list[dict[str, object]] = []
+    seen: set[int] = set()
+    for module, relative in groups:
+        fresh = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
+        seen.update(id(p) for p in fresh)
+        for decayed in (True, False):
+            chosen = [p for p in fresh if (p.ndim >= 2) == decayed]
+            if chosen:
+                parameters.append(
+                    {
+                        "params": chosen,
+                        "lr": schedule.rate * relative,
+                        "peak": schedule.rate * relative,
+                        "weight_decay": schedule.decay if decayed else 0.0,
+                    }
+                )
+    return torch.optim.AdamW(parameters, betas=(0.9, 0.98), eps=1e-8)
+
+
+def train(
+    name: str,
+    model: torch.nn.Module,
+    optimizer: torch.optim.AdamW,
+    schedule: Schedule,
+    *,
+    make_batch: Callable[[int], Batch],
+    loss_of: Callable[[Batch], tuple[torch.Tensor, dict[str, float]]],
+    state: Path,
+    log: Callable[[int, dict[str, float]], None] | None = None,
+) -> bool:
+    """Run a training to its end, from the saved state if there is one; True when it is finished."""
+    step = 0
+    if state.exists():
+        saved = torch.load(state, map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step = int(saved["step"])
+    last = min(schedule.steps, schedule.stop_after or schedule.steps)
+    averages: dict[str, float] = {}
+    with tqdm(
+        total=schedule.steps, initial=step, desc=name, file=sys.stderr, mininterval=5
+    ) as bar:
+        while step < last:
+            # Made in this thread: on two cores a second thread makes the matrix products spin.
+            batch = make_batch(step)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule.factor(step)
+            loss, figures = loss_of(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            figures = {"loss": float(loss.detach()), **figures}
+            for key, value in figures.items():
+                averages[key] = 0.96 * averages.get(key, value) + 0.04 * value
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix({key: f"{value:.3f}" for key, value in averages.items()})
+            if step % schedule.save_every == 0 or step == last:
+                _save(state, model, optimizer, step)
+                if log is not None:
+                    log(step, averages)
+    return step >= schedule.steps
+
+
+def _save(
+    state: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, step: int
+) -> None:
+    """Write the state beside its place and move it there, so that it is never half written."""
+    state.parent.mkdir(parents=True, exist_ok=True)
+    partial = state.with_suffix(".partial")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial
+    )
+    partial.replace(state)

@@ -1,0 +1,333 @@
+"""What is said about a scene: prompts and answers written from its record.
+
+Every wording of an answer is chosen by the wording of the prompt, never by chance: greedy text is
+then predictable in form, and whatever a draft gets wrong it gets wrong about the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from edgespec_export.family.objects import COLOURS, NUMBERS, PLACES, Object, a, join, objects
+from edgespec_export.family.scenes import Placed, Scene
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question and its answer; `task` names the kind of question."""
+
+    task: str
+    prompt: str
+    answer: str
+
+
+DETAILED: tuple[tuple[str, int], ...] = (
+    ("Describe this image in detail.", 0),
+    ("Please describe the picture in detail.", 0),
+    ("What does this image show? Describe it in detail.", 0),
+    ("Give a long description of the image.", 1),
+    ("Tell me everything you see in the picture.", 1),
+    ("Write a detailed report about this picture.", 1),
+    ("Describe the scene object by object.", 2),
+    ("Walk me through the image from top to bottom.", 2),
+    ("Explain the picture to someone who cannot see it.", 2),
+)
+"""Prompts for long descriptions, each with the manner (0, 1, 2) it asks for."""
+
+
+def _thing(kind: int) -> Object:
+    return objects()[kind]
+
+
+def _counted(scene: Scene, kind: int) -> str:
+    """An object with its number: "a fox" or "three foxes"."""
+    number = scene.count(kind)
+    return a(_thing(kind).name) if number == 1 else f"{NUMBERS[number]} {_thing(kind).plural}"
+
+
+def _inventory(scene: Scene) -> str:
+    return join([_counted(scene, kind) for kind in scene.kinds])
+
+
+def _objects(number: int) -> str:
+    return f"{NUMBERS[number]} object{'s' if number != 1 else ''}"
+
+
+def place(cell: int) -> str:
+    """A cell with its preposition: "in the top left"."""
+    return f"in the {PLACES[cell]}"
+
+
+def relation(one: Placed, other: Placed) -> str:
+    """How `one` lies relative to `other`: "above and to the left of"."""
+    parts = []
+    if one.row != other.row:
+        parts.append("above" if one.row < other.row else "below")
+    if one.column != other.column:
+        parts.append("to the left of" if one.column < other.column else "to the right of")
+    return " and ".join(parts)
+
+
+def _singles(scene: Scene) -> list[Placed]:
+    return [placed for placed in scene.objects if scene.count(placed.kind) == 1]
+
+
+def _relations(scene: Scene) -> list[str]:
+    """A sentence for every two neighbouring single objects, in reading order."""
+    singles = _singles(scene)
+    return [
+        f"The {_thing(one.kind).name} is {relation(one, other)} the {_thing(other.kind).name}."
+        for one, other in zip(singles, singles[1:], strict=False)
+    ]
+
+
+def describe(scene: Scene, manner: int) -> str:
+    """A long description in one of three manners."""
+    total, colour = len(scene.objects), COLOURS[scene.colour]
+    if manner == 0:
+        parts = [f"The image shows {_objects(total)} on {a(colour)} background."]
+    elif manner == 1:
+        parts = [f"I see {_inventory(scene)} in this picture.", f"The background is {colour}."]
+    else:
+        parts = [f"This is a picture with {a(colour)} background and {_objects(total)} on it."]
+    seen: set[int] = set()
+    for placed in scene.objects:
+        parts.append(_about(placed, manner, again=placed.kind in seen))
+        seen.add(placed.kind)
+    parts += _relations(scene)[: 3 if manner == 1 else 2]
+    if total <= 2:
+        empty = [f"the {PLACES[cell]}" for cell in range(9) if scene.at(cell) is None]
+        parts.append(f"There is nothing in {join(empty)}.")
+    if manner == 0:
+        parts.append(f"In total the image contains {_inventory(scene)}.")
+    elif manner == 2:
+        parts.append(f"So the whole picture shows {_inventory(scene)}, and nothing else.")
+    else:
+        parts.append(f"Altogether the picture shows {_objects(total)}.")
+    return " ".join(parts)
+
+
+def _about(placed: Placed, manner: int, *, again: bool) -> str:
+    """The sentences about one object of a description."""
+    thing, where = _thing(placed.kind), place(placed.cell)
+    kind = f"{a(thing.category)}"
+    if again:
+        another = f"another {thing.name}"
+        return {
+            0: f"I{where[1:]} there is {another}.",
+            1: f"There is {another} {where}.",
+            2: f"Then I{where[1:]} we find {another}.".replace("Then I", "Then i"),
+        }[manner]
+    first, second = thing.keywords
+    if manner == 0:
+        return (
+            f"I{where[1:]} there is {a(thing.name)}. "
+            f"The {thing.name} is {kind} and goes with {first} and {second}."
+        )
+    if manner == 1:
+        return f"There is {a(thing.name)} {where}, {kind} that makes one think of {first}."
+    return f"I{where[1:]} we find {a(thing.name)}. It belongs to the category {thing.category}."
+
+
+def captions(scene: Scene) -> list[Exchange]:
+    """Short captions and lists."""
+    listed, colour = _inventory(scene), COLOURS[scene.colour]
+    return [
+        Exchange("caption", "Write a short caption.", f"A picture of {listed}."),
+        Exchange("caption", "Describe this image briefly.", f"{listed.capitalize()}."),
+        Exchange(
+            "caption", "What is in this image?", f"There is {listed} on {a(colour)} background."
+        ),
+        Exchange("list", "List the objects.", ", ".join(_thing(k).name for k in scene.kinds)),
+        Exchange("list", "Which objects are in the picture?", f"I can see {listed}."),
+        Exchange("total", "How many objects are there?", f"{_objects(len(scene.objects))}."),
+        Exchange(
+            "total",
+            "Count the objects in the image.",
+            f"The image contains {_objects(len(scene.objects))}.",
+        ),
+        Exchange("background", "What colour is the background?", f"The background is {colour}."),
+        Exchange("background", "Name the background colour.", f"{colour}"),
+        Exchange("background", "Which colour is behind the objects?", f"It is {colour}."),
+    ]
+
+
+def naming(scene: Scene, cell: int) -> list[Exchange]:
+    """Questions about what is in a cell."""
+    placed, where = scene.at(cell), PLACES[cell]
+    name = None if placed is None else _thing(placed.kind).name
+    named = "nothing" if name is None else a(name)
+    return [
+        Exchange("naming", f"What is in the {where}?", f"{named.capitalize()}."),
+        Exchange("naming", f"Which object do you see in the {where}?", f"I see {named}."),
+        Exchange("naming", f"Name the object in the {where}.", name or "nothing"),
+        Exchange(
+            "naming", f"Tell me what is in the {where}.", f"I{place(cell)[1:]} there is {named}."
+        ),
+    ]
+
+
+def about_kind(scene: Scene, kind: int) -> list[Exchange]:
+    """Questions that name an object, which may or may not be there."""
+    thing, number = _thing(kind), scene.count(kind)
+    noun = thing.name if number == 1 else thing.plural
+    verb = "is" if number == 1 else "are"
+    there = "Yes" if number else "No"
+    found = [
+        Exchange("count", f"How many {thing.plural} are there?", f"{NUMBERS[number]}"),
+        Exchange(
+            "count",
+            f"How many {thing.plural} can you see?",
+            f"There {verb} {NUMBERS[number]} {noun}.",
+        ),
+        Exchange(
+            "presence",
+            f"Is there {a(thing.name)} in the image?",
+            f"{there}, there is {a(thing.name) if number else 'no ' + thing.name}.",
+        ),
+        Exchange("presence", f"Do you see {a(thing.name)}?", f"{there}."),
+        Exchange("category", f"What kind of thing is the {thing.name}?", f"{a(thing.category)}"),
+    ]
+    if number == 1:
+        cell = next(placed.cell for placed in scene.objects if placed.kind == kind)
+        found += [
+            Exchange("place", f"Where is the {thing.name}?", f"It is {place(cell)}."),
+            Exchange(
+                "place",
+                f"In which part of the image is the {thing.name}?",
+                f"The {thing.name} is {place(cell)}.",
+            ),
+        ]
+    return found
+
+
+def relations(scene: Scene, one: Placed) -> list[Exchange]:
+    """Questions about the neighbours of a single object, and its relation to another."""
+    name = _thing(one.kind).name
+    found = []
+    for phrase, rows, columns in (
+        ("to the left of", 0, -1),
+        ("to the right of", 0, 1),
+        ("above", -1, 0),
+        ("below", 1, 0),
+    ):
+        other: Placed | None = None
+        for steps in (1, 2):
+            row, column = one.row + rows * steps, one.column + columns * steps
+            if other is None and 0 <= row < 3 and 0 <= column < 3:
+                other = scene.at(row * 3 + column)
+        named = "nothing" if other is None else a(_thing(other.kind).name)
+        answer = f"{named.capitalize()}."
+        found.append(Exchange("relation", f"What is directly {phrase} the {name}?", answer))
+    for other in _singles(scene):
+        if other != one:
+            second = _thing(other.kind).name
+            found.append(
+                Exchange(
+                    "relation",
+                    f"Where is the {name} relative to the {second}?",
+                    f"The {name} is {relation(one, other)} the {second}.",
+                )
+            )
+    return found
+
+
+def detailed(scene: Scene, rng: Generator) -> Exchange:
+    """A long description, asked for in a random wording."""
+    prompt, manner = DETAILED[int(rng.integers(len(DETAILED)))]
+    return Exchange("detailed", prompt, describe(scene, manner))
+
+
+def question(scene: Scene, rng: Generator) -> Exchange:
+    """A random short question about a scene."""
+    draw = rng.random()
+    if draw < 0.44:
+        occupied = [placed.cell for placed in scene.objects]
+        cell = int(rng.choice(occupied)) if rng.random() < 0.85 else int(rng.integers(9))
+        choices = naming(scene, cell)
+    elif draw < 0.60:
+        choices = captions(scene)
+    elif draw < 0.84 or not _singles(scene):
+        kind = int(rng.choice(scene.kinds))
+        if rng.random() < 0.35:
+            kind = int(rng.integers(len(objects())))
+        choices = about_kind(scene, kind)
+    else:
+        singles = _singles(scene)
+        choices = relations(scene, singles[int(rng.integers(len(singles)))])
+    return choices[int(rng.integers(len(choices)))]
+
+
+def two_images(first: Scene, second: Scene, rng: Generator) -> Exchange:
+    """A question about two pictures."""
+    scenes, which = (first, second), int(rng.integers(2))
+    word, scene = ("first", "second")[which], scenes[which]
+    cell = int(rng.choice([placed.cell for placed in scene.objects]))
+    kind = int(rng.choice(scene.kinds))
+    choices = [
+        Exchange(
+            "two",
+            "Describe both images.",
+            f"The first image shows {_inventory(first)}. "
+            f"The second image shows {_inventory(second)}.",
+        ),
+        Exchange("two", f"What is in the {word} image?", f"{_inventory(scene).capitalize()}."),
+        Exchange(
+            "two",
+            f"What is in the {PLACES[cell]} of the {word} image?",
+            naming(scene, cell)[0].answer,
+        ),
+        Exchange(
+            "two",
+            f"What colour is the background of the {word} image?",
+            f"The background is {COLOURS[scene.colour]}.",
+        ),
+    ]
+    if not scenes[1 - which].count(kind):
+        choices.append(
+            Exchange(
+                "two", f"Which image shows {a(_thing(kind).name)}?", f"The {word} image."
+            )
+        )
+    return choices[int(rng.integers(len(choices)))]
+
+
+GREETINGS: tuple[tuple[str, str], ...] = (
+    ("Hello!", "Hello! Show me a picture and I will describe it."),
+    ("Hi there.", "Hello! Show me a picture and I will describe it."),
+    ("Who are you?", "I am a small model that describes pictures of pictograms."),
+    ("What can you do?", "I can describe pictures, name objects, count them and say where they are."),
+    ("Thank you!", "You are welcome!"),
+    ("What do you see?", "There is no image, so I see nothing."),
+    ("Which places do you know?", f"I know nine places: {join(list(PLACES))}."),
+    ("Which colours do you know?", f"I know these colours: {join(list(COLOURS))}."),
+)
+
+
+def text_only(rng: Generator) -> Exchange:
+    """A question that needs no picture."""
+    thing = objects()[int(rng.integers(len(objects())))]
+    first, second = thing.keywords
+    draw = int(rng.integers(6))
+    if draw == 0:
+        return Exchange("text", *GREETINGS[int(rng.integers(len(GREETINGS)))])
+    if draw == 1:
+        return Exchange("text", f"What is {a(thing.name)}?", f"{a(thing.name).capitalize()} is "
+                        f"{a(thing.category)}. It goes with {first} and {second}.")
+    if draw == 2:
+        return Exchange("text", f"What goes with {a(thing.name)}?", f"{first} and {second}")
+    if draw == 3:
+        return Exchange("text", f"What is the plural of {thing.name}?", thing.plural)
+    if draw == 4 and thing.colour is not None:
+        return Exchange(
+            "text", f"What colour is {a(thing.name)} usually?", f"It is usually {thing.colour}."
+        )
+    category = thing.category if rng.random() < 0.5 else objects()[int(rng.integers(9))].category
+    said = "Yes" if category == thing.category else "No"
+    return Exchange(
+        "text",
+        f"Is {a(thing.name)} {a(category)}?",
+        f"{said}, {a(thing.name)} is {a(thing.category)}.",
+    )

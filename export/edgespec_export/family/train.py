@@ -1,0 +1,218 @@
+"""Stage two: teach the target to talk about scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration
+
+from edgespec_export.family import loop, models, sentences
+from edgespec_export.family.objects import COLOURS, objects
+from edgespec_export.family.packing import IGNORE, Conversation, Packed, Row, Writer, pack
+from edgespec_export.family.scenes import Scene, SpriteBank, patch_labels, render, sample_scene
+from edgespec_export.family.tower import Seer
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One step's data: packed rows, their pictures in order, extra pictures for the tower."""
+
+    packed: Packed
+    images: NDArray[np.uint8]
+    patches: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows per step, tokens per row, and additional dense pictures for the patch loss."""
+
+    rows: int = 7
+    tokens: int = 304
+    dense: int = 24
+
+
+def fill(prefix: tuple[int, ...], first: list[Conversation], more: object, budget: int) -> Row:
+    """A row of conversations from `first` and then from calls of `more` while they fit."""
+    assert callable(more)
+    chosen: list[Conversation] = []
+    used = len(prefix)
+    misses = 0
+    while misses < 3:
+        conversation: Conversation = first.pop(0) if first else more()
+        if used + len(conversation.ids) <= budget:
+            chosen.append(conversation)
+            used += len(conversation.ids)
+        else:
+            misses += 1
+    return Row(prefix, tuple(chosen))
+
+
+def scene_row(writer: Writer, scene: Scene, rng: Generator, budget: int) -> Row:
+    """Conversations about one picture: mostly one long description and several questions."""
+
+    def more() -> Conversation:
+        turns = 2 if rng.random() < 0.12 else 1
+        return writer.conversation(
+            [sentences.question(scene, rng) for _ in range(turns)], images=1
+        )
+
+    first = []
+    if rng.random() < 0.8:
+        first.append(writer.conversation([sentences.detailed(scene, rng)], images=1))
+    return fill(writer.prefix(1), first, more, budget)
+
+
+def other_row(writer: Writer, rng: Generator, budget: int) -> tuple[Row, list[Scene]]:
+    """A row about two pictures, or about none."""
+    if rng.random() < 0.35:
+        row = fill(
+            writer.prefix(0),
+            [],
+            lambda: writer.conversation([sentences.text_only(rng)], images=0),
+            budget,
+        )
+        return row, []
+    one, two = sample_scene(rng), sample_scene(rng)
+    row = fill(
+        writer.prefix(2),
+        [],
+        lambda: writer.conversation([sentences.two_images(one, two, rng)], images=2),
+        budget,
+    )
+    return row, [one, two]
+
+
+def lesson(step: int, writer: Writer, bank: SpriteBank, size: Size, *, seed: int) -> Lesson:
+    """The data of one step, a function of (seed, step)."""
+    rng = np.random.default_rng([seed, 2, step])
+    rows: list[Row] = []
+    shown: list[Scene] = []
+    for _ in range(size.rows - 1):
+        scene = sample_scene(rng)
+        rows.append(scene_row(writer, scene, rng, size.tokens))
+        shown.append(scene)
+    row, pictures = other_row(writer, rng, size.tokens)
+    rows.append(row)
+    shown += pictures
+    shown += [sample_scene(rng, dense=True) for _ in range(size.dense)]
+    images = np.stack([render(scene, bank, rng) for scene in shown])
+    patches = np.stack([patch_labels(scene) for scene in shown])
+    return Lesson(pack(rows, writer.words.pad), images, patches)
+
+
+def label_ids(writer: Writer) -> torch.Tensor:
+    """The token of every patch label: the object's name or the background's colour."""
+    names = [thing.name for thing in objects()] + list(COLOURS)
+    return torch.tensor([writer.encode(f" {name}")[0] for name in names])
+
+
+def hidden_states(
+    model: LlavaForConditionalGeneration, visual: torch.Tensor, packed: Packed, image: int
+) -> torch.Tensor:
+    """Final hidden states at the labelled places, [places, text hidden].
+
+    `visual` is [all visual tokens of the batch, text hidden] in row-major order.
+    """
+    device = visual.device
+    ids = packed.ids.to(device)
+    embeds = model.get_input_embeddings()(ids)
+    embeds = embeds.masked_scatter((ids == image)[..., None], visual)
+    mask = torch.zeros(packed.mask.shape, device=device)
+    mask.masked_fill_(~packed.mask.to(device), torch.finfo(torch.float32).min)
+    states = model.model.language_model(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=packed.positions.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    chosen: torch.Tensor = states[(packed.labels != IGNORE).to(device)]
+    return chosen
+
+
+def begin(model: LlavaForConditionalGeneration, seer: Seer, writer: Writer) -> None:
+    """Start the target from the seer: its tower, its projector, and its labels as embeddings."""
+    model.model.vision_tower.load_state_dict(seer.vision_tower.state_dict())
+    model.model.multi_modal_projector.load_state_dict(seer.projector.state_dict())
+    with torch.no_grad():
+        rows = seer.labels.weight
+        model.get_input_embeddings().weight[label_ids(writer)] = rows
+
+
+def grow(
+    small: LlavaForConditionalGeneration, large: LlavaForConditionalGeneration
+) -> None:
+    """Copy a trained model into one of twice the depth that computes the same function.
+
+    Every layer is followed by a copy of itself whose two output matrices are zero: it adds nothing
+    at first and learns from there.
+    """
+    state = dict(small.state_dict())
+    deep = dict(large.state_dict())
+    for key in deep:
+        if ".layers." in key and "language_model" in key:
+            head, tail = key.split(".layers.")
+            number, rest = tail.split(".", 1)
+            source = state[f"{head}.layers.{int(number) // 2}.{rest}"]
+            silent = int(number) % 2 and rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            deep[key] = torch.zeros_like(source) if silent else source.clone()
+        else:
+            deep[key] = state[key].clone()
+    large.load_state_dict(deep)
+
+
+def teach(
+    model: LlavaForConditionalGeneration,
+    writer: Writer,
+    bank: SpriteBank,
+    schedule: loop.Schedule,
+    *,
+    state: Path,
+    seed: int,
+    size: Size = Size(),  # noqa: B008 - frozen
+    device: str = "cpu",
+    tower_rate: float = 0.6,
+    patch_weight: float = 1.0,
+    name: str = "target",
+) -> bool:
+    """Train the target; True when finished."""
+    targets = label_ids(writer).to(device)
+
+    def loss_of(data: Lesson) -> tuple[torch.Tensor, dict[str, float]]:
+        images = torch.from_numpy(data.images).to(device)
+        visual = models.project(model, models.features(model, images))
+        table = model.get_input_embeddings().weight
+        scores = functional.rms_norm(visual, visual.shape[-1:]) @ table[targets].T
+        truth = torch.from_numpy(data.patches).to(device)
+        patch = functional.cross_entropy(scores.flatten(0, 1), truth.flatten())
+        used = int((data.packed.ids == writer.words.image).sum())
+        states = hidden_states(
+            model, visual.flatten(0, 1)[:used], data.packed, writer.words.image
+        )
+        labels = data.packed.labels[data.packed.labels != IGNORE].to(device)
+        logits = states @ table.T
+        loss = functional.cross_entropy(logits, labels)
+        with torch.no_grad():
+            right = (logits.argmax(-1) == labels).float().mean()
+            things = truth < len(objects())
+            seen = (scores.argmax(-1) == truth)[things].float().mean()
+        figures = {"text": float(loss), "top1": float(right), "patch": float(seen)}
+        return loss + patch_weight * patch, figures
+
+    optimizer = loop.optimiser(
+        [(model.model.vision_tower, tower_rate), (model, 1.0)], schedule
+    )
+    return loop.train(
+        name,
+        model,
+        optimizer,
+        schedule,
+        make_batch=lambda step: lesson(step, writer, bank, size, seed=seed),
+        loss_of=loss_of,
+        state=state,
+    )
