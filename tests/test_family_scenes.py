@@ -14,13 +14,12 @@ SIDE = 32
 
 @pytest.fixture(scope="module")
 def bank() -> scenes.SpriteBank:
-    """Made-up drawings: opaque discs whose colour encodes the kind."""
+    """Made-up drawings: discs, half black and half white, that stand out on any background."""
     rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     disc = (rows**2 + columns**2 < 0.95).astype(np.uint8) * 255
     drawings = np.zeros((len(objects()), SIDE, SIDE, 4), np.uint8)
     drawings[..., 3] = disc
-    for kind in range(len(objects())):
-        drawings[kind, ..., :3] = (kind * 2, 255 - kind * 2, kind % 7 * 36)
+    drawings[:, : SIDE // 2, :, :3] = 255
     return scenes.SpriteBank({"plain": drawings}, seed=3, variants=3)
 
 
@@ -78,13 +77,13 @@ def test_picture_shows_the_objects_of_the_record(bank: scenes.SpriteBank) -> Non
             scenes.render(shown, bank, np.random.default_rng(0), jpeg=False).astype(int)
             for shown in (scene, empty)
         )
-        changed = np.abs(with_objects - without).sum(-1) > 30
+        changed = np.abs(with_objects - without).sum(-1) > 60
         for cell in range(9):
             row, column = cell // 3, cell % 3
             third = scenes.SIDE // 3
             area = changed[row * third : (row + 1) * third, column * third : (column + 1) * third]
             if scene.at(cell) is not None:
-                assert area.mean() > 0.3
+                assert area.mean() > 0.15
 
 
 def test_patch_labels_name_objects_and_background() -> None:

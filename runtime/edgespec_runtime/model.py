@@ -46,8 +46,10 @@ class Model:
         for role in ("vision", "projector"):
             if role not in self._graphs:
                 raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
+        # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
         self._tables = {
-            role: np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r") for role in self._steps
+            role: np.asarray(np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r"))
+            for role in self._steps
         }
         special = self.manifest.text["special_tokens"]
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)

@@ -111,6 +111,7 @@ class OrtStepSession:
         self._past = np.zeros(1, dtype=np.int64)
         self._inputs: dict[int, _Inputs] = {}
         self._results: dict[tuple[str, int], tuple[Array, Any]] = {}
+        self._bound_for: tuple[int, bool] | None = None
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
         for layer, pair in enumerate(self.cache.rows):
@@ -132,18 +133,12 @@ class OrtStepSession:
                 f"{self._file}: {cache.used} rows in use and {rows} new ones exceed the cache of "
                 f"{cache.capacity} rows"
             )
-        inputs = self._inputs.get(rows)
-        if inputs is None:
-            inputs = self._inputs[rows] = _Inputs(rows, self._hidden, self._wrap)
-        inputs.embeds[0] = embeds
-        inputs.positions[0] = positions
+        if self._bound_for != (rows, last_only):
+            self._bind(rows, last_only)
+        self._bound.embeds[0] = embeds
+        self._bound.positions[0] = positions
         self._past[0] = cache.used
-        bind = self._binding.bind_ortvalue_input
-        bind("inputs_embeds", inputs.bound_embeds)
-        bind("position_ids", inputs.bound_positions)
-        bind("tree_mask", self._wrap(self._spread(mask)))
-        bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
-        results = [self._result(name, 1 if last_only else rows) for name in self._outputs]
+        self._binding.bind_ortvalue_input("tree_mask", self._wrap(self._spread(mask)))
         started = perf_counter()
         try:
             self._session.run_with_iobinding(self._binding)
@@ -151,7 +146,19 @@ class OrtStepSession:
             raise EngineError(f"onnxruntime failed in {self._file}: {_short(error)}") from error
         self.engine_s += perf_counter() - started
         cache.pending += rows
-        return results
+        return self._returned
+
+    def _bind(self, rows: int, last_only: bool) -> None:
+        """Binds the buffers of this row count; a step of the same size finds them bound."""
+        inputs = self._inputs.get(rows)
+        if inputs is None:
+            inputs = self._inputs[rows] = _Inputs(rows, self._hidden, self._wrap)
+        bind = self._binding.bind_ortvalue_input
+        bind("inputs_embeds", inputs.bound_embeds)
+        bind("position_ids", inputs.bound_positions)
+        bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
+        self._returned = [self._result(name, 1 if last_only else rows) for name in self._outputs]
+        self._bound, self._bound_for = inputs, (rows, last_only)
 
     def _spread(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """[S, used + S] as the graph wants it: [1, 1, S, T], T = used + S or the capacity."""

@@ -1,0 +1,37 @@
+"""Fixtures shared by all tests: small random models, exported once per session."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# The helpers in tests/support are imported by name, however pytest was started.
+ROOT = str(Path(__file__).resolve().parent.parent)
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+if TYPE_CHECKING:
+    from tests.support.zoo import Zoo
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """Checkpoints and bundles by name, made when first asked for."""
+    from tests.support.zoo import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def builtin_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in family, target and draft, as `edgespec demo` exports it."""
+    from edgespec_export.exporter import ExportRequest, export_bundle
+    from edgespec_export.family import checkpoint_path
+
+    out = tmp_path_factory.mktemp("builtin") / "builtin.bundle"
+    target, draft = str(checkpoint_path("target")), str(checkpoint_path("draft"))
+    export_bundle(ExportRequest(target, out, draft, "pool:4"))
+    return out

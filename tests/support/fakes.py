@@ -1,0 +1,169 @@
+"""Stand-ins behind the contracts: a toy step session, a scripted verifier, a scripted draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.acceptance import Verdict, walk
+from edgespec.sampling import Sampler, SamplingParams
+from edgespec.sizing import Policy
+from edgespec.tree import ROOT, Candidates, TokenTree
+from edgespec_runtime.drafts.vlm import VlmDraft
+from edgespec_runtime.kv import CacheShape, KVCache
+from edgespec_runtime.verifiers import LocalVerifier
+
+Floats = npt.NDArray[np.float32]
+Path = Sequence[int]
+LAYERS = 2
+
+
+class ToySession:
+    """A StepSession that computes nothing but what a row may see.
+
+    The cache holds (token, position, layer, key or value) and a row's logits are a function of
+    exactly the rows it may attend to: one wrong mask bit, position or committed row changes them.
+    """
+
+    def __init__(self, vocab: int, seed: int, *, top_k: int = 0, disagree: float = 0.0) -> None:
+        """``top_k`` > 0 makes it a draft's session, which replaces every ``disagree``-th row."""
+        self.cache = KVCache(CacheShape(LAYERS, 1, 2), 256)
+        self.engine_s = 0.0
+        self.calls: list[int] = []
+        self._vocab, self._seed = vocab, seed
+        self._top_k, self._disagree = top_k, disagree
+
+    def step(
+        self,
+        embeds: Floats,
+        positions: Sequence[int] | npt.NDArray[np.int64],
+        mask: npt.NDArray[np.bool_],
+        last_only: bool = False,
+    ) -> list[npt.NDArray[Any]]:
+        rows, used = len(embeds), self.cache.used
+        assert mask.shape == (rows, used + rows), f"mask {mask.shape}, {used} used + {rows} new"
+        assert used + rows <= self.cache.capacity, "the cache is too small"
+        new = self.cache.rows[:, :, 0, 0, used : used + rows]  # [layers, 2, rows, 2]
+        new[..., 0], new[..., 1] = embeds[:, 0], np.asarray(list(positions), dtype=np.float32)
+        new[1:] += 0.5  # layers and values differ, so that a commit that skips some is seen
+        new[:, 1] += 0.25
+        self.cache.pending += rows
+        self.calls.append(rows)
+        logits = np.stack([self._logits(used + i, mask[i]) for i in range(rows)])
+        logits = logits[-1:] if last_only else logits
+        if not self._top_k:
+            return [logits]
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        ids = np.argsort(-logprobs, axis=-1, kind="stable")[:, : self._top_k]
+        return [np.take_along_axis(logprobs, ids, axis=-1), ids]
+
+    def _logits(self, row: int, visible: npt.NDArray[np.bool_]) -> Floats:
+        assert visible[row], "a row must see itself"
+        seen = self.cache.rows[:, :, 0, 0, : len(visible)][:, :, visible]
+        seen = seen[:, :, np.argsort(seen[0, 0, :, 1], kind="stable")]  # attention knows no order
+        own = self.cache.rows[:, :, 0, 0, row]
+        key = np.frombuffer(seen.tobytes() + own.tobytes(), dtype=np.uint32)
+        rng = np.random.default_rng([self._seed, *key.tolist()])
+        logits = rng.standard_normal(self._vocab)
+        noise = np.random.default_rng([self._seed + 1, *key.tolist()])
+        if noise.random() < self._disagree:
+            logits = noise.standard_normal(self._vocab)
+        return (2.0 * logits).astype(np.float32)
+
+
+def toy_table(vocab: int) -> Floats:
+    """An embedding table whose rows tell ToySession the token."""
+    return np.arange(vocab, dtype=np.float32)[:, None]
+
+
+def toy_verifier(
+    prompt: Sequence[int], vocab: int, params: SamplingParams, seed: int = 7
+) -> LocalVerifier:
+    """The real LocalVerifier over a toy target."""
+    table = toy_table(vocab)
+    session = ToySession(vocab, seed)
+    ids = list(prompt)
+    return LocalVerifier(session, table, lambda: table[ids], ids, Sampler(params, vocab))
+
+
+def toy_draft(
+    prompt: Sequence[int], vocab: int, seed: int = 7, top_k: int = 4, disagree: float = 0.3
+) -> VlmDraft:
+    """The real VlmDraft over a toy draft that agrees with the toy target now and then."""
+    table = toy_table(vocab)
+    session = ToySession(vocab, seed, top_k=min(top_k, vocab), disagree=disagree)
+    return VlmDraft(session, table, lambda: table[list(prompt)], 10_000)
+
+
+class ScriptedVerifier:
+    """The target is a function from the tokens so far to the next one."""
+
+    engine_s = 0.0
+
+    def __init__(self, target: Callable[[Path], int]) -> None:
+        self._target = target
+        self.committed: list[int] = []
+        self.trees: list[TokenTree] = []
+
+    def begin(self) -> int:
+        self.committed.append(self._target(()))
+        return self.committed[-1]
+
+    def verify(self, tree: TokenTree) -> Verdict:
+        self.trees.append(tree)
+        verdict = walk(tree, lambda row, path: self._target((*self.committed, *path)))
+        self.committed += verdict.tokens
+        return verdict
+
+
+class ScriptedDraft:
+    """Proposes what a function says: rows (parent index or ROOT, token, log-probability)."""
+
+    engine_s = 0.0
+
+    def __init__(self, propose: Callable[[Path, int], Sequence[tuple[int, int, float]]]) -> None:
+        self._propose = propose
+        self.committed: list[int] = []
+        self.depths_left: list[int] = []
+        self.accepted: list[tuple[int, ...]] = []
+
+    def begin(self, first: int) -> None:
+        assert not self.committed, "a draft begins once"
+        self.committed.append(first)
+
+    def grow(self, policy: Policy, depth_left: int) -> Candidates:
+        self.depths_left.append(depth_left)
+        self._candidates = Candidates()
+        for parent, token, logprob in self._propose(tuple(self.committed), depth_left):
+            self._candidates.extend(parent, [token], [logprob])
+        return self._candidates
+
+    def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
+        indices = tuple(chosen[row - 1] for row in verdict.rows)
+        tokens = tuple(self._candidates.tokens[i] for i in indices)
+        assert tokens == verdict.tokens[: len(indices)], "accepted rows carry other tokens"
+        self.accepted.append(indices)
+        self.committed += verdict.tokens
+
+
+def chain(tokens: Sequence[int], logprob: float = -0.1) -> list[tuple[int, int, float]]:
+    """Rows of a ScriptedDraft: one path below the root."""
+    return [(i - 1 if i else ROOT, token, logprob) for i, token in enumerate(tokens)]
+
+
+def random_tree(rng: np.random.Generator, nodes: int, vocab: int) -> TokenTree:
+    """Any shape: every node hangs below a random earlier row, siblings differ."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    taken: set[tuple[int, int]] = set()
+    while len(tokens) < nodes:
+        parent, token = int(rng.integers(len(tokens) + 1)), int(rng.integers(vocab))
+        if (parent, token) not in taken:
+            taken.add((parent, token))
+            parents.append(parent)
+            tokens.append(token)
+    return TokenTree.build(tokens, parents)
