@@ -5,13 +5,15 @@ Knows files, hashes and the manifest's schema; knows nothing of engines or check
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from edgespec.errors import BundleError, InputError
 
 MANIFEST = "edgespec.json"
+OLD = ".old"  # ends the name of a bundle that is being replaced
 FORMAT_VERSION = 1
 CHUNK = 1 << 22
 
@@ -118,9 +121,20 @@ def read_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     if not manifest_file.is_file():
         raise BundleError(f"'{path}' is no bundle: it holds no {MANIFEST}")
     manifest = _parse(manifest_file)
-    for name, entry in manifest.files.items():
-        _check_file(folder, name, entry, check_hashes)
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    try:
+        for name, entry in manifest.files.items():
+            _check_file(folder, name, entry, check_hashes)
+    except OSError as error:
+        raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from None
+    unlisted = [g.file for g in manifest.graphs if g.file not in manifest.files]
+    if unlisted:
+        raise BundleError(f"{folder}: the manifest does not list graph file '{unlisted[0]}'")
+    # A link to a directory is no directory here: nothing in a bundle may lead out of it.
+    present = {
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_symlink() or not p.is_dir()
+    }
     surplus = sorted(present - set(manifest.files) - {MANIFEST})
     if surplus:
         raise BundleError(
@@ -168,44 +182,99 @@ def write_bundle(path: str | Path, *, overwrite: bool = False) -> Iterator[Bundl
     Whatever goes wrong, Ctrl-C and a full disk included, nothing appears under the final name and
     the temporary directory is removed; what a killed export left behind is swept by the next one.
     """
-    final = Path(path).expanduser().absolute()
+    with _os_errors(path):
+        final = check_destination(path, overwrite=overwrite)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        try:
+            with _held(folder):
+                writer = BundleWriter(folder)
+                yield writer
+                if not (folder / MANIFEST).is_file():
+                    raise RuntimeError("a bundle was left without its manifest")
+                folder.chmod(0o755)
+                _publish(folder, final)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_destination(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Where a bundle called ``path`` will lie; sweeps what killed exports to it left behind.
+
+    Raises InputError where something exists that must not be overwritten.
+    """
+    final = Path(path).expanduser().resolve()
+    with _os_errors(path):
+        _sweep(final)
     if final.exists() and not overwrite:
         raise InputError(f"'{path}' already exists; give another --out, or add --overwrite")
     if final.exists() and not (final / MANIFEST).is_file():
         raise InputError(f"'{path}' exists and is no bundle, so it is not overwritten")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(final)
-    prefix = f".{final.name}.partial-{os.getpid()}-"
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    return final
+
+
+@contextmanager
+def _os_errors(path: str | Path) -> Iterator[None]:
     try:
-        writer = BundleWriter(folder)
-        yield writer
-        if not (folder / MANIFEST).is_file():
-            raise RuntimeError("a bundle was left without its manifest")
-        folder.chmod(0o755)
-        _publish(folder, final)
+        yield
     except OSError as error:
         raise InputError(f"writing '{path}' failed: {error.strerror or error}") from error
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Marks a partial directory as in use: the kernel drops the lock with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: then nothing is ever swept there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _publish(folder: Path, final: Path) -> None:
-    if final.exists():
-        old = folder.with_name(folder.name + ".old")
-        final.rename(old)
+    """Renames ``folder`` to ``final``; an old bundle steps aside and comes back if that fails."""
+    if not final.exists():
         folder.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
+        return
+    old = folder.with_name(folder.name + OLD)
+    final.rename(old)
+    try:
         folder.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sweep(final: Path) -> None:
-    """Removes partial directories of exports to the same name whose process is gone."""
-    for stale in final.parent.glob(f".{final.name}.partial-*"):
-        pid = stale.name.rpartition("partial-")[2].split("-")[0]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
-            shutil.rmtree(stale, ignore_errors=True)
+    """Removes partial directories that no living export holds. Where an export was killed between
+    its two renames, the old bundle is put back."""
+    for stale in sorted(final.parent.glob(f".{glob.escape(final.name)}.partial-*")):
+        if stale.name.endswith(OLD):
+            if Path(str(stale)[: -len(OLD)]).exists() and _in_use(Path(str(stale)[: -len(OLD)])):
+                continue
+            if not final.exists():
+                stale.rename(final)
+                continue
+        elif _in_use(stale):
+            continue
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 class BundleWriter:
@@ -245,8 +314,10 @@ def _parse(path: Path) -> Manifest:
         data["graphs"] = tuple(_graph(g) for g in data["graphs"])
         data["models"] = {k: ModelIdentity(**v) for k, v in data["models"].items()}
         data["files"] = {k: FileEntry(**v) for k, v in data["files"].items()}
+        for key in ("text", "generation", "parity", "tools"):
+            data[key] = dict(data[key])
         return Manifest(**data)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} does not have the manifest's shape: {error}") from None
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from edgespec.errors import MissingDependencyError
 
 
 def positive_int(text: str) -> int:
@@ -46,6 +50,18 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
     )
+
+
+@contextmanager
+def needs_extra(command: str, extra: str) -> Iterator[None]:
+    """Imports inside tell the user which extra to install when a package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").split(".")[0]
+        if package.startswith("edgespec"):
+            raise  # our own module: a bug, not a missing package
+        raise MissingDependencyError(package, command, extra) from None
 
 
 def print_json(value: Any) -> None:

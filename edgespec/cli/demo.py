@@ -10,8 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgespec.cli.common import add_command, add_decoding, note, positive_int, print_json
-from edgespec.errors import EdgespecError, MissingDependencyError
+from edgespec.cli.common import (
+    add_command,
+    add_decoding,
+    needs_extra,
+    note,
+    positive_int,
+    print_json,
+)
+from edgespec.errors import EdgespecError
 
 if TYPE_CHECKING:
     from edgespec_runtime import Model, Record, Stats
@@ -66,11 +73,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     import edgespec_runtime
 
-    try:
+    with needs_extra("edgespec demo", "ort,export"):
         from edgespec_export.exporter import ExportRequest
         from edgespec_export.family import checkpoint_path, sample_image
-    except ImportError as error:
-        raise MissingDependencyError(str(error.name), "edgespec demo", "ort,export") from None
 
     from edgespec.cli.export import export_with_progress
 
@@ -166,9 +171,7 @@ def _table(plain: Stats, speculative: Stats, speedup: float) -> str:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    try:
+    with needs_extra("edgespec demo train", "train"):
         from edgespec_export.family.pipeline import run as train_family
-    except ImportError as error:
-        raise MissingDependencyError(str(error.name), "edgespec demo train", "train") from None
     train_family(Path(arguments.out), seed=arguments.seed)
     return 0

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgespec.cli.common import add_command, add_config, note, print_json
-from edgespec.errors import MissingDependencyError
+from edgespec.cli.common import add_command, add_config, needs_extra, note, print_json
 
 if TYPE_CHECKING:
     from edgespec.bundle import Manifest
@@ -48,10 +47,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    try:
+    with needs_extra("edgespec export", "export"):
         from edgespec_export.exporter import ExportRequest
-    except ImportError as error:
-        raise MissingDependencyError(str(error.name), "edgespec export", "export") from None
     request = ExportRequest(
         target=arguments.target,
         out=Path(arguments.out),

@@ -5,6 +5,7 @@ hub files leave out. Knows no tensors and no graphs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,14 +125,14 @@ def read_geometry(config: Config) -> LlavaGeometry:
         "edgespec_target_fingerprint",
     }  # fmt: skip
     _refuse_unknown(config, known, "config.json")
-    vision_config = config.get("vision_config") or {}
-    vision = _vision(vision_config)
+    vision = _vision(config.get("vision_config") or LLAVA_TOWER)
     layers = config.get("vision_feature_layer", -2)
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise CheckpointError(f"vision_feature_select_strategy {strategy!r} is not understood")
     text_config = config.get("text_config") or {}
-    tied = config.get("tie_word_embeddings", text_config.get("tie_word_embeddings"))
+    said = [c.get("tie_word_embeddings") for c in (config, text_config)]
+    tied = any(said) if any(value is not None for value in said) else None  # either place ties
     return LlavaGeometry(
         vision=vision,
         text=_text(text_config),
@@ -139,7 +140,11 @@ def read_geometry(config: Config) -> LlavaGeometry:
         drop_class_token=strategy == "default",
         projector_activation=_activation(config.get("projector_hidden_act", "gelu")),
         projector_bias=bool(config.get("multimodal_projector_bias", True)),
-        image_token_id=int(config.get("image_token_index", config.get("image_token_id", 32000))),
+        image_token_id=_size(
+            {"image_token_index": 32000, **_given(config, ("image_token_id", "image_token_index"))},
+            "image_token_index",
+            least=0,
+        ),
         tied_in_config=tied,
     )
 
@@ -159,23 +164,32 @@ def _text(config: Config) -> TextGeometry:
     merged = {**defaults, **{k: v for k, v in config.items() if v is not None}}
     if merged["hidden_act"] != "silu":
         raise CheckpointError(f"text_config.hidden_act is {merged['hidden_act']!r}; only 'silu'")
-    windowed = kind == "mistral" and config.get("sliding_window") is not None
+    window = config.get("sliding_window", 4096) if kind == "mistral" else None  # as transformers
+    windowed = window is not None and window < _size(merged, "max_position_embeddings")
     layer_types = set(config.get("layer_types") or ["full_attention"])
     if windowed or config.get("use_sliding_window") or layer_types != {"full_attention"}:
         raise CheckpointError("text_config asks for sliding-window attention, which is not built")
     bias = bool(config.get("attention_bias", False))
-    heads = int(merged["num_attention_heads"])
+    hidden, heads = _size(merged, "hidden_size"), _size(merged, "num_attention_heads")
+    kv_heads = _size({**merged, "num_key_value_heads": merged["num_key_value_heads"] or heads},
+                     "num_key_value_heads")  # fmt: skip
+    head_dim = _size({"head_dim": hidden // heads, **_given(config, ("head_dim",))}, "head_dim")
+    if heads % kv_heads or head_dim % 2:
+        raise CheckpointError(
+            f"text_config: {heads} heads of size {head_dim} over {kv_heads} key-value heads; heads "
+            "must be a multiple of key-value heads and the size even"
+        )
     return TextGeometry(
-        hidden=int(merged["hidden_size"]),
-        intermediate=int(merged["intermediate_size"]),
-        layers=int(merged["num_hidden_layers"]),
+        hidden=hidden,
+        intermediate=_size(merged, "intermediate_size"),
+        layers=_size(merged, "num_hidden_layers"),
         heads=heads,
-        kv_heads=int(merged["num_key_value_heads"] or heads),
-        head_dim=int(config.get("head_dim") or merged["hidden_size"] // heads),
-        vocab=int(merged["vocab_size"]),
-        max_positions=int(merged["max_position_embeddings"]),
-        eps=float(merged["rms_norm_eps"]),
-        rope=_rope(config, int(merged["max_position_embeddings"])),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=_size(merged, "vocab_size"),
+        max_positions=_size(merged, "max_position_embeddings"),
+        eps=_real(merged, "rms_norm_eps"),
+        rope=_rope(config, _size(merged, "max_position_embeddings")),
         qkv_bias=bias or kind == "qwen2",
         o_bias=bias,
         mlp_bias=bool(config.get("mlp_bias", False)),
@@ -214,13 +228,26 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# What LlavaConfig puts in where a checkpoint says nothing of its tower.
+LLAVA_TOWER: Config = {
+    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+    "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+}  # fmt: skip
+
+
 def _rope(config: Config, max_positions: int) -> Rope:
     """Reads ``rope_parameters`` (transformers 5) or ``rope_theta`` + ``rope_scaling`` (before)."""
-    rule = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(rule.pop("rope_theta", config.get("rope_theta", 10000.0)))
-    kind = str(rule.pop("rope_type", rule.pop("type", "default")))
-    rule.pop("type", None)
-    known = {
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"text_config asks for rotary scaling {given!r}; not understood")
+    rule = {key: value for key, value in given.items() if value is not None}
+    theta = _real({"rope_theta": config.get("rope_theta") or 10000.0, **rule}, "rope_theta")
+    rule.pop("rope_theta", None)
+    old_name = rule.pop("type", "default")
+    kind = str(rule.pop("rope_type", old_name))
+    if rule.get("partial_rotary_factor") == 1:
+        del rule["partial_rotary_factor"]
+    known: dict[str, set[str]] = {
         "default": set(),
         "linear": {"factor"},
         "llama3": {
@@ -232,13 +259,17 @@ def _rope(config: Config, max_positions: int) -> Rope:
             f"text_config asks for rotary scaling {kind!r} with {sorted(rule)}; "
             f"edgespec builds: {', '.join(known)}"
         )
+    optional = "original_max_position_embeddings"
+    lacking = sorted(known[kind] - set(rule) - {optional})
+    if lacking:
+        raise CheckpointError(f"text_config: rotary scaling {kind!r} lacks {', '.join(lacking)}")
     return Rope(
         theta=theta,
         kind=kind,
-        factor=float(rule.get("factor", 1.0)),
-        low_freq_factor=float(rule.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(rule.get("high_freq_factor", 4.0)),
-        original_max_position=int(rule.get("original_max_position_embeddings", max_positions)),
+        factor=_real({"factor": 1.0, **rule}, "factor"),
+        low_freq_factor=_real({"low_freq_factor": 1.0, **rule}, "low_freq_factor"),
+        high_freq_factor=_real({"high_freq_factor": 4.0, **rule}, "high_freq_factor"),
+        original_max_position=_size({optional: max_positions, **rule}, optional),
     )
 
 
@@ -253,34 +284,59 @@ def _vision(config: Config) -> VisionGeometry:
     merged = {**defaults, **{k: v for k, v in config.items() if v is not None}}
     if merged["num_channels"] != 3:
         raise CheckpointError(f"vision_config.num_channels is {merged['num_channels']}; only 3")
-    if merged["image_size"] % merged["patch_size"] and kind.startswith("clip"):
-        raise CheckpointError("vision_config.image_size is no multiple of its patch_size")
-    return VisionGeometry(
+    vision = VisionGeometry(
         kind=kind.split("_")[0],
-        hidden=int(merged["hidden_size"]),
-        intermediate=int(merged["intermediate_size"]),
-        layers=int(merged["num_hidden_layers"]),
-        heads=int(merged["num_attention_heads"]),
-        image_size=int(merged["image_size"]),
-        patch_size=int(merged["patch_size"]),
-        eps=float(merged["layer_norm_eps"]),
+        hidden=_size(merged, "hidden_size"),
+        intermediate=_size(merged, "intermediate_size"),
+        layers=_size(merged, "num_hidden_layers"),
+        heads=_size(merged, "num_attention_heads"),
+        image_size=_size(merged, "image_size"),
+        patch_size=_size(merged, "patch_size"),
+        eps=_real(merged, "layer_norm_eps"),
         activation=_activation(merged["hidden_act"]),
     )
+    if vision.hidden % vision.heads or vision.patch_size > vision.image_size:
+        raise CheckpointError(
+            f"vision_config: width {vision.hidden} in {vision.heads} heads, image size "
+            f"{vision.image_size} in patches of {vision.patch_size}; that does not divide"
+        )
+    return vision
 
 
-def _feature_layers(value: int | list[int], layers: int) -> tuple[int, ...]:
-    chosen = [value] if isinstance(value, int) else list(value)
+def _size(config: Config, key: str, least: int = 1) -> int:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CheckpointError(f"{key} is {value!r} where a whole number >= {least} is expected")
+    return value
+
+
+def _real(config: Config, key: str) -> float:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise CheckpointError(f"{key} is {value!r} where a number > 0 is expected")
+    return float(value)
+
+
+def _given(config: Config, keys: tuple[str, ...]) -> Config:
+    """The first of ``keys`` that the config sets, under the last one's name."""
+    return next(({keys[-1]: config[k]} for k in keys[::-1] if config.get(k) is not None), {})
+
+
+def _feature_layers(value: Any, layers: int) -> tuple[int, ...]:
+    chosen = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in chosen):
+        raise CheckpointError(f"vision_feature_layer is {value!r}; a number or a list is expected")
     resolved = tuple(i if i >= 0 else layers + 1 + i for i in chosen)
     if not resolved or any(not 0 <= i <= layers for i in resolved):
         raise CheckpointError(f"vision_feature_layer {value} does not exist in {layers} layers")
     return resolved
 
 
-def _activation(name: str) -> str:
+def _activation(name: Any) -> str:
     known = ("gelu", "quick_gelu", "gelu_pytorch_tanh")
     if name not in known:
         raise CheckpointError(f"activation {name!r} is not understood; there are {known}")
-    return name
+    return str(name)
 
 
 def _refuse_unknown(config: Config, known: set[str], where: str) -> None:

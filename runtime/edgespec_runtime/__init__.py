@@ -4,11 +4,28 @@
 >>> model = edgespec_runtime.load("my-bundle")                      # doctest: +SKIP
 >>> for record in model.stream("cat.jpg", "What is this?"):         # doctest: +SKIP
 ...     print(record.text, end="", flush=True)
+
+Names are imported when they are first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
 
-from edgespec_runtime.model import Model, load
-from edgespec_runtime.records import Generation, Record, Stats
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgespec_runtime.model import Model, load
+    from edgespec_runtime.records import Generation, Record, Stats
 
 __all__ = ["Generation", "Model", "Record", "Stats", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Model", "load"):
+        from edgespec_runtime import model
+
+        return getattr(model, name)
+    if name in ("Generation", "Record", "Stats"):
+        from edgespec_runtime import records
+
+        return getattr(records, name)
+    raise AttributeError(f"module 'edgespec_runtime' has no attribute '{name}'")

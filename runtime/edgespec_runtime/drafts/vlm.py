@@ -103,14 +103,16 @@ class VlmDraft:
     ) -> list[npt.NDArray[np.float32]]:
         """One draft step over the beam; every node attends to the prefix and its own path."""
         cache = self._session.cache
-        first, committed = cache.pending, cache.length
-        mask = np.zeros((len(beam), cache.used + len(beam)), dtype=np.bool_)
-        mask[:, :committed] = True
+        first, committed, width = cache.pending, cache.length, len(beam)
+        mask = np.ones((width, cache.used + width), dtype=np.bool_)
+        # A chain sees every pending row, so its mask is all ones already.
+        chain = width == 1 and len(self._rows.get(candidates.parents[beam[0]], ())) == first
+        if not chain:
+            mask[:, committed:] = False
         for i, index in enumerate(beam):
-            parent = candidates.parents[index]
-            rows = [*self._rows[parent], first + i] if parent != ROOT else [first + i]
-            self._rows[index] = rows
-            mask[i, [committed + row for row in rows]] = True
+            rows = self._rows[index] = [*self._rows.get(candidates.parents[index], ()), first + i]
+            if not chain:
+                mask[i, [committed + row for row in rows]] = True
         depths, tokens = candidates.depths, candidates.tokens
         return self._session.step(
             self._table[[tokens[i] for i in beam]],
