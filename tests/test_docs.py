@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from edgespec.cli import build_parser
+from edgespec.config import apply_settings, read_settings
 from edgespec_export.family import sample_image
 
 ROOT = Path(__file__).parent.parent
@@ -59,3 +60,11 @@ def test_links_lead_somewhere() -> None:
 def test_help_ends_with_an_example() -> None:
     for name, parser in build_parser()[1].items():
         assert f"edgespec {name}" in (parser.epilog or "")
+
+
+def test_settings_files_hold_valid_flags() -> None:
+    files = sorted(ROOT.glob("configs/*/*.yaml"))
+    assert files
+    for file in files:
+        commands = build_parser()[1]
+        apply_settings(commands[file.parent.name], read_settings(file), str(file))
