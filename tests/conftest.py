@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 # The helpers in tests/support are imported by name, however pytest was started.
 ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
+
+# The same examples in every run, and no time limit: a busy machine is no defect.
+settings.register_profile("edgespec", deadline=None, derandomize=True)
+settings.load_profile("edgespec")
 
 if TYPE_CHECKING:
     from tests.support.zoo import Zoo

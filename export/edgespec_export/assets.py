@@ -12,6 +12,7 @@ from typing import Any
 from edgespec.errors import CheckpointError
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import LlavaGeometry
+from edgespec_runtime.vision import ImageProcessor
 
 # What decides the ids a text becomes; truncation and padding do not belong to it.
 TOKENIZER_PARTS = (
@@ -30,6 +31,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "sequence_bias": (), "guidance_scale": (1.0,), "min_length": (0,), "min_new_tokens": (0,),
     "exponential_decay_length_penalty": (), "force_words_ids": (), "constraints": (),
     "remove_invalid_values": (False,), "watermarking_config": (), "top_h": (),
+    "stop_strings": (), "token_healing": (False,), "dola_layers": (), "max_time": (),
 }  # fmt: skip
 
 
@@ -66,6 +68,38 @@ def read_tokenizer(checkpoint: Checkpoint) -> Mapping[str, Any]:
             "AutoTokenizer.from_pretrained(PATH).save_pretrained(PATH)"
         )
     return tokenizer
+
+
+def check_vocabulary(checkpoint: Checkpoint, geometry: LlavaGeometry) -> None:
+    """Every id that the tokenizer can give, and the image token's, has a row in the embedding."""
+    tokenizer = read_tokenizer(checkpoint)
+    try:
+        words = tokenizer["model"]["vocab"]
+        ids = words.values() if isinstance(words, dict) else range(len(words))
+        added = [int(row["id"]) for row in tokenizer.get("added_tokens") or []]
+        highest = max([geometry.image_token_id, *map(int, ids), *added])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.source}: tokenizer.json has no vocabulary of the usual shape: {error!r}"
+        ) from None
+    if highest >= geometry.text.vocab:
+        raise CheckpointError(
+            f"{checkpoint.source}: the tokenizer or the image token uses id {highest}, but the "
+            f"vocabulary has {geometry.text.vocab} rows; resize the embeddings"
+        )
+
+
+def check_image_size(checkpoint: Checkpoint, geometry: LlavaGeometry) -> ImageProcessor:
+    """The image processor, if what it makes is what the vision tower takes."""
+    processor = ImageProcessor.from_config(read_processor(checkpoint))
+    height, width = processor.size
+    side = geometry.vision.image_size
+    if (height, width) != (side, side):
+        raise CheckpointError(
+            f"{checkpoint.source}: the image processor makes {height} x {width} pixels, but "
+            f"vision_config.image_size is {side}; make them agree"
+        )
+    return processor
 
 
 def check_same_tokenizer(target: Checkpoint, draft: Checkpoint) -> None:
@@ -143,7 +177,7 @@ def _text(
 
 
 def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+    return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
 def _generation(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Mapping[str, Any]:
@@ -159,8 +193,8 @@ def _generation(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Mapping[str,
     eos = config.get(
         "eos_token_id", checkpoint.config.get("eos_token_id", text_config.get("eos_token_id", 2))
     )
-    eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
-    outside = [i for i in eos_ids if not 0 <= i < geometry.text.vocab]
+    eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    outside = [i for i in eos_ids if not (isinstance(i, int) and 0 <= i < geometry.text.vocab)]
     if outside:
         raise CheckpointError(f"{checkpoint.source}: end-of-sequence ids {outside} do not exist")
     applied = {key: config[key] for key in APPLIED if config.get(key) is not None}

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,10 @@ PREFIXES = (  # first match wins
     ("language_model.model.", "text."),
     ("model.language_model.", "text."),
 )
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "tokenizer.model")
+STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""Precisions that are read, and how numpy reads them (bfloat16 by its bits)."""
+PIECE_BYTES = 1 << 23  # of float32: what reading needs beside the tensor it fills
 
 
 def canonical_name(key: str) -> str:
@@ -42,6 +48,19 @@ def canonical_name(key: str) -> str:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    file: Path
+    key: str
+    """Its name in the file."""
+    dtype: str
+    """As safetensors writes it: F32, BF16, ..."""
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint; tensors are read one at a time, straight from the files."""
 
@@ -49,18 +68,52 @@ class Checkpoint:
     source: str
     """What the user asked for: a directory or a hub id."""
     config: Mapping[str, Any]
-    _files: Mapping[str, tuple[Path, str]]
-    """Canonical name -> (file, key in the file)."""
-    shapes: Mapping[str, tuple[int, ...]]
+    entries: Mapping[str, Entry]
+    """By canonical name."""
 
-    def tensor(self, name: str) -> npt.NDArray[Any]:
-        """One tensor in its stored precision; bfloat16 comes as float32 (exactly)."""
-        from safetensors import safe_open
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
 
-        file, key = self._files[name]
-        with safe_open(file, framework="numpy") as handle:
-            array: npt.NDArray[Any] = handle.get_tensor(key)
-        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    def tensor(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor in float32, which holds every stored value exactly."""
+        pieces = self.pieces(name)
+        first = next(pieces)
+        shape = self.entries[name].shape
+        if first.shape == shape:
+            return first
+        whole = np.empty(shape, dtype=np.float32)
+        start = 0
+        for piece in chain([first], pieces):
+            whole[start : start + len(piece)] = piece
+            start += len(piece)
+        return whole
+
+    def pieces(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
+        """The same, some rows at a time. Raises CheckpointError at the first NaN or infinity.
+
+        Read rather than mapped: the pages of a mapping would count as this process's memory.
+        """
+        entry = self.entries[name]
+        rows, width = (entry.shape or (1,))[0], math.prod(entry.shape[1:])
+        step = max(1, PIECE_BYTES // (4 * max(width, 1)))
+        try:
+            with entry.file.open("rb") as file:
+                file.seek(entry.offset)
+                for start in range(0, max(rows, 1), step):
+                    count = min(step, rows - start) * width
+                    raw = np.fromfile(file, dtype=STORED[entry.dtype], count=count)
+                    if raw.size != count:
+                        raise CheckpointError(f"{entry.file} ends inside tensor '{entry.key}'")
+                    values = _float32(raw, entry.dtype)
+                    if not np.isfinite(values).all():
+                        raise CheckpointError(
+                            f"{entry.file}: tensor '{entry.key}' holds NaN or infinity; the "
+                            "checkpoint is broken (a diverged training, or an overflow of float16)"
+                        )
+                    yield values.reshape(-1, *entry.shape[1:]) if entry.shape else values[0]
+        except OSError as error:
+            raise CheckpointError(f"{entry.file} cannot be read: {error.strerror}") from None
 
     def names(self, part: str) -> list[str]:
         """Canonical names below ``part`` ("vision", "projector", "text"), sorted."""
@@ -71,9 +124,9 @@ class Checkpoint:
         that holds the same numbers, however the keys are spelled or the files are split."""
         digest = hashlib.sha256()
         for name in sorted(names):
-            array = np.ascontiguousarray(self.tensor(name), dtype=np.float32)
-            digest.update(f"{name}{array.shape}".encode())
-            digest.update(array.data)
+            digest.update(f"{name}{self.entries[name].shape}".encode())
+            for piece in self.pieces(name):
+                digest.update(piece.data)
         return digest.hexdigest()
 
     def json_file(self, name: str) -> dict[str, Any] | None:
@@ -88,18 +141,17 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{path} holds no config.json, so it is no Hugging Face checkpoint")
-    files: dict[str, tuple[Path, str]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    entries: dict[str, Entry] = {}
     for file in _shards(path):
-        for key, shape in _header(file):
-            name = canonical_name(key)
-            if name in files:
+        for entry in _header(file):
+            name = canonical_name(entry.key)
+            if name in entries:
                 raise CheckpointError(
-                    f"{path}: tensor '{key}' is there twice ('{files[name][1]}' in "
-                    f"{files[name][0].name}); remove one"
+                    f"{path}: tensor '{entry.key}' is there twice ('{entries[name].key}' in "
+                    f"{entries[name].file.name}); remove one"
                 )
-            files[name], shapes[name] = (file, key), shape
-    return Checkpoint(path, str(source), read_json(config_file), files, shapes)
+            entries[name] = entry
+    return Checkpoint(path, str(source), read_json(config_file), entries)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -127,27 +179,27 @@ def _resolve(source: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingDependencyError("huggingface_hub", f"'{source}'", "export") from None
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(HUB_FILES)))
+    try:  # "*/*": only what lies at the top, no exports to other formats in folders below
+        return Path(
+            snapshot_download(source, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"])
+        )
     except Exception as error:  # the hub client raises many unrelated types; all mean "not fetched"
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
-            f"'{source}' is no directory here, and it could not be fetched from the hub: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            f"'{source}' is no directory here, and it could not be fetched from the hub "
+            f"({type(error).__name__}: {reason}); where there is no network, fetch it elsewhere "
+            f"(`hf download {source} --local-dir DIR`) and give the directory"
         ) from None
 
 
 def _shards(path: Path) -> list[Path]:
-    index_file = path / "model.safetensors.index.json"
-    if index_file.is_file():
-        weight_map = read_json(index_file).get("weight_map", {})
-        shards = [path / name for name in sorted(set(weight_map.values()))]
-        missing = [s.name for s in shards if not s.is_file()]
-        if missing:
-            raise CheckpointError(f"{path} lacks shards that its index names: {', '.join(missing)}")
-        return shards
+    """As transformers chooses: model.safetensors, else the shards that the index names."""
     single = path / "model.safetensors"
     if single.is_file():
         return [single]
+    index_file = path / "model.safetensors.index.json"
+    if index_file.is_file():
+        return _indexed(path, index_file)
     pickles = [p.name for p in path.glob("*.bin")]
     hint = (
         f"; it has {', '.join(sorted(pickles)[:3])}, pickled weights, which edgespec does not "
@@ -158,11 +210,39 @@ def _shards(path: Path) -> list[Path]:
     raise CheckpointError(f"{path} holds no model.safetensors{hint}")
 
 
-def _header(file: Path) -> list[tuple[str, tuple[int, ...]]]:
+def _indexed(path: Path, index_file: Path) -> list[Path]:
+    weight_map = read_json(index_file).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+        raise CheckpointError(
+            f"{index_file} has no weight_map from tensors to file names beside it"
+        )
+    missing = sorted(name for name in names if not (path / name).is_file())
+    if missing:
+        raise CheckpointError(f"{path} lacks shards that its index names: {', '.join(missing)}")
+    return [path / name for name in sorted(names)]
+
+
+def _header(file: Path) -> list[Entry]:
+    """Every tensor of a file, which safetensors has found intact."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy") as handle:
-            return [(key, tuple(handle.get_slice(key).get_shape())) for key in handle.keys()]
-    except (SafetensorError, OSError) as error:
+        with safe_open(file, framework="numpy"):
+            pass
+        with file.open("rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is no intact safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    return [
+        Entry(file, key, row["dtype"], tuple(row["shape"]), 8 + size + row["data_offsets"][0])
+        for key, row in header.items()
+    ]
+
+
+def _float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    if dtype == "BF16":  # the upper half of a float32
+        return (raw.astype("<u4") << 16).view(np.float32)
+    return raw.astype(np.float32, copy=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgespec.errors import CheckpointError
-from edgespec_export.checkpoint import Checkpoint
+from edgespec_export.checkpoint import STORED, Checkpoint
 from edgespec_export.geometry import LlavaGeometry, TextGeometry, VisionGeometry
 
 Shapes = dict[str, tuple[int, ...]]
@@ -46,7 +46,7 @@ def check_tensors(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Tensors:
             f"{checkpoint.source}: lm_head.weight is missing, and the config says that the "
             "embeddings are not tied"
         )
-    problems = _differences(expected, dict(found))
+    problems = _differences(expected, dict(found)) + _unreadable(expected, checkpoint)
     if problems:
         shown = "; ".join(problems[:6])
         more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
@@ -77,9 +77,18 @@ def _differences(expected: Shapes, found: Shapes) -> list[str]:
     return sorted(missing) + sorted(extra) + sorted(wrong)
 
 
+def _unreadable(expected: Shapes, checkpoint: Checkpoint) -> list[str]:
+    return [
+        f"{name} is stored as {entry.dtype} where one of {', '.join(STORED)} was expected"
+        for name, entry in sorted(checkpoint.entries.items())
+        if name in expected and entry.dtype not in STORED
+    ]
+
+
 def _same_table(checkpoint: Checkpoint) -> bool:
-    table = checkpoint.tensor("text.embed_tokens.weight")
-    return bool(np.array_equal(checkpoint.tensor("lm_head.weight"), table))
+    heads = checkpoint.pieces("lm_head.weight")
+    tables = checkpoint.pieces("text.embed_tokens.weight")
+    return all(np.array_equal(a, b) for a, b in zip(heads, tables, strict=True))
 
 
 def text_shapes(text: TextGeometry) -> Shapes:

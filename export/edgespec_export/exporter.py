@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,22 @@ from typing import Any
 import numpy as np
 
 from edgespec import __version__
-from edgespec.bundle import BundleWriter, GraphSpec, Manifest, ModelIdentity, write_bundle
+from edgespec.bundle import (
+    BundleWriter,
+    GraphSpec,
+    Manifest,
+    ModelIdentity,
+    check_destination,
+    write_bundle,
+)
 from edgespec.errors import CheckpointError, ConfigError
-from edgespec_export.assets import check_same_tokenizer, read_assets, read_processor
+from edgespec_export.assets import (
+    check_image_size,
+    check_same_tokenizer,
+    check_vocabulary,
+    read_assets,
+    read_processor,
+)
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint, open_checkpoint
 from edgespec_export.expected import Tensors, check_tensors
@@ -23,6 +37,8 @@ from edgespec_export.graphs.compressor import Compressor, build_pool, parse_comp
 from edgespec_export.graphs.decoder import build_decoder
 from edgespec_export.graphs.vision import build_projector, build_vision
 from edgespec_export.lowerings import Lowering, get_lowering
+from edgespec_export.parity import check_parity, require_parity
+from edgespec_runtime.vision import ImageProcessor
 
 DRAFT_TOP_K = 16
 """Candidates per node that a draft graph hands out; policies may use fewer."""
@@ -51,13 +67,25 @@ class Model:
     checkpoint: Checkpoint
     geometry: LlavaGeometry
     tensors: Tensors
+    processor: ImageProcessor
 
-    @property
-    def vision_identity(self) -> str:
-        """Equal for two models exactly if one's image features can serve the other."""
-        pixels = json.dumps(read_processor(self.checkpoint), sort_keys=True)
-        rule = (self.geometry.vision, self.geometry.feature_layers, self.geometry.drop_class_token)
-        return f"{self.checkpoint.fingerprint(self.tensors.vision)} {rule} {pixels}"
+    @cached_property
+    def text_fingerprint(self) -> str:
+        return self.checkpoint.fingerprint(self.tensors.text)
+
+    @cached_property
+    def vision_fingerprint(self) -> str:
+        return self.checkpoint.fingerprint(self.tensors.vision)
+
+    def shares_vision(self, other: Model) -> bool:
+        """Whether the image features of one can serve the other."""
+
+        def rule(model: Model) -> tuple[Any, ...]:
+            geometry = model.geometry
+            layers = (geometry.feature_layers, geometry.drop_class_token)
+            return geometry.vision, layers, model.processor
+
+        return rule(self) == rule(other) and self.vision_fingerprint == other.vision_fingerprint
 
 
 @dataclass(frozen=True)
@@ -90,10 +118,13 @@ Progress = Callable[[str, int], None]
 
 
 def open_model(source: str) -> Model:
-    """Opens a LLaVA checkpoint and checks config against tensors, and weights for NaN on use."""
+    """Opens a LLaVA checkpoint and checks its parts against each other; weights are checked for
+    NaN when they are read."""
     checkpoint = open_checkpoint(source)
     geometry = read_geometry(checkpoint.config)
-    return Model(checkpoint, geometry, check_tensors(checkpoint, geometry))
+    tensors = check_tensors(checkpoint, geometry)
+    check_vocabulary(checkpoint, geometry)
+    return Model(checkpoint, geometry, tensors, check_image_size(checkpoint, geometry))
 
 
 def plan_export(request: ExportRequest) -> Plan:
@@ -112,7 +143,7 @@ def plan_export(request: ExportRequest) -> Plan:
     shared = False
     if draft:
         _check_pair(target, draft)
-        shared = draft.vision_identity == target.vision_identity
+        shared = draft.shares_vision(target)
         graphs += _draft_graphs(draft, lowering, compressor, shared)
     return Plan(target, draft, tuple(graphs), compressor, lowering, shared)
 
@@ -123,6 +154,9 @@ def export_bundle(
     announce: Callable[[Plan], None] = lambda plan: None,
 ) -> Manifest:
     """Writes the bundle of ``request``; atomic. Returns its manifest."""
+    check_destination(request.out, overwrite=request.overwrite)
+    if request.parity:
+        require_parity()
     plan = plan_export(request)
     assets = read_assets(plan.target.checkpoint, plan.target.geometry)
     announce(plan)
@@ -140,7 +174,7 @@ def export_bundle(
         template.write_text(assets.chat_template, encoding="utf-8")
         return writer.finish(
             created_by=f"edgespec {__version__}",
-            graphs=specs,
+            graphs=tuple(specs),
             models=_identities(plan),
             text=assets.text,
             generation=assets.generation,
@@ -216,10 +250,10 @@ def _check_pair(target: Model, draft: Model) -> None:
                 f"'{target.checkpoint.source}': {name} {theirs} against {ours}"
             )
     wanted = draft.checkpoint.config.get("edgespec_target_fingerprint")
-    if wanted is not None and wanted != target.checkpoint.fingerprint(target.tensors.text):
+    if wanted is not None and wanted != target.text_fingerprint:
         raise CheckpointError(
             f"draft '{draft.checkpoint.source}' was trained for another target "
-            f"({wanted[:12]}...) than '{target.checkpoint.source}'"
+            f"({str(wanted)[:12]}...) than '{target.checkpoint.source}'"
         )
 
 
@@ -243,8 +277,14 @@ def _write_graph(
 
 
 def _write_embedding(writer: BundleWriter, model: Model, role: str) -> None:
-    table = model.checkpoint.tensor("text.embed_tokens.weight").astype(np.float32)
-    np.save(writer.folder / f"{role}.embed.npy", table)
+    """The token embedding as a .npy file, piece by piece."""
+    name = "text.embed_tokens.weight"
+    shape = model.checkpoint.entries[name].shape
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with (writer.folder / f"{role}.embed.npy").open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for piece in model.checkpoint.pieces(name):
+            out.write(piece.data)
 
 
 def _write_json(writer: BundleWriter, name: str, value: Mapping[str, Any]) -> None:
@@ -258,8 +298,8 @@ def _identities(plan: Plan) -> dict[str, ModelIdentity]:
         role: ModelIdentity(
             source=Path(model.checkpoint.source).name,
             architecture="LlavaForConditionalGeneration",
-            fingerprint=model.checkpoint.fingerprint(model.tensors.text),
-            vision_fingerprint=model.checkpoint.fingerprint(model.tensors.vision),
+            fingerprint=model.text_fingerprint,
+            vision_fingerprint=model.vision_fingerprint,
         )
         for role, model in models.items()
     }
@@ -288,6 +328,4 @@ def _parity(
 ) -> dict[str, Any]:
     if not request.parity:
         return {spec.role: "not checked" for spec in specs}
-    from edgespec_export.parity import check_parity
-
     return check_parity(plan, specs, writer.folder)

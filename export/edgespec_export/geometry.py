@@ -125,12 +125,12 @@ def read_geometry(config: Config) -> LlavaGeometry:
         "edgespec_target_fingerprint",
     }  # fmt: skip
     _refuse_unknown(config, known, "config.json")
-    vision = _vision(config.get("vision_config") or LLAVA_TOWER)
+    vision = _vision(_section(config, "vision_config") or LLAVA_TOWER)
     layers = config.get("vision_feature_layer", -2)
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise CheckpointError(f"vision_feature_select_strategy {strategy!r} is not understood")
-    text_config = config.get("text_config") or {}
+    text_config = _section(config, "text_config")
     said = [c.get("tie_word_embeddings") for c in (config, text_config)]
     tied = any(said) if any(value is not None for value in said) else None  # either place ties
     return LlavaGeometry(
@@ -151,7 +151,7 @@ def read_geometry(config: Config) -> LlavaGeometry:
 
 def _text(config: Config) -> TextGeometry:
     kind = config.get("model_type", "llama")
-    defaults = TEXT_DEFAULTS.get(kind)
+    defaults = TEXT_DEFAULTS.get(str(kind))
     if defaults is None:
         raise CheckpointError(
             f"text_config.model_type is {kind!r}; edgespec builds: {', '.join(TEXT_DEFAULTS)}"
@@ -166,8 +166,9 @@ def _text(config: Config) -> TextGeometry:
         raise CheckpointError(f"text_config.hidden_act is {merged['hidden_act']!r}; only 'silu'")
     window = config.get("sliding_window", 4096) if kind == "mistral" else None  # as transformers
     windowed = window is not None and window < _size(merged, "max_position_embeddings")
-    layer_types = set(config.get("layer_types") or ["full_attention"])
-    if windowed or config.get("use_sliding_window") or layer_types != {"full_attention"}:
+    layer_types = config.get("layer_types") or ["full_attention"]
+    full = isinstance(layer_types, list) and all(t == "full_attention" for t in layer_types)
+    if windowed or config.get("use_sliding_window") or not full:
         raise CheckpointError("text_config asks for sliding-window attention, which is not built")
     bias = bool(config.get("attention_bias", False))
     hidden, heads = _size(merged, "hidden_size"), _size(merged, "num_attention_heads")
@@ -275,7 +276,7 @@ def _rope(config: Config, max_positions: int) -> Rope:
 
 def _vision(config: Config) -> VisionGeometry:
     kind = config.get("model_type", "clip_vision_model")
-    defaults = VISION_DEFAULTS.get(kind)
+    defaults = VISION_DEFAULTS.get(str(kind))
     if defaults is None:
         raise CheckpointError(
             f"vision_config.model_type is {kind!r}; edgespec builds: {', '.join(VISION_DEFAULTS)}"
@@ -303,10 +304,20 @@ def _vision(config: Config) -> VisionGeometry:
     return vision
 
 
+def _section(config: Config, key: str) -> Config:
+    value = config.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise CheckpointError(f"{key} is {value!r} where an object is expected")
+    return value or {}
+
+
 def _size(config: Config, key: str, least: int = 1) -> int:
     value = config[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise CheckpointError(f"{key} is {value!r} where a whole number >= {least} is expected")
+    most = 1 << 12 if key == "num_hidden_layers" else 1 << 31
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise CheckpointError(
+            f"{key} is {value!r} where a whole number from {least} to {most} is expected"
+        )
     return value
 
 

@@ -97,7 +97,7 @@ def write_draft(
         for name, parameter in model.named_parameters():
             if own_tower or "vision_tower" not in name:
                 wobble = torch.randn(parameter.shape, generator=generator)
-                parameter += noise * parameter.std(correction=0) * wobble
+                parameter.add_(noise * parameter.std(correction=0) * wobble)
     return _save(folder, geometry, model)
 
 
@@ -115,17 +115,10 @@ def words(length: int, seed: int) -> str:
 
 
 def _model(geometry: Geometry) -> Any:
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        Qwen2Config,
-        SiglipVisionConfig,
-    )
+    import transformers
 
-    tower = CLIPVisionConfig if geometry.tower == "clip" else SiglipVisionConfig
-    vision = tower(
+    hf: Any = transformers  # its annotations are not complete
+    vision = (hf.CLIPVisionConfig if geometry.tower == "clip" else hf.SiglipVisionConfig)(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
@@ -133,7 +126,7 @@ def _model(geometry: Geometry) -> Any:
         image_size=geometry.image_size,
         patch_size=geometry.patch_size,
     )
-    text = (LlamaConfig if geometry.text == "llama" else Qwen2Config)(
+    text = (hf.LlamaConfig if geometry.text == "llama" else hf.Qwen2Config)(
         vocab_size=geometry.vocab,
         hidden_size=geometry.hidden,
         intermediate_size=96,
@@ -146,7 +139,7 @@ def _model(geometry: Geometry) -> Any:
         eos_token_id=2,
         pad_token_id=0,
     )
-    config = LlavaConfig(
+    config = hf.LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=geometry.image_token_id,
@@ -155,7 +148,7 @@ def _model(geometry: Geometry) -> Any:
         image_seq_length=geometry.visual_tokens,
         tie_word_embeddings=geometry.tied,
     )
-    return LlavaForConditionalGeneration(config).eval()
+    return hf.LlavaForConditionalGeneration(config).eval()
 
 
 def _randomise(model: Any, seed: int) -> None:
@@ -176,10 +169,11 @@ def _randomise(model: Any, seed: int) -> None:
 
 
 def _save(folder: Path, geometry: Geometry, model: Any) -> Path:
-    from transformers import GenerationConfig
+    import transformers
 
-    eos: int | list[int] = list(geometry.eos_ids)
-    model.generation_config = GenerationConfig(
+    hf: Any = transformers
+    eos = list(geometry.eos_ids)
+    model.generation_config = hf.GenerationConfig(
         bos_token_id=1, eos_token_id=eos[0] if len(eos) == 1 else eos, pad_token_id=0
     )
     model.save_pretrained(folder)
@@ -190,21 +184,20 @@ def _save(folder: Path, geometry: Geometry, model: Any) -> Path:
 def _save_processor(folder: Path, geometry: Geometry) -> None:
     import transformers
 
+    hf: Any = transformers
     size = {"height": geometry.image_size, "width": geometry.image_size}
     if geometry.tower == "clip":
-        images = transformers.CLIPImageProcessor(
-            size={"shortest_edge": geometry.image_size}, crop_size=size
-        )
+        images = hf.CLIPImageProcessor(size={"shortest_edge": geometry.image_size}, crop_size=size)
     else:
-        images = transformers.SiglipImageProcessor(size=size)
-    tokenizer = transformers.PreTrainedTokenizerFast(
+        images = hf.SiglipImageProcessor(size=size)
+    tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(geometry),
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<unk>",
     )
-    processor = transformers.LlavaProcessor(
+    processor = hf.LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
         patch_size=geometry.patch_size,
@@ -221,7 +214,7 @@ def _tokenizer(geometry: Geometry) -> Any:
     image token (which llava-hf puts behind the words), and then nothing."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda c: (ord(c) > 288, c))
+    alphabet: list[str] = sorted(pre_tokenizers.ByteLevel.alphabet())
     if geometry.vocab < 300:
         alphabet = [*LETTERS, ":", "Ġ"]
     pieces = list(SPECIAL)

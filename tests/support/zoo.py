@@ -7,19 +7,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from PIL.Image import Image
 
 import edgespec_runtime
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_runtime import Model
-from tests.support.checkpoints import GEOMETRIES, Geometry, picture, write_checkpoint, write_draft
+from tests.support.checkpoints import (
+    GEOMETRIES,
+    Geometry,
+    picture,
+    words,
+    write_checkpoint,
+    write_draft,
+)
 
 ORT_VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 HAS_NATIVE = ORT_VERSION >= (1, 24)
 NATIVE_REASON = "lowering 'native' needs onnxruntime >= 1.24"
-DRAFT_NOISE = 0.12
+DRAFT_NOISE = 0.08
 """Disturbs the target so far that about every second guess of the draft holds."""
 
 
@@ -30,8 +36,9 @@ class Zoo:
         import torch
         import transformers
 
+        hf: Any = transformers  # its annotations are not complete
         torch.set_num_threads(1)
-        transformers.utils.logging.disable_progress_bar()
+        hf.utils.logging.disable_progress_bar()
         self._folder = folder
         self._checkpoints: dict[tuple[str, str], Path] = {}
         self._bundles: dict[tuple[str, str, str], Path] = {}
@@ -88,39 +95,29 @@ class Zoo:
             if draft == "none":
                 return write_checkpoint(folder, geometry, seed)
             own, target = draft == "own", self.checkpoint(name)
-            return write_draft(
-                folder, geometry, target, seed + 1, own_tower=own, noise=DRAFT_NOISE
-            )
+            return write_draft(folder, geometry, target, seed + 1, own_tower=own, noise=DRAFT_NOISE)
 
-    def _torch_model(self, name: str) -> Any:
+    def _torch_model(self, name: str, draft: str = "none") -> Any:
         import torch
-        from transformers import LlavaForConditionalGeneration
+        import transformers
 
-        model = LlavaForConditionalGeneration.from_pretrained(
-            self.checkpoint(name), dtype=torch.float32
-        )
-        return model.eval()
+        kind: Any = transformers.LlavaForConditionalGeneration
+        return kind.from_pretrained(self.checkpoint(name, draft), dtype=torch.float32).eval()
 
     def _processor(self, name: str) -> Any:
-        from transformers import AutoProcessor
+        import transformers
 
+        kind: Any = transformers.AutoProcessor
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return AutoProcessor.from_pretrained(self.checkpoint(name))
+            return kind.from_pretrained(self.checkpoint(name))
 
 
 def prompt_of(zoo: Zoo, name: str, length: int, seed: int, images: int = 0) -> str:
     """Text whose whole prompt (template, images and all) is exactly ``length`` tokens long."""
-    from tests.support.checkpoints import words
-
     model = zoo.model(name)
     pictures = [zoo.picture(name, seed + i) for i in range(images)]
     frame = model.stream(pictures, "a", draft="none", max_new_tokens=1).prompt_tokens - 1
     if length <= frame:
         raise ValueError(f"the template and images alone take {frame} tokens, asked for {length}")
     return words(length - frame, seed)
-
-
-def random_logits(rng: np.random.Generator, size: int, scale: float = 3.0) -> Any:
-    """Float32 logits of one row."""
-    return (rng.standard_normal(size) * scale).astype(np.float32)

@@ -18,10 +18,15 @@ that the vocabulary need not cross into Python.
 from __future__ import annotations
 
 from edgespec_export.blocks import F32, linear, rotary_tables, stored
-from edgespec_export.builder import GraphBuilder, Weight
+from edgespec_export.builder import Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
 from edgespec_export.lowerings import Lowering
+
+TREE_ROWS = 1024
+"""Spare rows of the rotary tables. Nodes of a tree share positions, but each has a cache row of its
+own, and GroupQueryAttention wants a table row for every cache row in use: without these, a tree
+near the end of the context would be refused."""
 
 
 def build_decoder(
@@ -82,10 +87,14 @@ def _scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:
 
 
 def _rotary(b: GraphBuilder, text: TextGeometry) -> tuple[str, str]:
-    shape = (text.max_positions, text.head_dim // 2)
-    tables = rotary_tables(text.rope, text.head_dim, text.max_positions)
-    cos = b.weight("rotary.cos", Weight(shape, F32, lambda: tables[0]))
-    sin = b.weight("rotary.sin", Weight(shape, F32, lambda: tables[1]))
+    rows = text.max_positions + TREE_ROWS
+    shape = (rows, text.head_dim // 2)
+
+    def table(which: int) -> Array:
+        return rotary_tables(text.rope, text.head_dim, rows)[which]
+
+    cos = b.weight("rotary.cos", Weight(shape, F32, lambda: table(0)))
+    sin = b.weight("rotary.sin", Weight(shape, F32, lambda: table(1)))
     return cos, sin
 
 

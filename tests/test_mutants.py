@@ -1,0 +1,381 @@
+"""The suite has power: each planted defect makes a named check fail, and only then does it.
+
+Defects are those of the field (section 14.2 of the project's facts) as far as they apply here. A
+mutant is an edit of one function's source; its check is a test of this suite or the body of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import edgespec_runtime
+from edgespec import acceptance, sampling
+from edgespec.acceptance import StopRules
+from edgespec.sampling import Sampler, SamplingParams
+from edgespec.sizing import Eagle2, RollingBestN
+from edgespec.tree import Candidates, TokenTree
+from edgespec_export.exporter import ExportRequest, export_bundle
+from edgespec_export.graphs import decoder as decoder_graph
+from edgespec_runtime import decoder, inputs, prefill
+from edgespec_runtime.drafts.vlm import VlmDraft
+from edgespec_runtime.engines.ort import OrtStepGraph
+from edgespec_runtime.inputs import VisualInputs
+from edgespec_runtime.kv import KVCache
+from edgespec_runtime.model import Model
+from edgespec_runtime.verifiers import LocalVerifier
+from tests import (
+    test_acceptance,
+    test_against_transformers,
+    test_law,
+    test_lossless,
+    test_policies,
+    test_sampling,
+    test_tree,
+)
+from tests.support.mutants import plant
+
+if TYPE_CHECKING:
+    from tests.support.zoo import Zoo
+
+Check = Callable[["Zoo"], None]
+
+
+# --- Checks: tests of this suite, or their bodies on a few fixed cases ----------------------------
+
+
+def toy_greedy(zoo: Zoo) -> None:
+    for policy in (Eagle2(8, 4, 3), RollingBestN(8, 4, 3, 4)):
+        for first in range(4):
+            test_lossless.check_toy([first, 1], policy, SamplingParams(), 16, 0.2)
+
+
+def toy_sampled(zoo: Zoo) -> None:
+    for seed in range(40):
+        params = SamplingParams(temperature=1.0, seed=seed)
+        test_lossless.check_toy([4, 1], Eagle2(16, 4, 4), params, 16, 0.0)
+
+
+def toy_penalty(zoo: Zoo) -> None:
+    for first in range(6):
+        params = SamplingParams(repetition_penalty=1.6)
+        test_lossless.check_toy([first, 1], Eagle2(10, 4, 4), params, 16, 0.1)
+
+
+def cache_oracle(zoo: Zoo) -> None:
+    test_lossless.test_kv_cache_is_a_fresh_prefill(
+        zoo, "gqa", "shared", 0, test_lossless.POLICIES[0], "ort"
+    )
+
+
+def long_prompt_against_transformers(zoo: Zoo) -> None:
+    case = test_against_transformers.Case("clip-336", 1, 1023, new=12)
+    test_against_transformers.Comparison(zoo).outcome(case)
+
+
+def two_pictures_against_transformers(zoo: Zoo) -> None:
+    case = test_against_transformers.Case("gqa", 2, new=12)
+    test_against_transformers.Comparison(zoo).outcome(case)
+
+
+def drafted_pictures(zoo: Zoo) -> None:
+    test_against_transformers.test_the_draft_sees_the_pooled_pictures(zoo, "gqa", "shared")
+
+
+def exact_law(zoo: Zoo) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        test_law.test_law_of_the_real_verifier_and_draft(
+            test_law.PROCESSORS[0], Eagle2(6, 3, 3), patch
+        )
+
+
+def processed_law(zoo: Zoo) -> None:
+    test_law.test_sampler_draws_the_processed_law(test_law.PROCESSORS[1])
+
+
+def nucleus_law(zoo: Zoo) -> None:
+    test_law.test_sampler_draws_the_processed_law(test_law.PROCESSORS[2])
+
+
+def calls(test: Callable[..., None], *arguments: Any) -> Check:
+    """A check that is one test without fixtures."""
+
+    def check(zoo: Zoo) -> None:
+        test(*arguments)
+
+    return check
+
+
+# --- Mutants --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` becomes ``new`` in ``owner.function``; ``check`` has to see it."""
+
+    name: str
+    owner: Any
+    function: str
+    old: str
+    new: str
+    check: Check
+
+
+MUTANTS = [
+    Mutant(
+        "ties put a child before its parent",
+        Candidates, "ranked", "(-scores[i], depths[i], i)", "(-scores[i], -i)",
+        calls(test_tree.test_ties_go_to_the_shallower_and_then_to_the_earlier_node),
+    ),
+    Mutant(
+        "a child may outrank its parent",
+        Candidates, "extend", "min(logprob, 0.0)", "logprob",
+        calls(test_tree.test_log_probability_above_zero_cannot_lift_a_child_over_its_parent),
+    ),
+    Mutant(
+        "an orphan is hung below the root",
+        TokenTree, "select",
+        "rows.get(candidates.parents[index])", "rows.get(candidates.parents[index], 0)",
+        calls(test_tree.test_orphans_are_refused),
+    ),
+    Mutant(
+        "a token is accepted wherever it is in the tree",
+        TokenTree, "child", "self._children.get((row, token))",
+        "next((r for (p, t), r in self._children.items() if t == token and r > row), None)",
+        calls(test_acceptance.test_a_token_elsewhere_in_the_tree_is_not_accepted),
+    ),
+    Mutant(
+        "a node is judged by its neighbour's row",
+        LocalVerifier, "verify", "self._pick(logits[row]", "self._pick(logits[row - 1]",
+        toy_greedy,
+    ),
+    Mutant(
+        "the bonus comes from the parent's row",
+        acceptance, "walk", "pick(row, tokens)", "pick(rows[-2] if rows[1:] else 0, tokens)",
+        toy_greedy,
+    ),
+    Mutant(
+        "tokens behind end-of-sequence are kept",
+        decoder, "_cut", "return tokens[:count], reason", "return tokens, reason",
+        calls(test_lossless.test_end_of_sequence_inside_the_path, 2),
+    ),
+    Mutant(
+        "end-of-sequence is looked for at the end of a round only",
+        decoder, "_cut", "if reason := stop.push(token):",
+        "if (reason := stop.push(token)) and count == len(tokens):",
+        calls(test_lossless.test_end_of_sequence_inside_the_path, 2),
+    ),
+    Mutant(
+        "one token too many",
+        StopRules, "push", "self._left <= 0", "self._left < 0",
+        calls(test_lossless.test_length_limit_inside_the_path, 5),
+    ),
+    Mutant(
+        "the tree is grown beyond the length limit",
+        decoder, "decode", "stop.tokens_left - 1", "stop.tokens_left",
+        calls(test_lossless.test_draft_always_accepted),
+    ),
+    Mutant(
+        "processors are skipped",
+        Sampler, "pick", "process(logits, params)", "logits.astype(np.float64)", processed_law,
+    ),
+    Mutant(
+        "the penalty ignores the node's path",
+        Sampler, "_penalised", "if path:", "if False:", toy_penalty,
+    ),
+    Mutant(
+        "the penalty remembers paths that were refused",
+        Sampler, "_penalised", "seen = seen.copy()", "pass",
+        calls(test_sampling.test_penalty_sees_the_prompt_the_text_and_the_path),
+    ),
+    Mutant(
+        "the penalty forgets what was accepted",
+        LocalVerifier, "verify", "self._sampler.observe(verdict.tokens)", "pass", toy_penalty,
+    ),
+    Mutant(
+        "the mask is one column off",
+        LocalVerifier, "verify",
+        "session.step(embeds, positions, mask)",
+        "session.step(embeds, positions, np.roll(mask, 1, axis=1))",
+        cache_oracle,
+    ),
+    Mutant(
+        "a node sees its parent's sibling",
+        TokenTree, "write_mask", "out[parent]", "out[max(parent - 1, 0)]", toy_greedy,
+    ),
+    Mutant(
+        "the mask has one column too many",
+        LocalVerifier, "verify", "(rows, cached + rows)", "(rows, cached + rows + 1)", toy_greedy,
+    ),
+    Mutant(
+        "a prompt's rows see one row ahead",
+        prefill, "causal_mask", "k=cached", "k=cached + 1",
+        calls(test_lossless.test_causal_mask),
+    ),
+    Mutant(
+        "nodes sit one position too far",
+        LocalVerifier, "verify", "cached + depth for", "cached + depth + 1 for", toy_greedy,
+    ),
+    Mutant(
+        "all positions are one too far, in plain decoding too",
+        LocalVerifier, "verify", "cached, rows = session.cache.length, len(tree) + 1\n",
+        "cached, rows = session.cache.length, len(tree) + 1\n"
+        "    step = session.step\n"
+        "    session = type('S', (), {'cache': session.cache, 'step': lambda s, e, p, m: "
+        "step(e, [x + 1 for x in p], m)})()\n",
+        cache_oracle,
+    ),
+    Mutant(
+        "positions start again in every chunk of a long prompt",
+        prefill, "prefill", "np.arange(start, start + len(chunk)", "np.arange(0, len(chunk)",
+        long_prompt_against_transformers,
+    ),
+    Mutant(
+        "the draft's nodes sit one position too far",
+        VlmDraft, "_expand", "start - 1 + depths[i]", "start + depths[i]", cache_oracle,
+    ),
+    Mutant(
+        "the draft's nodes do not see their own path",
+        VlmDraft, "_expand", "mask[i, [committed + row for row in rows]] = True",
+        "mask[i, committed + rows[-1]] = True", cache_oracle,
+    ),
+    Mutant(
+        "commit keeps the rows behind the accepted ones",
+        KVCache, "commit", "start + i for i in kept", "start + i + 1 for i in kept", toy_greedy,
+    ),
+    Mutant(
+        "commit moves nothing",
+        KVCache, "commit", "if count and", "if False and", toy_greedy,
+    ),
+    Mutant(
+        "commit moves the first layer only",
+        KVCache, "commit",
+        "self.rows[..., start : start + count, :] = self.rows[..., source, :]",
+        "self.rows[:1, ..., start : start + count, :] = self.rows[:1, ..., source, :]",
+        cache_oracle,
+    ),
+    Mutant(
+        "commit moves keys and no values",
+        KVCache, "commit",
+        "self.rows[..., start : start + count, :] = self.rows[..., source, :]",
+        "self.rows[:, :1, ..., start : start + count, :] = self.rows[:, :1, ..., source, :]",
+        cache_oracle,
+    ),
+    Mutant(
+        "the root's row is not committed",
+        LocalVerifier, "verify", "commit([0, *verdict.rows])", "commit([*verdict.rows])",
+        toy_greedy,
+    ),
+    Mutant(
+        "the draft never sees a leaf that was accepted",
+        VlmDraft, "commit", "verdict.tokens[len(kept) :]", "verdict.tokens[len(verdict.rows) :]",
+        cache_oracle,
+    ),
+    Mutant(
+        "every picture is the first one",
+        inputs, "splice", "visual[index]", "visual[0]", two_pictures_against_transformers,
+    ),
+    Mutant(
+        "the pictures never reach the draft",
+        Model, "_drafter", "visual.draft)", "visual.draft * 0)", drafted_pictures,
+    ),
+    Mutant(
+        "the draft sees the pictures as the target's projector shows them",
+        VisualInputs, "_run", "self._graphs[role]", "self._graphs[role.removeprefix('draft_')]",
+        drafted_pictures,
+    ),
+    Mutant(
+        "one noise for all positions",
+        sampling, "gumbel_noise", "counter=[0, position, 0, 0]", "counter=[0, 0, 0, 0]",
+        calls(test_law.test_draws_of_different_seeds_and_neighbouring_positions_are_independent),
+    ),
+    Mutant(
+        "noise streams of neighbouring positions overlap",
+        sampling, "gumbel_noise", "counter=[0, position, 0, 0]", "counter=[position, 0, 0, 0]",
+        calls(test_sampling.test_streams_of_neighbouring_positions_do_not_overlap),
+    ),
+    Mutant(
+        "noise is keyed by the row in the tree",
+        LocalVerifier, "verify", "1 + len(path), path)", "1 + row, path)", toy_sampled,
+    ),
+    Mutant(
+        "two tokens share one position's noise",
+        LocalVerifier, "verify", "1 + len(path), path)", "len(path), path)", exact_law,
+    ),
+    Mutant(
+        "all requests draft in one session",
+        Model, "_drafter",
+        "step.open(length + budget + policy.max_drafted + 1, OUTPUTS)",
+        "self.__dict__.setdefault('one', step.open(480, OUTPUTS))",
+        lambda zoo: test_lossless.test_interleaved_requests_are_independent(zoo),
+    ),
+    Mutant(
+        "all requests share one cache",
+        OrtStepGraph, "open",
+        "return OrtStepSession(self._ort, self._session, self.spec, capacity, outputs)",
+        "return self.__dict__.setdefault(outputs, "
+        "OrtStepSession(self._ort, self._session, self.spec, 480, outputs))",
+        lambda zoo: test_lossless.test_interleaved_requests_are_independent(zoo),
+    ),
+    Mutant(
+        "top-p keeps the tail",
+        sampling, "process", "before >= params.top_p", "before <= 1 - params.top_p",
+        calls(test_sampling.test_nucleus_keeps_the_head_and_drops_the_tail),
+    ),
+    Mutant(
+        "top-p drops the token that crosses the line",
+        sampling, "process", "before >= params.top_p",
+        "(before > 0) & (before + softmax(scores[order]) >= params.top_p)", nucleus_law,
+    ),
+    Mutant(
+        "scores are not cumulative",
+        Candidates, "extend", "base + min(logprob, 0.0)", "min(logprob, 0.0)",
+        calls(test_policies.test_raw_logits_would_rank_otherwise),
+    ),
+]  # fmt: skip
+FAILURES = (AssertionError, pytest.fail.Exception)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_the_suite_sees(mutant: Mutant, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.check(zoo)
+    plant(monkeypatch, mutant.owner, mutant.function, mutant.old, mutant.new)
+    with pytest.raises(FAILURES):
+        mutant.check(zoo)
+
+
+def test_raw_logits_as_scores(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft ranked by raw logits cannot change the text; its scores are found out all the same
+    (Spec-LLaVA's defect)."""
+    target, draft = str(zoo.checkpoint("gqa")), str(zoo.checkpoint("gqa", "shared"))
+    plant(
+        monkeypatch,
+        decoder_graph,
+        "_top_k",
+        'b.node("LogSoftmax", logits, axis=-1)',
+        'b.node("Identity", logits)',
+    )
+    out = tmp_path / "raw"
+    export_bundle(ExportRequest(target=target, draft=draft, compressor="pool:4", out=out))
+    raw = edgespec_runtime.load(out, threads=1)
+    sound = zoo.model("gqa")
+    trees = set()
+    for prompt in ("one", "another", "the third"):
+        plain = sound.generate([], prompt, draft="none", max_new_tokens=24)
+        records = list(raw.stream([], prompt, max_new_tokens=24))
+        assert tuple(r.token for r in records) == plain.token_ids
+        trees.add(tuple(r.accepted for r in records))
+        trees.add(tuple(r.accepted for r in sound.stream([], prompt, max_new_tokens=24)))
+    assert len(trees) > 3, "the ranking did not change"
+    test_lossless.check_draft_scores(sound)
+    with pytest.raises(AssertionError):
+        test_lossless.check_draft_scores(raw)
+
+
+def test_a_mutant_that_no_longer_fits_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LookupError, match="0 times"):
+        plant(monkeypatch, acceptance, "walk", "no such line", "")
