@@ -81,6 +81,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "policy": (["--bundle", "B", "--prompt", "x", "--policy", "eagel2"], "unknown policy"),
     "policy key": (["--bundle", "B", "--prompt", "x", "--policy", "eagle2:n=1"], "no setting"),
     "top_k": (["--bundle", "B", "--prompt", "x", "--policy", "eagle2:top_k=99"], "top_k=99"),
+    "tree rows": (["--bundle", "B", "--prompt", "x", "--policy", "eagle2:nodes=5000"], "5000"),
     "missing image": (["--bundle", "B", "--prompt", "x", "--image", "no.png"], "no.png"),
     "config": (["--config", "no.yaml"], "cannot be read"),
 }  # fmt: skip

@@ -34,7 +34,7 @@ from edgespec_export.checkpoint import Checkpoint, open_checkpoint
 from edgespec_export.expected import Tensors, check_tensors
 from edgespec_export.geometry import LlavaGeometry, TextGeometry, read_geometry
 from edgespec_export.graphs.compressor import Compressor, build_pool, parse_compressor
-from edgespec_export.graphs.decoder import build_decoder
+from edgespec_export.graphs.decoder import TREE_ROWS, build_decoder
 from edgespec_export.graphs.vision import build_projector, build_vision
 from edgespec_export.lowerings import Lowering, get_lowering
 from edgespec_export.parity import check_parity, require_parity
@@ -234,6 +234,7 @@ def _decoder_meta(text: TextGeometry, lowering: Lowering) -> dict[str, Any]:
         "vocab": text.vocab,
         "max_positions": text.max_positions,
         "mask_span": lowering.mask_span,
+        "tree_rows": TREE_ROWS,
         "row_invariant": "up to float32 rounding; ties closer than 1e-4 may fall either way",
     }
 

@@ -112,6 +112,7 @@ class Model:
         )
         policy = parse_policy(policy) if isinstance(policy, str) else (policy or Eagle2())
         speculate = self._wants_draft(draft)
+        self._check_policy(policy)
         pictures = _as_list(images)
         text = self.manifest.text
         built = build_prompt(
@@ -170,11 +171,6 @@ class Model:
         self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int
     ) -> Drafter:
         step, table = self._steps["draft"], self._tables["draft"]
-        if policy.top_k > int(step.spec.meta["top_k"]):
-            raise ConfigError(
-                f"the policy asks for top_k={policy.top_k}; this bundle's draft graph gives "
-                f"{step.spec.meta['top_k']} candidates per node"
-            )
         per_image = int((self.manifest.compressor or {})["draft_visual_tokens"])
         length = spliced_length(prompt.ids, prompt.image_spans, per_image)
         return VlmDraft(
@@ -198,6 +194,22 @@ class Model:
         if draft == "vlm" and not self.has_draft:
             raise ConfigError(f"bundle '{self.bundle.path}' holds no draft; export with --draft")
         return draft != "none" and self.has_draft
+
+    def _check_policy(self, policy: Policy) -> None:
+        """Refuses a tree that the bundle's graphs were not built for."""
+        draft = self._steps.get("draft")
+        if draft is not None and policy.top_k > int(draft.spec.meta["top_k"]):
+            raise ConfigError(
+                f"the policy asks for top_k={policy.top_k}; this bundle's draft graph gives "
+                f"{draft.spec.meta['top_k']} candidates per node"
+            )
+        rows = max(policy.max_nodes, policy.max_drafted)
+        most = min(int(step.spec.meta["tree_rows"]) for step in self._steps.values())
+        if rows > most:
+            raise ConfigError(
+                f"the policy's trees take up to {rows} rows, this bundle's graphs take {most}; "
+                "ask for fewer nodes, levels or candidates"
+            )
 
     def _new_tokens(self, asked: int | None, prompt_tokens: int) -> int:
         room = int(self.manifest.text["max_positions"]) - prompt_tokens

@@ -21,10 +21,10 @@ from transformers import LlavaForConditionalGeneration
 
 from edgespec_export.family import loop, models, sentences, train
 from edgespec_export.family.generate import decode
-from edgespec_export.family.objects import objects
 from edgespec_export.family.packing import Conversation, Packed, Row, Writer, pack
 from edgespec_export.family.scenes import SpriteBank, patch_labels, render, sample_scene
 from edgespec_export.family.sentences import Exchange
+from edgespec_export.family.tower import patch_loss
 
 
 @dataclass(frozen=True)
@@ -192,14 +192,11 @@ def distil(
         best = wanted.argmax(-1)
         soft = functional.cross_entropy(logits, torch.softmax(wanted, -1))
         hard = functional.cross_entropy(logits, best)
-        scores = functional.rms_norm(visual, visual.shape[-1:]) @ table[targets].T
         truth = torch.from_numpy(data.patches).to(device)
-        patch = functional.cross_entropy(scores.flatten(0, 1), truth.flatten())
+        patch, named = patch_loss(visual, table[targets], truth)
         with torch.no_grad():
             agree = (logits.argmax(-1) == best).float().mean()
-            things = truth < len(objects())
-            named = (scores.argmax(-1) == truth)[things].float().mean()
-        figures = {"soft": float(soft), "agree": float(agree), "patch": float(named)}
+        figures = {"soft": float(soft), "agree": float(agree), "patch": named}
         return 0.5 * soft + 0.5 * hard + 0.2 * patch, figures
 
     optimizer = loop.optimiser([(draft, 1.0)], schedule)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import distributed
 from tqdm import tqdm
 
 Batch = TypeVar("Batch")
@@ -71,10 +72,13 @@ def train(
     make_batch: Callable[[int], Batch],
     loss_of: Callable[[Batch], tuple[torch.Tensor, dict[str, float]]],
     state: Path,
-    log: Callable[[int, dict[str, float]], None] | None = None,
 ) -> bool:
     """Run a training to its end, from the saved state if there is one; True when it is finished."""
     step = 0
+    together = distributed.is_available() and distributed.is_initialized()
+    rank, workers = (
+        (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+    )
     if state.exists():
         saved = torch.load(state, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
@@ -83,16 +87,18 @@ def train(
     last = min(schedule.steps, schedule.stop_after or schedule.steps)
     averages: dict[str, float] = {}
     with tqdm(
-        total=schedule.steps, initial=step, desc=name, file=sys.stderr, mininterval=5
+        total=schedule.steps, initial=step, desc=name, file=sys.stderr, mininterval=5, disable=rank > 0
     ) as bar:
         while step < last:
             # Made in this thread: on two cores a second thread makes the matrix products spin.
-            batch = make_batch(step)
+            batch = make_batch(step * workers + rank)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule.factor(step)
             loss, figures = loss_of(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            if workers > 1:
+                average_gradients(model, workers)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
@@ -103,10 +109,21 @@ def train(
             if step % 20 == 0:
                 bar.set_postfix({key: f"{value:.3f}" for key, value in averages.items()})
             if step % schedule.save_every == 0 or step == last:
-                _save(state, model, optimizer, step)
-                if log is not None:
-                    log(step, averages)
+                if rank == 0:
+                    _save(state, model, optimizer, step)
+                if workers > 1:
+                    distributed.barrier()
     return step >= schedule.steps
+
+
+def average_gradients(model: torch.nn.Module, workers: int) -> None:
+    """Replace every gradient by its mean over the workers."""
+    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= workers
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def _save(

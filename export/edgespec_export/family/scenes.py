@@ -215,14 +215,19 @@ def render(
 
 
 def patch_labels(scene: Scene, *, grid: int = 8) -> NDArray[np.int64]:
-    """What every patch shows, as [grid * grid]: an object's kind, or objects + background colour.
+    """What every patch shows and where that is, as [2, grid * grid].
 
-    A patch belongs to the last drawn object whose middle ellipse covers the patch centre.
+    First an object's kind, or objects + background colour; then the cell of that object, or the
+    cell the patch lies in. A patch belongs to the last drawn object whose ellipse covers its centre.
     """
     centres = (np.arange(grid) + 0.5) * SIDE / grid
     labels = np.full((grid, grid), len(objects()) + scene.colour, np.int64)
+    third = (centres * 3 / SIDE).astype(np.int64)
+    cells = third[:, None] * 3 + third[None, :]
     for placed in scene.objects:
         rows = ((centres - placed.y) / (placed.size * 0.5)) ** 2
         columns = ((centres - placed.x) / (placed.size * 0.5)) ** 2
-        labels[rows[:, None] + columns[None, :] < 1.0] = placed.kind
-    return labels.reshape(-1)
+        inside = rows[:, None] + columns[None, :] < 1.0
+        labels[inside] = placed.kind
+        cells[inside] = placed.cell
+    return np.stack([labels.reshape(-1), cells.reshape(-1)])

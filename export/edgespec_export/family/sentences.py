@@ -240,24 +240,28 @@ def detailed(scene: Scene, rng: Generator) -> Exchange:
     return Exchange("detailed", prompt, describe(scene, manner))
 
 
-def question(scene: Scene, rng: Generator) -> Exchange:
-    """A random short question about a scene."""
+def question(scene: Scene, rng: Generator, *, naming: float = 0.44) -> Exchange:
+    """A random short question about a scene; `naming` is the share of "what is in ...?"."""
+    asked = naming_or_other(scene, rng, rng.random() < naming)
+    return asked[int(rng.integers(len(asked)))]
+
+
+def naming_or_other(scene: Scene, rng: Generator, name: bool) -> list[Exchange]:
+    """The wordings of one random question."""
     draw = rng.random()
-    if draw < 0.44:
+    if name:
         occupied = [placed.cell for placed in scene.objects]
         cell = int(rng.choice(occupied)) if rng.random() < 0.85 else int(rng.integers(9))
-        choices = naming(scene, cell)
-    elif draw < 0.60:
-        choices = captions(scene)
-    elif draw < 0.84 or not _singles(scene):
+        return naming(scene, cell)
+    if draw < 0.28:
+        return captions(scene)
+    if draw < 0.71 or not _singles(scene):
         kind = int(rng.choice(scene.kinds))
         if rng.random() < 0.35:
             kind = int(rng.integers(len(objects())))
-        choices = about_kind(scene, kind)
-    else:
-        singles = _singles(scene)
-        choices = relations(scene, singles[int(rng.integers(len(singles)))])
-    return choices[int(rng.integers(len(choices)))]
+        return about_kind(scene, kind)
+    singles = _singles(scene)
+    return relations(scene, singles[int(rng.integers(len(singles)))])
 
 
 def two_images(first: Scene, second: Scene, rng: Generator) -> Exchange:

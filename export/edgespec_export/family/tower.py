@@ -40,12 +40,36 @@ class Seer(torch.nn.Module):
         torch.nn.init.normal_(self.labels.weight, std=0.02)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, side, side, 3] uint8 -> scores [B, patches, LABELS]."""
+        """[B, side, side, 3] uint8 -> visual tokens [B, patches, hidden]."""
         states = self.vision_tower(models.pixels(images), output_hidden_states=True).hidden_states
-        tokens = self.projector(states[-1][:, 1:])
-        tokens = functional.rms_norm(tokens, tokens.shape[-1:])
-        scores: torch.Tensor = tokens @ self.labels.weight.T
-        return scores
+        tokens: torch.Tensor = self.projector(states[-1][:, 1:])
+        return tokens
+
+
+def place_codes(hidden: int) -> torch.Tensor:
+    """Fixed directions [hidden, 9] along which a visual token says in which cell it is."""
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(hidden, 9, generator=generator) / hidden**0.5
+
+
+def patch_loss(
+    tokens: torch.Tensor, words: torch.Tensor, truth: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """How badly visual tokens [B, patches, hidden] say what they show and where it is.
+
+    `words` are the labels' embeddings [LABELS, hidden], `truth` the labels [B, 2, patches]. Also
+    returns the share of object patches that are named right.
+    """
+    plain = functional.rms_norm(tokens, tokens.shape[-1:])
+    what, where = truth[:, 0], truth[:, 1]
+    scores = plain @ words.T
+    places = plain @ place_codes(tokens.shape[-1]).to(tokens.device)
+    loss = functional.cross_entropy(scores.flatten(0, 1), what.flatten())
+    loss = loss + 0.3 * functional.cross_entropy(places.flatten(0, 1), where.flatten())
+    with torch.no_grad():
+        things = what < len(objects())
+        hit = (scores.argmax(-1) == what)[things].float().mean()
+    return loss, float(hit)
 
 
 def batch(
@@ -74,12 +98,8 @@ def pretrain(
         data: tuple[NDArray[np.uint8], NDArray[np.int64]],
     ) -> tuple[torch.Tensor, dict[str, float]]:
         images, labels = (torch.from_numpy(array).to(device) for array in data)
-        scores = seer(images)
-        loss = functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
-        with torch.no_grad():
-            things = labels < len(objects())
-            hit = (scores.argmax(-1) == labels)[things].float().mean()
-        return loss, {"acc": float(hit)}
+        loss, hit = patch_loss(seer(images), seer.labels.weight, labels)
+        return loss, {"acc": hit}
 
     optimizer = loop.optimiser([(seer, 1.0)], schedule)
     return loop.train(

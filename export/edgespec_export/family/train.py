@@ -16,7 +16,7 @@ from edgespec_export.family import loop, models, sentences
 from edgespec_export.family.objects import COLOURS, objects
 from edgespec_export.family.packing import IGNORE, Conversation, Packed, Row, Writer, pack
 from edgespec_export.family.scenes import Scene, SpriteBank, patch_labels, render, sample_scene
-from edgespec_export.family.tower import Seer
+from edgespec_export.family.tower import Seer, patch_loss
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Size:
     rows: int = 7
     tokens: int = 304
     dense: int = 24
+    detailed: float = 0.8
+    naming: float = 0.44
 
 
 def fill(prefix: tuple[int, ...], first: list[Conversation], more: object, budget: int) -> Row:
@@ -53,19 +55,19 @@ def fill(prefix: tuple[int, ...], first: list[Conversation], more: object, budge
     return Row(prefix, tuple(chosen))
 
 
-def scene_row(writer: Writer, scene: Scene, rng: Generator, budget: int) -> Row:
+def scene_row(writer: Writer, scene: Scene, rng: Generator, size: Size) -> Row:
     """Conversations about one picture: mostly one long description and several questions."""
 
     def more() -> Conversation:
         turns = 2 if rng.random() < 0.12 else 1
         return writer.conversation(
-            [sentences.question(scene, rng) for _ in range(turns)], images=1
+            [sentences.question(scene, rng, naming=size.naming) for _ in range(turns)], images=1
         )
 
     first = []
-    if rng.random() < 0.8:
+    if rng.random() < size.detailed:
         first.append(writer.conversation([sentences.detailed(scene, rng)], images=1))
-    return fill(writer.prefix(1), first, more, budget)
+    return fill(writer.prefix(1), first, more, size.tokens)
 
 
 def other_row(writer: Writer, rng: Generator, budget: int) -> tuple[Row, list[Scene]]:
@@ -95,7 +97,7 @@ def lesson(step: int, writer: Writer, bank: SpriteBank, size: Size, *, seed: int
     shown: list[Scene] = []
     for _ in range(size.rows - 1):
         scene = sample_scene(rng)
-        rows.append(scene_row(writer, scene, rng, size.tokens))
+        rows.append(scene_row(writer, scene, rng, size))
         shown.append(scene)
     row, pictures = other_row(writer, rng, size.tokens)
     rows.append(row)
@@ -187,9 +189,8 @@ def teach(
         images = torch.from_numpy(data.images).to(device)
         visual = models.project(model, models.features(model, images))
         table = model.get_input_embeddings().weight
-        scores = functional.rms_norm(visual, visual.shape[-1:]) @ table[targets].T
         truth = torch.from_numpy(data.patches).to(device)
-        patch = functional.cross_entropy(scores.flatten(0, 1), truth.flatten())
+        patch, seen = patch_loss(visual, table[targets], truth)
         used = int((data.packed.ids == writer.words.image).sum())
         states = hidden_states(
             model, visual.flatten(0, 1)[:used], data.packed, writer.words.image
@@ -199,9 +200,7 @@ def teach(
         loss = functional.cross_entropy(logits, labels)
         with torch.no_grad():
             right = (logits.argmax(-1) == labels).float().mean()
-            things = truth < len(objects())
-            seen = (scores.argmax(-1) == truth)[things].float().mean()
-        figures = {"text": float(loss), "top1": float(right), "patch": float(seen)}
+        figures = {"text": float(loss), "top1": float(right), "patch": seen}
         return loss + patch_weight * patch, figures
 
     optimizer = loop.optimiser(

@@ -1,0 +1,91 @@
+"""The built-in family through the whole product: equal to transformers' generate, and it speeds up.
+
+How well it sees is tested in test_family_checkpoints.py; speed itself lives in benchmarks/.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+import edgespec_runtime
+from edgespec_export.family import checkpoint_path, sample_folder
+from edgespec_runtime import Model
+from tests.support.compare import TIE, first_difference
+
+NEW_TOKENS = 160
+
+
+def questions(domain: str, category: str, count: int) -> list[tuple[Path, str]]:
+    lines = (sample_folder() / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    chosen = [r for r in rows if r["category"] == category and len(r["turns"]) == 1]
+    return [(sample_folder() / r["image"], r["turns"][0]) for r in chosen[:count]]
+
+
+ASKED = [
+    *questions("in_domain", "detailed", 10),
+    *questions("in_domain", "naming", 10),
+    *questions("out_of_domain", "detailed", 6),
+]
+
+
+@pytest.fixture(scope="module")
+def model(builtin_bundle: Path) -> Model:
+    return edgespec_runtime.load(builtin_bundle)
+
+
+@pytest.fixture(scope="module")
+def original() -> Any:
+    return LlavaForConditionalGeneration.from_pretrained(
+        checkpoint_path("target"), dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(checkpoint_path("target"))
+
+
+def encode(processor: Any, image: Path, prompt: str) -> Any:
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor(images=Image.open(image).convert("RGB"), text=text, return_tensors="pt")
+
+
+def tied(original: Any, inputs: Any, tokens: list[int], a: int, b: int) -> bool:
+    """Whether tokens a and b score the same after ``tokens``, as far as float32 tells."""
+    given = torch.cat([inputs["input_ids"], torch.tensor([tokens], dtype=torch.long)], dim=1)
+    logits = original(input_ids=given, pixel_values=inputs["pixel_values"]).logits[0, -1]
+    return abs(float(logits[a] - logits[b])) < TIE
+
+
+@pytest.mark.parametrize("number", range(len(ASKED)))
+def test_equals_transformers(number: int, model: Model, original: Any, processor: Any) -> None:
+    image, prompt = ASKED[number]
+    inputs = encode(processor, image, prompt)
+    with torch.no_grad():
+        whole = original.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        theirs = whole[0, inputs["input_ids"].shape[1] :].tolist()
+        for draft in ("none", "vlm"):
+            settings = {"draft": draft, "temperature": 0.0, "max_new_tokens": NEW_TOKENS}
+            ours = list(model.generate(image, prompt, **settings).token_ids)
+            at = first_difference(ours, theirs)
+            if at is not None:
+                assert tied(original, inputs, theirs[:at], ours[at], theirs[at]), (draft, at)
+
+
+def test_speculation_pays(model: Model) -> None:
+    """Long descriptions bring several tokens a round: the draft is no decoration."""
+    lengths = [
+        model.generate(image, prompt, temperature=0.0).stats.accepted_length
+        for image, prompt in questions("in_domain", "detailed", 10)
+    ]
+    assert sum(lengths) / len(lengths) > 3
