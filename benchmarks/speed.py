@@ -17,13 +17,13 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from tqdm import tqdm
 
 import edgespec_runtime
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.family import checkpoint_path, sample_folder
 from edgespec_runtime import Generation, Model
-from tqdm import tqdm
 
 TASKS = (("in_domain", "detailed"), ("out_of_domain", "detailed"), ("in_domain", "naming"))
 

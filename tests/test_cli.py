@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from edgespec.cli import main
 from edgespec_export.family import checkpoint_path, sample_image
-from PIL import Image
 
 ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from edgespec.cli import build_parser
 from edgespec.config import apply_settings, read_settings
 from edgespec_export.family import sample_image

@@ -9,11 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import edgespec_export.family as family  # noqa: E402
-from edgespec_export.family import evaluate, models, packing  # noqa: E402
 from PIL import Image  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoProcessor, LlavaForConditionalGeneration  # noqa: E402
+
+import edgespec_export.family as family  # noqa: E402
+from edgespec_export.family import evaluate, models, packing  # noqa: E402
 
 FOLDER = Path(family.__file__).parent
 TARGET, DRAFT = FOLDER / "checkpoints" / "target", FOLDER / "checkpoints" / "draft"

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+
 from edgespec_export.family import scenes, sentences
 from edgespec_export.family.objects import COLOURS, NUMBERS, PLACES, a, join, objects
 

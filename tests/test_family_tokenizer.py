@@ -19,7 +19,14 @@ def trained() -> Tokenizer:
 
 @pytest.mark.parametrize(
     "text",
-    ["What is in the top left?", "", "héllo ∑ 日本語 🐶🏳️‍🌈", "tabs\t\nand\r\nlines  ", "\x00\x7f\u200b", "USER:"],
+    [
+        "What is in the top left?",
+        "",
+        "héllo ∑ 日本語 🐶🏳️‍🌈",
+        "tabs\t\nand\r\nlines  ",
+        "\x00\x7f\u200b",
+        "USER:",
+    ],
 )
 def test_round_trip(trained: Tokenizer, text: str) -> None:
     ids = trained.encode(text, add_special_tokens=False).ids
@@ -44,7 +51,9 @@ def test_bos_and_special_tokens(trained: Tokenizer) -> None:
 
 def test_writer_matches_the_whole_text(trained: Tokenizer) -> None:
     writer = packing.Writer(trained, 2)
-    said = writer.conversation([Exchange("t", "Hi you?", "Fine."), Exchange("t", "A?", "B")], images=1)
+    said = writer.conversation(
+        [Exchange("t", "Hi you?", "Fine."), Exchange("t", "A?", "B")], images=1
+    )
     whole = "USER: <image><image>\nHi you? ASSISTANT: Fine.</s>USER: A? ASSISTANT: B</s>"
     assert [*writer.prefix(1), *said.ids] == trained.encode(whole).ids
     answered = [token for token, mine in zip(said.ids, said.answer, strict=True) if mine]
@@ -54,9 +63,7 @@ def test_writer_matches_the_whole_text(trained: Tokenizer) -> None:
 def test_packed_conversations_see_only_the_prefix_and_themselves() -> None:
     one = packing.Conversation((7, 8, 9), (False, True, True))
     two = packing.Conversation((5, 6), (False, True))
-    packed = packing.pack(
-        [packing.Row((1, 2), (one, two)), packing.Row((1,), (two,))], pad=3
-    )
+    packed = packing.pack([packing.Row((1, 2), (one, two)), packing.Row((1,), (two,))], pad=3)
     assert packed.ids.tolist() == [[1, 2, 7, 8, 9, 5, 6], [1, 5, 6, 3, 3, 3, 3]]
     assert packed.positions[0].tolist() == [0, 1, 2, 3, 4, 2, 3]
     assert packed.labels[0].tolist() == [-100, -100, 8, 9, -100, 6, -100]

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import edgespec
 import edgespec_runtime
-import pytest
 
 HEAVY = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub", "edgespec_export")
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from edgespec.errors import BundleError, PromptError
-from edgespec_runtime.prompt import ChatTemplate, Prompt, Tokenizer, build_prompt
+from edgespec_runtime.prompt import Prompt, build_prompt
+from edgespec_runtime.template import ChatTemplate
+from edgespec_runtime.tokenizer import Tokenizer
 
 LLAVA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}"

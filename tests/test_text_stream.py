@@ -14,8 +14,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from edgespec.errors import ConfigError
-from edgespec_runtime.prompt import Tokenizer
 from edgespec_runtime.text import StopStrings, TextStream
+from edgespec_runtime.tokenizer import Tokenizer
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. 0123456789, don't!",

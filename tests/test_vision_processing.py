@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from edgespec.errors import CheckpointError, ImageError
-from edgespec_runtime.vision import ImageProcessor, load_image, preprocess
+from edgespec_runtime.images import load_image
+from edgespec_runtime.vision import ImageProcessor, preprocess
 
 MODES = ["RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK"]
 SIZES = [(640, 480), (480, 640), (100, 80), (61, 97), (224, 224), (500, 1), (1, 500), (3, 2)]

@@ -17,14 +17,16 @@ from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.vlm import OUTPUTS, VlmDraft
 from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
 from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
-from edgespec_runtime.prompt import ChatTemplate, Message, Prompt, Tokenizer, build_prompt
+from edgespec_runtime.prompt import Prompt, build_prompt
 from edgespec_runtime.records import Generation
 from edgespec_runtime.request import Request
+from edgespec_runtime.template import ChatTemplate, Message
+from edgespec_runtime.tokenizer import Tokenizer
 from edgespec_runtime.verifiers import LocalVerifier
 from edgespec_runtime.vision import ImageProcessor, preprocess
 
 if TYPE_CHECKING:
-    from edgespec_runtime.vision import ImageSource
+    from edgespec_runtime.images import ImageSource
 
 DEFAULT_NEW_TOKENS = 512
 STEP_ROLES = ("target", "draft")

@@ -9,9 +9,9 @@ from edgespec.acceptance import StopRules
 from edgespec.sizing import Policy
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
-from edgespec_runtime.prompt import Tokenizer
 from edgespec_runtime.records import Record, Stats
 from edgespec_runtime.text import StopStrings, TextStream
+from edgespec_runtime.tokenizer import Tokenizer
 from edgespec_runtime.verifiers import Verifier
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from edgespec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgespec_runtime.prompt import Tokenizer
+    from edgespec_runtime.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
