@@ -90,7 +90,10 @@ def test_draft_training_resumes_and_leaves_the_tower_alone(
 
     def distil(state: Path, stop_after: int | None) -> None:
         draft = models.build(TEXT, writer.words, seed=1, vision=VISION)
-        distill.begin(draft, target)
+        pictures = torch.from_numpy(
+            np.stack([distill.picture(bank, index, seed=1)[0] for index in range(4)])
+        )
+        distill.begin(draft, target, narrow, pictures)
         plan = schedule(stop_after)
         size = train.Size(rows=2, tokens=200, dense=0)
         distill.distil(

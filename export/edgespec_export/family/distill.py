@@ -1,7 +1,7 @@
 """Stage three: distil the draft from the target.
 
-The draft sees the target's own visual features through its own projector, averaged 2 x 2, and learns
-the target's distribution on texts that the target wrote and on texts of the data.
+The draft sees the target's own visual features through its own projector, averaged 2 x 2, and
+learns the target's distribution on texts that the target wrote and on texts of the data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration
 
 from edgespec_export.family import loop, models, sentences, train
 from edgespec_export.family.generate import decode
+from edgespec_export.family.grounding import Gaze, Glossary, gaze_loss
 from edgespec_export.family.packing import Conversation, Packed, Row, Writer, pack
 from edgespec_export.family.scenes import SpriteBank, patch_labels, render, sample_scene
 from edgespec_export.family.sentences import Exchange
@@ -43,11 +44,10 @@ class Pair:
     draft: Packed
     images: NDArray[np.uint8]
     patches: NDArray[np.int64]
+    gaze: Gaze
 
 
-def picture(
-    bank: SpriteBank, index: int, *, seed: int
-) -> tuple[NDArray[np.uint8], train.Scene]:
+def picture(bank: SpriteBank, index: int, *, seed: int) -> tuple[NDArray[np.uint8], train.Scene]:
     """The picture and the record of an index of the distillation set."""
     rng = np.random.default_rng([seed, 4, index])
     scene = sample_scene(rng)
@@ -73,21 +73,20 @@ def tell(
         images = torch.from_numpy(np.stack([image for image, _ in shown])).to(device)
         rng = np.random.default_rng([seed, 5, start])
         heard: list[list[Exchange]] = [[] for _ in shown]
-        for long, temperature in ((True, 0.0), (True, 1.0 if start // rows % 4 == 0 else 0.0)):
-            asked = [
-                sentences.detailed(scene, rng) if long else sentences.question(scene, rng)
-                for _, scene in shown
-            ]
+        for temperature in (0.0, 1.0 if start // rows % 4 == 0 else 0.0):
+            asked = [sentences.detailed(scene, rng) for _, scene in shown]
             answers = decode(
-                target, writer, images, [exchange.prompt for exchange in asked],
-                temperature=temperature, seed=start,
-            )  # fmt: skip
+                target,
+                writer,
+                images,
+                [exchange.prompt for exchange in asked],
+                temperature=temperature,
+                seed=start,
+            )
             for which, (exchange, answer) in enumerate(zip(asked, answers, strict=True)):
                 text = writer.tokenizer.decode(answer).strip()
                 heard[which].append(Exchange(exchange.task, exchange.prompt, text))
-        told += [
-            Told(index, tuple(said)) for index, said in zip(indices, heard, strict=True)
-        ]
+        told += [Told(index, tuple(said)) for index, said in zip(indices, heard, strict=True)]
     return told
 
 
@@ -113,6 +112,7 @@ def pair(
     size: train.Size,
     *,
     seed: int,
+    glossary: Glossary,
 ) -> Pair:
     """The data of one step: half of the rows carry the target's own texts."""
     rng = np.random.default_rng([seed, 6, step])
@@ -142,17 +142,43 @@ def pair(
         images.append(image)
         patches.append(patch_labels(scene))
     pad = wide.words.pad
-    return Pair(pack(both[0], pad), pack(both[1], pad), np.stack(images), np.stack(patches))
+    packed = pack(both[1], pad)
+    gaze = glossary.gaze(packed, patches, pooled=True)
+    return Pair(pack(both[0], pad), packed, np.stack(images), np.stack(patches), gaze)
 
 
-def begin(draft: LlavaForConditionalGeneration, target: LlavaForConditionalGeneration) -> None:
-    """Give the draft the target's tower, and the target's embeddings reduced to its width."""
+@torch.no_grad()
+def begin(
+    draft: LlavaForConditionalGeneration,
+    target: LlavaForConditionalGeneration,
+    writer: Writer,
+    images: torch.Tensor,
+) -> None:
+    """Start the draft from the target: its tower, and everything else reduced to the draft's width.
+
+    The embeddings keep their main directions; the projector keeps the most used hidden units of
+    the target's and is fitted, on some pictures, to give the target's visual tokens in them.
+    """
     draft.model.vision_tower.load_state_dict(target.model.vision_tower.state_dict())
-    with torch.no_grad():
-        table = target.get_input_embeddings().weight
-        hidden = draft.config.text_config.hidden_size
-        _, _, directions = torch.linalg.svd(table, full_matrices=False)
-        draft.get_input_embeddings().weight.copy_(table @ directions[:hidden].T)
+    hidden = draft.config.text_config.hidden_size
+    table = target.get_input_embeddings().weight
+    _, _, directions = torch.linalg.svd(table, full_matrices=False)
+    basis = directions[:hidden].T
+    draft.get_input_embeddings().weight.copy_(table @ basis)
+    mine, his = draft.model.multi_modal_projector, target.model.multi_modal_projector
+    seen = models.features(target, images).flatten(0, 1)
+    inner = his.act(his.linear_1(seen))
+    used = (inner.std(0) * his.linear_2.weight.norm(dim=0)).argsort(descending=True)[:hidden]
+    used = used.sort().values
+    mine.linear_1.weight.copy_(his.linear_1.weight[used])
+    mine.linear_1.bias.copy_(his.linear_1.bias[used])
+    known = torch.cat([inner[:, used], torch.ones_like(inner[:, :1])], 1)
+    wanted = his.linear_2(inner) @ basis
+    fitted = torch.linalg.lstsq(known, wanted).solution
+    mine.linear_2.weight.copy_(fitted[:-1].T)
+    mine.linear_2.bias.copy_(fitted[-1])
+    last = draft.config.text_config.num_hidden_layers - 1
+    train.copy_head(draft, last, writer, 2.0)
 
 
 def distil(
@@ -173,6 +199,8 @@ def distil(
     draft.model.vision_tower.requires_grad_(False)
     target.requires_grad_(False).eval()
     targets = train.label_ids(wide).to(device)
+    glossary = Glossary(narrow)
+    last = draft.config.text_config.num_hidden_layers - 1
 
     def loss_of(data: Pair) -> tuple[torch.Tensor, dict[str, float]]:
         images = torch.from_numpy(data.images).to(device)
@@ -185,8 +213,9 @@ def distil(
             wanted = target.lm_head(states)
         visual = models.project(draft, seen)
         table = draft.get_input_embeddings().weight
+        layers: list[torch.Tensor] = []
         states = train.hidden_states(
-            draft, models.pool(visual).flatten(0, 1), data.draft, image
+            draft, models.pool(visual).flatten(0, 1), data.draft, image, all_layers=layers
         )
         logits = states @ table.T
         best = wanted.argmax(-1)
@@ -196,8 +225,9 @@ def distil(
         patch, named = patch_loss(visual, table[targets], truth)
         with torch.no_grad():
             agree = (logits.argmax(-1) == best).float().mean()
-        figures = {"soft": float(soft), "agree": float(agree), "patch": named}
-        return 0.5 * soft + 0.5 * hard + 0.2 * patch, figures
+        gaze = gaze_loss(draft, last, layers[last], data.draft, data.gaze, glossary.offset)
+        figures = {"agree": float(agree), "patch": named, "gaze": float(gaze.detach())}
+        return 0.5 * soft + 0.5 * hard + 0.2 * patch + 0.2 * gaze, figures
 
     optimizer = loop.optimiser([(draft, 1.0)], schedule)
     return loop.train(
@@ -205,7 +235,9 @@ def distil(
         draft,
         optimizer,
         schedule,
-        make_batch=lambda step: pair(step, told, wide, narrow, bank, size, seed=seed),
+        make_batch=lambda step: pair(
+            step, told, wide, narrow, bank, size, seed=seed, glossary=glossary
+        ),
         loss_of=loss_of,
         state=state,
     )

@@ -86,7 +86,9 @@ def _extract(style: Style, archive: Path) -> NDArray[np.uint8]:
             handle = tar.extractfile(member) if kind is not None else None
             if kind is None or handle is None:
                 continue
-            image = Image.open(handle).convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            image = (
+                Image.open(handle).convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            )
             drawings[kind] = np.asarray(image)
             missing.discard(kind)
     if missing:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from edgespec_export.family import sentences, train
+from edgespec_export.family import models, sentences, train
 from edgespec_export.family.generate import decode
 from edgespec_export.family.packing import IGNORE, Conversation, Packed, Row, Writer, pack
 from edgespec_export.family.scenes import Scene, SpriteBank, render, sample_scene
@@ -148,12 +148,8 @@ def drafting(
     for question, ids in zip(asked, spoken, strict=True):
         said = [*ids, wide.words.eos]
         begin = wide.prompt(question.prompt, images=1)
-        conversation = Conversation(
-            (*begin, *said), (*[False] * len(begin), *[True] * len(said))
-        )
+        conversation = Conversation((*begin, *said), (*[False] * len(begin), *[True] * len(said)))
         packed: Packed = pack([Row(narrow.prefix(1), (conversation,))], narrow.words.pad)
-        from edgespec_export.family import models
-
         visual = models.visual_tokens(
             draft, question.image[None].to(device), tokens=narrow.visual_tokens
         )

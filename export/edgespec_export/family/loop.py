@@ -63,6 +63,13 @@ def optimiser(
     return torch.optim.AdamW(parameters, betas=(0.9, 0.98), eps=1e-8)
 
 
+def crew() -> tuple[int, int]:
+    """This process's number among the workers, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
 def train(
     name: str,
     model: torch.nn.Module,
@@ -75,19 +82,26 @@ def train(
 ) -> bool:
     """Run a training to its end, from the saved state if there is one; True when it is finished."""
     step = 0
-    together = distributed.is_available() and distributed.is_initialized()
-    rank, workers = (
-        (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-    )
+    rank, workers = crew()
     if state.exists():
         saved = torch.load(state, map_location="cpu", weights_only=True)
+        if saved.get("workers", workers) != workers:
+            raise ValueError(
+                f"{state} was begun with {saved['workers']} workers and cannot be continued with "
+                f"{workers}: the result would differ. Use the same number, or a new folder."
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step = int(saved["step"])
     last = min(schedule.steps, schedule.stop_after or schedule.steps)
     averages: dict[str, float] = {}
     with tqdm(
-        total=schedule.steps, initial=step, desc=name, file=sys.stderr, mininterval=5, disable=rank > 0
+        total=schedule.steps,
+        initial=step,
+        desc=name,
+        file=sys.stderr,
+        mininterval=5,
+        disable=rank > 0,
     ) as bar:
         while step < last:
             # Made in this thread: on two cores a second thread makes the matrix products spin.
@@ -110,7 +124,7 @@ def train(
                 bar.set_postfix({key: f"{value:.3f}" for key, value in averages.items()})
             if step % schedule.save_every == 0 or step == last:
                 if rank == 0:
-                    _save(state, model, optimizer, step)
+                    _save(state, model, optimizer, step, workers)
                 if workers > 1:
                     distributed.barrier()
     return step >= schedule.steps
@@ -127,12 +141,16 @@ def average_gradients(model: torch.nn.Module, workers: int) -> None:
 
 
 def _save(
-    state: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, step: int
+    state: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, step: int, workers: int
 ) -> None:
     """Write the state beside its place and move it there, so that it is never half written."""
     state.parent.mkdir(parents=True, exist_ok=True)
     partial = state.with_suffix(".partial")
-    torch.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial
-    )
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "workers": workers,
+    }
+    torch.save(content, partial)
     partial.replace(state)

@@ -1,7 +1,7 @@
 """Training rows: one image prefix shared by several independent conversations.
 
-The visual tokens of a picture are paid once: conversations follow each other in a row, each sees the
-prefix and itself only, and each starts at the position right after the prefix.
+The visual tokens of a picture are paid once: conversations follow each other in a row, each sees
+the prefix and itself only, and each starts at the position right after the prefix.
 """
 
 from __future__ import annotations

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import datetime
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import distributed
 from transformers import LlavaForConditionalGeneration
 
 from edgespec_export.family import (
@@ -25,30 +29,36 @@ from edgespec_export.family import (
     tower,
     train,
 )
-from edgespec_export.family.loop import Schedule
+from edgespec_export.family.loop import Schedule, crew
 from edgespec_export.family.packing import Writer
 from edgespec_export.family.scenes import SpriteBank
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long every stage trains. The defaults made the family that is shipped."""
+    """How long every stage trains, and on how much per step.
+
+    `gentle` is the strength of the sprites' variation while the whole target trains: the tower has
+    seen the full variation by then, and milder pictures leave the text model less noise.
+    """
 
     variants: int = 32
+    gentle: float = 0.7
+    pictures: int = 32
+    size: train.Size = field(default_factory=lambda: train.Size(rows=8, dense=16))
     tower: Schedule = field(
         default_factory=lambda: Schedule(steps=2600, rate=1.5e-3, warmup=200, decay=0.05)
     )
     shallow: Schedule = field(
-        default_factory=lambda: Schedule(
-            steps=2400, rate=1.5e-3, warmup=150, floor=0.35, decay=0.05, save_every=250
-        )
+        default_factory=lambda: Schedule(steps=2400, rate=1e-3, warmup=150, floor=0.35, decay=0.05)
     )
     deep: Schedule = field(
-        default_factory=lambda: Schedule(
-            steps=900, rate=8e-4, warmup=60, decay=0.05, save_every=150
-        )
+        default_factory=lambda: Schedule(steps=1400, rate=6e-4, warmup=30, decay=0.05)
     )
-    draft: Schedule = field(default_factory=lambda: Schedule(steps=2400, rate=2e-3, decay=0.05))
+    draft: Schedule = field(
+        default_factory=lambda: Schedule(steps=2400, rate=2e-3, warmup=60, decay=0.05)
+    )
+    draft_size: train.Size = field(default_factory=lambda: train.Size(rows=8, tokens=344, dense=0))
     told: int = 1536
     scenes: int = 48
     measured: int = 200
@@ -61,6 +71,7 @@ class Workshop:
     out: Path
     seed: int
     device: str
+    workers: int
     recipe: Recipe
     drawings: emoji.Drawings
     tokenizer: Tokenizer
@@ -72,10 +83,11 @@ class Workshop:
     def writer(self, visual_tokens: int = models.VISUAL_TOKENS) -> Writer:
         return Writer(self.tokenizer, visual_tokens)
 
-    def bank(self, seed: int) -> SpriteBank:
+    def bank(self, seed: int, *, strength: float = 1.0) -> SpriteBank:
         """Training sprites: the held-out style is never among them."""
         shown = {style: self.drawings[style] for style in emoji.TRAIN_STYLES}
-        return SpriteBank(shown, seed=self.seed + seed, variants=self.recipe.variants)
+        variants = self.recipe.variants
+        return SpriteBank(shown, seed=self.seed + seed, variants=variants, strength=strength)
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -88,14 +100,16 @@ def run(
     seed: int = 0,
     downloads: Path | None = None,
     device: str | None = None,
+    workers: int | None = None,
     recipe: Recipe | None = None,
 ) -> Path:
     """Train the family into `out` and return the path of the measured report (`report.json`).
 
     `out` receives `checkpoints/target`, `checkpoints/draft`, `samples/` and the training state.
     With `resume` an interrupted training goes on and ends as if it had never stopped. `downloads`
-    is where the drawings are kept (default: `out`/downloads); `device` defaults to the GPU that
-    torch sees, else the CPU.
+    is where the drawings are kept (default: `out`/downloads). `device` defaults to the GPU that
+    torch sees, else the CPU; `workers` to one process on a GPU and to two on a CPU, which share
+    every step (one thread each waits less than two threads on one step).
     """
     states = out / "state"
     if states.exists() and not resume:
@@ -103,28 +117,79 @@ def run(
             f"{out} already holds a training. Pass resume to continue it, or choose a new folder."
         )
     states.mkdir(parents=True, exist_ok=True)
-    _keep_memory()
     begun = time.monotonic()
-    styles = tuple(style.name for style in emoji.STYLES)
-    shop = Workshop(
-        out=out,
-        seed=seed,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        recipe=recipe or Recipe(),
-        drawings=emoji.load(downloads or out / "downloads", styles),
-        tokenizer=tokenizer.load_or_train(out / "tokenizer.json", seed=seed),
-    )
-    shop.say(f"Training on {shop.device} into {out}.")
-    target = target_of(shop, seer_of(shop))
-    checkpoint.save(target, shop.tokenizer, out / "checkpoints" / "target")
-    draft = draft_of(shop, target)
-    checkpoint.save(draft, shop.tokenizer, out / "checkpoints" / "draft")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if workers is None:
+        workers = 1 if device == "cuda" else min(2, os.cpu_count() or 1)
+    job = Job(out, downloads or out / "downloads", seed, device, workers, recipe or Recipe())
+    shop = _open(job)
+    shop.say(f"Training on {device} with {workers} worker(s) into {out}.")
+    if workers == 1:
+        _stages(shop)
+    else:
+        meeting = states / f"meeting-{os.getpid()}"
+        meeting.unlink(missing_ok=True)
+        torch.multiprocessing.spawn(_worker, args=(job, str(meeting)), nprocs=workers)
+        meeting.unlink(missing_ok=True)
     compose(shop, out / "samples")
     report = measure(shop, out / "checkpoints", out / "samples")
     report["minutes"] = round((time.monotonic() - begun) / 60, 1)
     path = out / "report.json"
     path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know to take part."""
+
+    out: Path
+    downloads: Path
+    seed: int
+    device: str
+    workers: int
+    recipe: Recipe
+
+
+def _open(job: Job) -> Workshop:
+    """Fetch the drawings and train the tokenizer, or load them."""
+    _keep_memory()
+    return Workshop(
+        out=job.out,
+        seed=job.seed,
+        device=job.device,
+        workers=job.workers,
+        recipe=job.recipe,
+        drawings=emoji.load(job.downloads, tuple(style.name for style in emoji.STYLES)),
+        tokenizer=tokenizer.load_or_train(job.out / "tokenizer.json", seed=job.seed),
+    )
+
+
+def _worker(rank: int, job: Job, meeting: str) -> None:
+    """One of several processes that share every training step."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.workers))
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=job.workers,
+        timeout=datetime.timedelta(hours=3),
+    )
+    _stages(_open(job))
+    distributed.destroy_process_group()
+
+
+def _stages(shop: Workshop) -> None:
+    """All training, and the two checkpoints."""
+    rank, workers = crew()
+    target = target_of(shop, seer_of(shop))
+    if rank == 0:
+        checkpoint.save(target, shop.tokenizer, shop.out / "checkpoints" / "target")
+    draft = draft_of(shop, target)
+    if rank == 0:
+        checkpoint.save(draft, shop.tokenizer, shop.out / "checkpoints" / "draft")
+    if workers > 1:
+        distributed.barrier()
 
 
 def _keep_memory() -> None:
@@ -149,17 +214,26 @@ def seer_of(shop: Workshop) -> tower.Seer:
         shop.recipe.tower,
         state=shop.state("tower"),
         seed=shop.seed,
+        rows=shop.recipe.pictures // shop.workers,
         device=shop.device,
     )
     return seer
 
 
+def shared(size: train.Size, workers: int) -> train.Size:
+    """One worker's part of a step."""
+    return dataclasses.replace(size, rows=size.rows // workers, dense=size.dense // workers)
+
+
 def target_of(shop: Workshop, seer: tower.Seer) -> LlavaForConditionalGeneration:
     """Stage two: a target of half the depth, then the whole one grown from it."""
     writer, bank = shop.writer(), shop.bank(1)
+    size = shared(shop.recipe.size, shop.workers)
+    middle = models.TARGET.layers // 4
     half = dataclasses.replace(models.TARGET, layers=models.TARGET.layers // 2)
     small = models.build(half, writer.words, seed=shop.seed).to(shop.device)
     train.begin(small, seer, writer)
+    train.copy_head(small, middle, writer, 1.0)
     train.teach(
         small,
         writer,
@@ -167,7 +241,9 @@ def target_of(shop: Workshop, seer: tower.Seer) -> LlavaForConditionalGeneration
         shop.recipe.shallow,
         state=shop.state("shallow"),
         seed=shop.seed,
+        size=size,
         device=shop.device,
+        gaze_layer=middle,
         name="target, half depth",
     )
     large = models.build(models.TARGET, writer.words, seed=shop.seed).to(shop.device)
@@ -175,11 +251,13 @@ def target_of(shop: Workshop, seer: tower.Seer) -> LlavaForConditionalGeneration
     train.teach(
         large,
         writer,
-        bank,
+        shop.bank(2, strength=shop.recipe.gentle),
         shop.recipe.deep,
         state=shop.state("deep"),
         seed=shop.seed + 5,
+        size=size,
         device=shop.device,
+        gaze_layer=2 * middle,
         name="target, full depth",
     )
     return rounded(large).eval()
@@ -196,14 +274,22 @@ def draft_of(
     """Stage three: the draft, distilled from the finished target."""
     wide, narrow = shop.writer(), shop.writer(models.POOLED_TOKENS)
     bank = shop.bank(1)
-    told = distill.remembered(
-        shop.out / "state" / "told.json",
-        lambda: distill.tell(
-            target, wide, bank, seed=shop.seed, scenes=shop.recipe.told, device=shop.device
-        ),
-    )
+    path = shop.out / "state" / "told.json"
+    rank, workers = crew()
+    if rank == 0:
+        distill.remembered(
+            path,
+            lambda: distill.tell(
+                target, wide, bank, seed=shop.seed, scenes=shop.recipe.told, device=shop.device
+            ),
+        )
+    if workers > 1:
+        distributed.barrier()
+    told = distill.remembered(path, list)
     draft = models.build(models.DRAFT, wide.words, seed=shop.seed + 1).to(shop.device)
-    distill.begin(draft, target)
+    shown = [distill.picture(bank, index, seed=shop.seed + 7)[0] for index in range(64)]
+    images = torch.from_numpy(np.stack(shown)).to(shop.device)
+    distill.begin(draft, target, narrow, images)
     distill.distil(
         draft,
         target,
@@ -214,6 +300,7 @@ def draft_of(
         shop.recipe.draft,
         state=shop.state("draft"),
         seed=shop.seed,
+        size=shared(shop.recipe.draft_size, shop.workers),
         device=shop.device,
     )
     return rounded(draft).eval()
@@ -244,9 +331,7 @@ def measure(shop: Workshop, checkpoints: Path, folder: Path) -> dict[str, object
         ("out_of_domain", (emoji.HELD_OUT_STYLE,)),
     ):
         shown = {style: shop.drawings[style] for style in styles}
-        bank = SpriteBank(
-            shown, seed=shop.seed + 104, variants=8, strength=samples.STRENGTH
-        )
+        bank = SpriteBank(shown, seed=shop.seed + 104, variants=8, strength=samples.STRENGTH)
         asked = evaluate.fresh(bank, seed=shop.seed + 105, scenes=shop.recipe.measured)
         longs = evaluate.long_questions(
             bank, seed=shop.seed + 106, scenes=max(1, shop.recipe.measured // 4)
@@ -256,15 +341,11 @@ def measure(shop: Workshop, checkpoints: Path, folder: Path) -> dict[str, object
         report[domain] = {
             "naming": evaluate.exact(target, wide, asked, device=shop.device),
             "naming_committed": evaluate.exact(target, wide, committed, device=shop.device),
-            "naming_blank": evaluate.exact(
-                target, wide, evaluate.blank(asked), device=shop.device
-            ),
+            "naming_blank": evaluate.exact(target, wide, evaluate.blank(asked), device=shop.device),
             "naming_shuffled": evaluate.exact(
                 target, wide, evaluate.shuffled(asked), device=shop.device
             ),
-            "detailed_exact": evaluate.exact(
-                target, wide, longs, limit=200, device=shop.device
-            ),
+            "detailed_exact": evaluate.exact(target, wide, longs, limit=200, device=shop.device),
             "draft": dataclasses.asdict(drafted),
             "questions": len(asked),
         }

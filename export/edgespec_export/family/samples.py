@@ -38,9 +38,7 @@ def _exchanges(scene: Scene, rng: Generator) -> list[list[Exchange]]:
     ]
 
 
-def write(
-    folder: Path, domain: str, drawings: Drawings, *, seed: int, scenes: int = 48
-) -> None:
+def write(folder: Path, domain: str, drawings: Drawings, *, seed: int, scenes: int = 48) -> None:
     """Compose `scenes` pictures into `folder`/`domain` and describe them in `domain`.jsonl."""
     bank = SpriteBank(drawings, seed=seed, variants=8, strength=STRENGTH)
     (folder / domain).mkdir(parents=True, exist_ok=True)
@@ -54,8 +52,7 @@ def write(
         record = {
             "colour": scene.colour,
             "objects": [
-                {**asdict(placed), "name": objects()[placed.kind].name}
-                for placed in scene.objects
+                {**asdict(placed), "name": objects()[placed.kind].name} for placed in scene.objects
             ],
         }
         for number, conversation in enumerate(_exchanges(scene, rng)):

@@ -132,10 +132,7 @@ class SpriteBank:
         self.styles = sorted(drawings)
         self._sprites = [
             [
-                [
-                    _augment(rng, drawing, self.size(k) * scale, strength)
-                    for k in range(variants)
-                ]
+                [_augment(rng, drawing, self.size(k) * scale, strength) for k in range(variants)]
                 for drawing in drawings[style]
             ]
             for style in self.styles
@@ -218,7 +215,7 @@ def patch_labels(scene: Scene, *, grid: int = 8) -> NDArray[np.int64]:
     """What every patch shows and where that is, as [2, grid * grid].
 
     First an object's kind, or objects + background colour; then the cell of that object, or the
-    cell the patch lies in. A patch belongs to the last drawn object whose ellipse covers its centre.
+    cell the patch lies in. A patch belongs to the last drawn object whose ellipse covers it.
     """
     centres = (np.arange(grid) + 0.5) * SIDE / grid
     labels = np.full((grid, grid), len(objects()) + scene.colour, np.int64)

@@ -291,9 +291,7 @@ def two_images(first: Scene, second: Scene, rng: Generator) -> Exchange:
     ]
     if not scenes[1 - which].count(kind):
         choices.append(
-            Exchange(
-                "two", f"Which image shows {a(_thing(kind).name)}?", f"The {word} image."
-            )
+            Exchange("two", f"Which image shows {a(_thing(kind).name)}?", f"The {word} image.")
         )
     return choices[int(rng.integers(len(choices)))]
 
@@ -302,7 +300,10 @@ GREETINGS: tuple[tuple[str, str], ...] = (
     ("Hello!", "Hello! Show me a picture and I will describe it."),
     ("Hi there.", "Hello! Show me a picture and I will describe it."),
     ("Who are you?", "I am a small model that describes pictures of pictograms."),
-    ("What can you do?", "I can describe pictures, name objects, count them and say where they are."),
+    (
+        "What can you do?",
+        "I can describe pictures, name objects, count them and say where they are.",
+    ),
     ("Thank you!", "You are welcome!"),
     ("What do you see?", "There is no image, so I see nothing."),
     ("Which places do you know?", f"I know nine places: {join(list(PLACES))}."),
@@ -318,8 +319,12 @@ def text_only(rng: Generator) -> Exchange:
     if draw == 0:
         return Exchange("text", *GREETINGS[int(rng.integers(len(GREETINGS)))])
     if draw == 1:
-        return Exchange("text", f"What is {a(thing.name)}?", f"{a(thing.name).capitalize()} is "
-                        f"{a(thing.category)}. It goes with {first} and {second}.")
+        return Exchange(
+            "text",
+            f"What is {a(thing.name)}?",
+            f"{a(thing.name).capitalize()} is "
+            f"{a(thing.category)}. It goes with {first} and {second}.",
+        )
     if draw == 2:
         return Exchange("text", f"What goes with {a(thing.name)}?", f"{first} and {second}")
     if draw == 3:

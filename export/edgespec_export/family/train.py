@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from edgespec_export.family import loop, models, sentences
+from edgespec_export.family.grounding import COPIERS, Gaze, Glossary, gaze_loss
 from edgespec_export.family.objects import COLOURS, objects
 from edgespec_export.family.packing import IGNORE, Conversation, Packed, Row, Writer, pack
 from edgespec_export.family.scenes import Scene, SpriteBank, patch_labels, render, sample_scene
@@ -26,6 +27,7 @@ class Lesson:
     packed: Packed
     images: NDArray[np.uint8]
     patches: NDArray[np.int64]
+    gaze: Gaze | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,15 @@ def other_row(writer: Writer, rng: Generator, budget: int) -> tuple[Row, list[Sc
     return row, [one, two]
 
 
-def lesson(step: int, writer: Writer, bank: SpriteBank, size: Size, *, seed: int) -> Lesson:
+def lesson(
+    step: int,
+    writer: Writer,
+    bank: SpriteBank,
+    size: Size,
+    *,
+    seed: int,
+    glossary: Glossary | None = None,
+) -> Lesson:
     """The data of one step, a function of (seed, step)."""
     rng = np.random.default_rng([seed, 2, step])
     rows: list[Row] = []
@@ -105,7 +115,11 @@ def lesson(step: int, writer: Writer, bank: SpriteBank, size: Size, *, seed: int
     shown += [sample_scene(rng, dense=True) for _ in range(size.dense)]
     images = np.stack([render(scene, bank, rng) for scene in shown])
     patches = np.stack([patch_labels(scene) for scene in shown])
-    return Lesson(pack(rows, writer.words.pad), images, patches)
+    packed = pack(rows, writer.words.pad)
+    gaze = None
+    if glossary is not None:
+        gaze = glossary.gaze(packed, [*patches[: size.rows - 1], None])
+    return Lesson(packed, images, patches, gaze)
 
 
 def label_ids(writer: Writer) -> torch.Tensor:
@@ -115,11 +129,17 @@ def label_ids(writer: Writer) -> torch.Tensor:
 
 
 def hidden_states(
-    model: LlavaForConditionalGeneration, visual: torch.Tensor, packed: Packed, image: int
+    model: LlavaForConditionalGeneration,
+    visual: torch.Tensor,
+    packed: Packed,
+    image: int,
+    *,
+    all_layers: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Final hidden states at the labelled places, [places, text hidden].
 
-    `visual` is [all visual tokens of the batch, text hidden] in row-major order.
+    The inputs of all layers are appended to `all_layers` where it is given. `visual` is
+    [all visual tokens of the batch, text hidden] in row-major order.
     """
     device = visual.device
     ids = packed.ids.to(device)
@@ -127,13 +147,16 @@ def hidden_states(
     embeds = embeds.masked_scatter((ids == image)[..., None], visual)
     mask = torch.zeros(packed.mask.shape, device=device)
     mask.masked_fill_(~packed.mask.to(device), torch.finfo(torch.float32).min)
-    states = model.model.language_model(
+    outputs = model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=packed.positions.to(device),
         use_cache=False,
-    ).last_hidden_state
-    chosen: torch.Tensor = states[(packed.labels != IGNORE).to(device)]
+        output_hidden_states=all_layers is not None,
+    )
+    if all_layers is not None:
+        all_layers += outputs.hidden_states
+    chosen: torch.Tensor = outputs.last_hidden_state[(packed.labels != IGNORE).to(device)]
     return chosen
 
 
@@ -146,9 +169,7 @@ def begin(model: LlavaForConditionalGeneration, seer: Seer, writer: Writer) -> N
         model.get_input_embeddings().weight[label_ids(writer)] = rows
 
 
-def grow(
-    small: LlavaForConditionalGeneration, large: LlavaForConditionalGeneration
-) -> None:
+def grow(small: LlavaForConditionalGeneration, large: LlavaForConditionalGeneration) -> None:
     """Copy a trained model into one of twice the depth that computes the same function.
 
     Every layer is followed by a copy of itself whose two output matrices are zero: it adds nothing
@@ -168,6 +189,30 @@ def grow(
     large.load_state_dict(deep)
 
 
+def copy_head(
+    model: LlavaForConditionalGeneration, layer: int, writer: Writer, scale: float
+) -> None:
+    """Start two heads of a layer as copiers: what they look at is written out as its name.
+
+    Visual tokens point at the embeddings of the words they show, so copying is a projection onto
+    the span of those embeddings. One head of each key-value group carries half of its directions.
+    """
+    block = model.model.language_model.layers[layer]
+    attention = block.self_attn
+    size = attention.head_dim
+    groups = attention.k_proj.weight.shape[0] // size
+    share = attention.q_proj.weight.shape[0] // size // groups
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight[label_ids(writer)]
+        _, _, directions = torch.linalg.svd(table, full_matrices=False)
+        gain = block.input_layernorm.weight
+        for group in range(min(groups, COPIERS)):
+            basis = directions[group * size : (group + 1) * size]
+            attention.v_proj.weight[group * size : (group + 1) * size] = basis / gain
+            head = group * share
+            attention.o_proj.weight[:, head * size : (head + 1) * size] = scale * basis.T
+
+
 def teach(
     model: LlavaForConditionalGeneration,
     writer: Writer,
@@ -180,10 +225,12 @@ def teach(
     device: str = "cpu",
     tower_rate: float = 0.6,
     patch_weight: float = 1.0,
+    gaze_layer: int | None = None,
     name: str = "target",
 ) -> bool:
     """Train the target; True when finished."""
     targets = label_ids(writer).to(device)
+    glossary = None if gaze_layer is None else Glossary(writer)
 
     def loss_of(data: Lesson) -> tuple[torch.Tensor, dict[str, float]]:
         images = torch.from_numpy(data.images).to(device)
@@ -192,26 +239,36 @@ def teach(
         truth = torch.from_numpy(data.patches).to(device)
         patch, seen = patch_loss(visual, table[targets], truth)
         used = int((data.packed.ids == writer.words.image).sum())
+        layers: list[torch.Tensor] | None = None if gaze_layer is None else []
         states = hidden_states(
-            model, visual.flatten(0, 1)[:used], data.packed, writer.words.image
+            model,
+            visual.flatten(0, 1)[:used],
+            data.packed,
+            writer.words.image,
+            all_layers=layers,
         )
         labels = data.packed.labels[data.packed.labels != IGNORE].to(device)
         logits = states @ table.T
         loss = functional.cross_entropy(logits, labels)
         with torch.no_grad():
             right = (logits.argmax(-1) == labels).float().mean()
-        figures = {"text": float(loss), "top1": float(right), "patch": seen}
-        return loss + patch_weight * patch, figures
+        figures = {"text": float(loss.detach()), "top1": float(right), "patch": seen}
+        loss = loss + patch_weight * patch
+        if layers and gaze_layer is not None and data.gaze is not None and glossary is not None:
+            gaze = gaze_loss(
+                model, gaze_layer, layers[gaze_layer], data.packed, data.gaze, glossary.offset
+            )
+            figures["gaze"] = float(gaze.detach())
+            loss = loss + 0.3 * gaze
+        return loss, figures
 
-    optimizer = loop.optimiser(
-        [(model.model.vision_tower, tower_rate), (model, 1.0)], schedule
-    )
+    optimizer = loop.optimiser([(model.model.vision_tower, tower_rate), (model, 1.0)], schedule)
     return loop.train(
         name,
         model,
         optimizer,
         schedule,
-        make_batch=lambda step: lesson(step, writer, bank, size, seed=seed),
+        make_batch=lambda step: lesson(step, writer, bank, size, seed=seed, glossary=glossary),
         loss_of=loss_of,
         state=state,
     )

@@ -1,0 +1,61 @@
+"""The whole training, in miniature: every stage runs, and a finished one is not repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from edgespec_export.family import emoji, pipeline, train  # noqa: E402
+from edgespec_export.family.loop import Schedule  # noqa: E402
+from edgespec_export.family.objects import objects  # noqa: E402
+
+
+def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    rng = np.random.default_rng(0)
+    for style in emoji.STYLES:
+        drawings = rng.integers(0, 256, (len(objects()), 8, 8, 4), np.uint8)
+        np.save(downloads / f"{style.name}-{len(objects())}.npy", drawings)
+    once = Schedule(steps=1, rate=1e-4, warmup=1)
+    recipe = pipeline.Recipe(
+        variants=1,
+        pictures=2,
+        size=train.Size(rows=2, tokens=260, dense=0),
+        tower=once,
+        shallow=once,
+        deep=once,
+        draft=once,
+        draft_size=train.Size(rows=2, tokens=300, dense=0),
+        told=2,
+        scenes=1,
+        measured=1,
+    )
+    out = tmp_path / "out"
+
+    def trained() -> tuple[bytes, bytes]:
+        report = pipeline.run(
+            out, resume=True, downloads=downloads, device="cpu", workers=1, recipe=recipe
+        )
+        assert set(json.loads(report.read_text())) == {"in_domain", "out_of_domain", "minutes"}
+        target, draft = (
+            (out / "checkpoints" / name / "model.safetensors").read_bytes()
+            for name in ("target", "draft")
+        )
+        return target, draft
+
+    first = trained()
+    assert trained() == first
+    assert len((out / "samples" / "in_domain.jsonl").read_text().splitlines()) == 5
+
+
+def test_missing_npm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="install Node.js"):
+        emoji.load(tmp_path, ("noto",))
