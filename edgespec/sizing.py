@@ -25,6 +25,14 @@ class Policy(Protocol):
         """Children proposed below every expanded node."""
 
     @property
+    def width(self) -> int:
+        """The most nodes expanded per draft step; 1 is a chain, which a draft may grow at once."""
+
+    @property
+    def levels(self) -> int:
+        """The most draft steps of one round."""
+
+    @property
     def max_nodes(self) -> int:
         """The most nodes a tree may have: verification buffers and the KV cache are sized by it."""
 
@@ -50,17 +58,29 @@ class Eagle2:
     Source: Li et al. 2024 (EAGLE-2); scores are cumulative float32 log-softmax and ties are
     ordered, so the cut is always closed under ancestors. ``min_prob`` is an optional confidence
     floor: nodes whose path probability is below it are neither expanded nor verified (0 = the
-    paper's rule).
+    paper's rule). ``beam_width`` expands fewer nodes per level than ``top_k`` (0 = the paper's
+    rule); 1 is a chain with siblings, the cheapest shape where draft steps are dear.
     """
 
     nodes: int = 30
     depth: int = 6
     top_k: int = 4
     min_prob: float = 0.0
+    beam_width: int = 0
 
     def __post_init__(self) -> None:
         _check_positive(self, "nodes", "depth", "top_k")
         _check_probability(self.min_prob)
+        if not isinstance(self.beam_width, int) or self.beam_width < 0:
+            raise ConfigError(f"beam_width is {self.beam_width!r}; it must be an integer >= 0")
+
+    @property
+    def width(self) -> int:
+        return self.beam_width or self.top_k
+
+    @property
+    def levels(self) -> int:
+        return self.depth
 
     @property
     def max_nodes(self) -> int:
@@ -68,7 +88,7 @@ class Eagle2:
 
     @property
     def max_drafted(self) -> int:
-        return self.top_k * (self.depth - 1)
+        return self.width * (self.depth - 1)
 
     def beam(self, candidates: Candidates, level: int, depth_left: int) -> list[int]:
         if level >= min(self.depth, depth_left):
@@ -81,7 +101,7 @@ class Eagle2:
                 break
             if candidates.scores[index] > floor:
                 newest.append(index)
-        return candidates.ranked(newest)[: self.top_k]
+        return candidates.ranked(newest)[: self.width]
 
     def choose(self, candidates: Candidates) -> list[int]:
         return _best(candidates, self.nodes, _log(self.min_prob))
@@ -105,6 +125,10 @@ class RollingBestN:
     def __post_init__(self) -> None:
         _check_positive(self, "nodes", "steps", "top_k", "width")
         _check_probability(self.min_prob)
+
+    @property
+    def levels(self) -> int:
+        return self.steps
 
     @property
     def max_nodes(self) -> int:

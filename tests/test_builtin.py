@@ -43,14 +43,14 @@ def model(builtin_bundle: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def original() -> Any:
-    return LlavaForConditionalGeneration.from_pretrained(
-        checkpoint_path("target"), dtype=torch.float32
-    ).eval()
+    transformers: Any = LlavaForConditionalGeneration  # its annotations are not complete
+    return transformers.from_pretrained(checkpoint_path("target"), dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    return AutoProcessor.from_pretrained(checkpoint_path("target"))
+    transformers: Any = AutoProcessor
+    return transformers.from_pretrained(checkpoint_path("target"))
 
 
 def encode(processor: Any, image: Path, prompt: str) -> Any:
@@ -80,6 +80,20 @@ def test_equals_transformers(number: int, model: Model, original: Any, processor
             at = first_difference(ours, theirs)
             if at is not None:
                 assert tied(original, inputs, theirs[:at], ours[at], theirs[at]), (draft, at)
+
+
+def test_a_chain_in_one_call_equals_step_by_step(model: Model) -> None:
+    """The chain graph proposes exactly what the step graph does: same rounds, same trees."""
+    image, prompt = ASKED[0]
+    seen = []
+    for chained in (True, False):
+        request = model.stream(image, prompt, policy="eagle2:nodes=14,depth=7,top_k=2,beam_width=1")
+        drafter: Any = request._draft
+        assert drafter._chain is not None
+        if not chained:
+            drafter._chain_steps = 0
+        seen.append([(r.token, r.from_draft, r.accepted, r.tree_nodes) for r in request])
+    assert seen[0] == seen[1]
 
 
 def test_speculation_pays(model: Model) -> None:

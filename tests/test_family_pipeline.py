@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from edgespec.errors import InputError
 from edgespec_export.family import emoji, pipeline, train  # noqa: E402
 from edgespec_export.family.loop import Schedule  # noqa: E402
 from edgespec_export.family.objects import objects  # noqa: E402
 
 
+@pytest.mark.slow
 def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
@@ -57,5 +59,5 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
 
 def test_missing_npm_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="install Node.js"):
+    with pytest.raises(InputError, match="install Node.js"):
         emoji.load(tmp_path, ("noto",))

@@ -90,12 +90,13 @@ def test_picture_shows_the_objects_of_the_record(bank: scenes.SpriteBank) -> Non
 def test_patch_labels_name_objects_and_background() -> None:
     scene = sampled(4)
     labels = scenes.patch_labels(scene)
-    assert labels.shape == (64,)
+    assert labels.shape == (2, 64)
+    labels, cells = labels
     expected = {*scene.kinds, len(objects()) + scene.colour}
     assert set(labels.tolist()) <= expected
     for placed in scene.objects:
         patch = int(placed.y // 14) * 8 + int(placed.x // 14)
-        assert labels[patch] in scene.kinds
+        assert labels[patch] in scene.kinds and 0 <= cells[patch] < 9
 
 
 @pytest.mark.parametrize("manner", [0, 1, 2])

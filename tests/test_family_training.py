@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from edgespec.errors import InputError  # noqa: E402
 from edgespec_export.family import (  # noqa: E402
     distill,
     loop,
@@ -154,5 +155,5 @@ def test_shared_prefix_equals_separate_conversations(
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    with pytest.raises(FileExistsError, match="resume"):
+    with pytest.raises(InputError, match="resume"):
         pipeline.run(tmp_path)

@@ -66,6 +66,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     train.add_argument("--out", required=True, metavar="DIR", help="checkpoints and progress")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--resume", action="store_true", help="go on with what --out holds")
     train.set_defaults(run=run_train)
     return parser
 
@@ -173,5 +174,6 @@ def _table(plain: Stats, speculative: Stats, speedup: float) -> str:
 def run_train(arguments: argparse.Namespace) -> int:
     with needs_extra("edgespec demo train", "train"):
         from edgespec_export.family.pipeline import run as train_family
-    train_family(Path(arguments.out), seed=arguments.seed)
+    result = train_family(Path(arguments.out), resume=arguments.resume, seed=arguments.seed)
+    print(f"wrote {result}")
     return 0

@@ -28,6 +28,10 @@ INLINE_BYTES = 1024
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
 
 
+Stored = dict[str, onnx.TensorProto]
+"""Weights of one model that are on disk already, by name."""
+
+
 @dataclass(frozen=True)
 class Weight:
     """A tensor to be written when the graph is saved."""
@@ -77,11 +81,10 @@ class GraphBuilder:
         domain: str = "",
         **attributes: Any,
     ) -> list[str]:
-        """Adds a node with several outputs: a count, or names ("" = output not wanted)."""
+        """Adds a node with several outputs: a count, or names ("" not wanted, "*" any name)."""
         label = f"{op}_{len(self._nodes)}"
-        names = (
-            [f"{label}:{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
-        )
+        wanted = ["*"] * outputs if isinstance(outputs, int) else outputs
+        names = [f"{label}:{i}" if name == "*" else name for i, name in enumerate(wanted)]
         self._nodes.append(
             helper.make_node(op, list(inputs), names, name=label, domain=domain, **attributes)
         )
@@ -107,17 +110,27 @@ class GraphBuilder:
         return sum(weight.nbytes for weight in self._weights.values())
 
     def save(
-        self, folder: Path, stem: str, progress: Callable[[int], None] = lambda written: None
+        self,
+        folder: Path,
+        stem: str,
+        progress: Callable[[int], None] = lambda written: None,
+        written_before: Stored | None = None,
     ) -> list[Path]:
-        """Writes ``stem.onnx`` and, where there are large weights, ``stem.bin``; returns both.
+        """Writes ``stem.onnx`` and, where there are new large weights, ``stem.bin``; returns both.
 
-        ``progress`` is told the bytes of every weight written.
+        ``progress`` is told the bytes of every weight written. ``written_before`` maps names to
+        weights that an earlier graph of the same model stored in ``folder``: they are pointed at
+        instead of written again, and it learns the names written now.
         """
+        stored = {} if written_before is None else written_before
         initializers = list(self._inline)
         data = folder / f"{stem}.bin"
         files = [folder / f"{stem}.onnx"]
         with data.open("wb") as out:
             for name, weight in self._weights.items():
+                if name in stored:
+                    initializers.append(stored[name])
+                    continue
                 array = _loaded(name, weight)
                 if array.nbytes <= INLINE_BYTES:
                     initializers.append(numpy_helper.from_array(array, name))
@@ -125,6 +138,7 @@ class GraphBuilder:
                     out.write(b"\0" * (-out.tell() % ALIGNMENT))
                     initializers.append(_external(name, array, data.name, out.tell()))
                     out.write(array.data)
+                stored[name] = initializers[-1]
                 progress(array.nbytes)
             written = out.tell()
         if written:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,20 @@ from edgespec_export.assets import (
     read_assets,
     read_processor,
 )
-from edgespec_export.builder import GraphBuilder
+from edgespec_export.builder import GraphBuilder, Stored
 from edgespec_export.checkpoint import Checkpoint, open_checkpoint
 from edgespec_export.expected import Tensors, check_tensors
 from edgespec_export.geometry import LlavaGeometry, TextGeometry, read_geometry
+from edgespec_export.graphs.chain import build_chain
 from edgespec_export.graphs.compressor import Compressor, build_pool, parse_compressor
 from edgespec_export.graphs.decoder import TREE_ROWS, build_decoder
 from edgespec_export.graphs.vision import build_projector, build_vision
 from edgespec_export.lowerings import Lowering, get_lowering
 from edgespec_export.parity import check_parity, require_parity
 from edgespec_runtime.vision import ImageProcessor
+
+CHAIN_STEPS = 12
+"""Draft steps of the one-call chain graph; policies of another depth use what they need of it."""
 
 DRAFT_TOP_K = 16
 """Candidates per node that a draft graph hands out; policies may use fewer."""
@@ -161,7 +165,7 @@ def export_bundle(
     assets = read_assets(plan.target.checkpoint, plan.target.geometry)
     announce(plan)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
-        specs = [_write_graph(writer, g, plan.lowering, request, progress) for g in plan.graphs]
+        specs = _write_graphs(writer, plan, request, progress)
         for role, model in (("target", plan.target), ("draft", plan.draft)):
             if model:
                 _write_embedding(writer, model, role)
@@ -218,6 +222,17 @@ def _draft_graphs(
     )
     meta = {**_decoder_meta(geometry.text, lowering), "top_k": top_k}
     yield PlannedGraph("draft", builder, meta)
+    if lowering.chains:
+        chain = build_chain(
+            checkpoint,
+            geometry.text,
+            lowering,
+            name="draft_chain",
+            tied=draft.tensors.tied,
+            top_k=top_k,
+            steps=CHAIN_STEPS,
+        )
+        yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
 
 
 def _decoder_meta(text: TextGeometry, lowering: Lowering) -> dict[str, Any]:
@@ -258,23 +273,28 @@ def _check_pair(target: Model, draft: Model) -> None:
         )
 
 
-def _write_graph(
-    writer: BundleWriter,
-    graph: PlannedGraph,
-    lowering: Lowering,
-    request: ExportRequest,
-    progress: Progress,
-) -> GraphSpec:
-    graph.builder.save(writer.folder, graph.role, lambda n: progress(graph.role, n))
-    return GraphSpec(
-        role=graph.role,
-        file=f"{graph.role}.onnx",
-        lowering=lowering.name,
-        precision=request.precision,
-        inputs=tuple(graph.builder.inputs),
-        outputs=tuple(graph.builder.outputs),
-        meta=graph.meta,
-    )
+def _write_graphs(
+    writer: BundleWriter, plan: Plan, request: ExportRequest, progress: Progress
+) -> list[GraphSpec]:
+    """Streams every graph; the draft's chain graph points at the weights of its step graph."""
+    specs = []
+    draft: Stored = {}
+    for graph in plan.graphs:
+        stored = draft if graph.role in ("draft", "draft_chain") else {}
+        tell = partial(progress, graph.role)
+        graph.builder.save(writer.folder, graph.role, tell, stored)
+        specs.append(
+            GraphSpec(
+                role=graph.role,
+                file=f"{graph.role}.onnx",
+                lowering=plan.lowering.name,
+                precision=request.precision,
+                inputs=tuple(graph.builder.inputs),
+                outputs=tuple(graph.builder.outputs),
+                meta=graph.meta,
+            )
+        )
+    return specs
 
 
 def _write_embedding(writer: BundleWriter, model: Model, role: str) -> None:

@@ -20,7 +20,7 @@ from edgespec.errors import EngineError, MissingDependencyError
 from edgespec.tree import TokenTree
 from edgespec_export.geometry import LlavaGeometry
 from edgespec_runtime.engines import Engine, StepSession, open_engine
-from edgespec_runtime.prefill import prefill
+from edgespec_runtime.prefill import causal_mask, prefill
 
 if TYPE_CHECKING:
     from edgespec_export.exporter import Model, Plan
@@ -86,6 +86,11 @@ class _Graphs:
         wanted = ("logits", *(n for n in ("topk_logprobs", "topk_ids") if n in names))
         return self._engine.load_step(self.specs[role], self._folder).open(rows, wanted)
 
+    def chain(self, session: StepSession) -> StepSession:
+        """The draft's chain graph on the cache of a session of its step graph."""
+        graph = self._engine.load_step(self.specs["draft_chain"], self._folder)
+        return graph.open(0, ("topk_logprobs", "topk_ids"), session.cache)
+
 
 class _Original:
     """One checkpoint in torch, float32."""
@@ -139,6 +144,8 @@ def _check_model(
     found = graphs.run(projector, features)
     yield projector, _compared(projector, found, embeds, original.against)
     yield role, _check_step(graphs, model.geometry, original, role, pixels[:1], found[0], rng)
+    if role == "draft" and "draft_chain" in graphs.specs:
+        yield "draft_chain", _check_chain(graphs, model.geometry, original, rng)
     del original
     gc.collect()
 
@@ -180,6 +187,23 @@ def _check_step(
     if len(outputs) == 3:
         figures["topk"] = _check_top_k(role, outputs[1], outputs[2], wanted, original.against)
     return figures
+
+
+def _check_chain(
+    graphs: _Graphs, geometry: LlavaGeometry, original: _Original, rng: np.random.Generator
+) -> dict[str, Any]:
+    """The chain graph along its own best tokens; every step against a forward over its path."""
+    steps = int(graphs.specs["draft_chain"].meta["steps"])
+    text = _text_ids(geometry, max(1, min(TEXT, geometry.text.max_positions - steps)), rng)
+    table = graphs.table("draft")
+    session = graphs.session("draft", len(text) + steps)
+    if len(text) > 1:
+        prefill(session, table[text[:-1]])
+    committed = session.cache.length
+    chain = graphs.chain(session)
+    logprobs, ids = chain.step(table[[text[-1]]], [committed], causal_mask(committed, 1))
+    wanted = original.logits([*text, *ids[:-1, 0].tolist()], None)[committed:]
+    return _check_top_k("draft_chain", logprobs, ids, wanted, original.against)
 
 
 def _check_top_k(

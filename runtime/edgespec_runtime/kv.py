@@ -42,6 +42,11 @@ class KVCache:
         """Rows written so far; the next step's rows go behind them."""
         return self.length + self.pending
 
+    def settle(self, rows: int) -> None:
+        """Commits the first ``rows`` pending rows where they lie; the others stay pending."""
+        self.length += rows
+        self.pending -= rows
+
     def commit(self, kept: Sequence[int]) -> None:
         """Keeps the pending rows ``kept`` (ascending), moved together in place; drops the rest."""
         start, count = self.length, len(kept)

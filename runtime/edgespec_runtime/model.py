@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
 
 DEFAULT_NEW_TOKENS = 512
-STEP_ROLES = ("target", "draft")
+# A chain is the cheapest shape where a draft step is dear: one engine call. Measured on the
+# built-in family (docs/performance.md); sizing by measured cost will choose per round.
+DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
+STEP_ROLES = ("target", "draft", "draft_chain")
 
 
 class Model:
@@ -52,6 +55,7 @@ class Model:
         self._tables = {
             role: np.asarray(np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r"))
             for role in self._steps
+            if role != "draft_chain"
         }
         special = self.manifest.text["special_tokens"]
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)
@@ -112,7 +116,7 @@ class Model:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        policy = parse_policy(policy) if isinstance(policy, str) else (policy or Eagle2())
+        policy = parse_policy(policy) if isinstance(policy, str) else (policy or DEFAULT_POLICY)
         speculate = self._wants_draft(draft)
         self._check_policy(policy)
         pictures = _as_list(images)
@@ -175,11 +179,17 @@ class Model:
         step, table = self._steps["draft"], self._tables["draft"]
         per_image = int((self.manifest.compressor or {})["draft_visual_tokens"])
         length = spliced_length(prompt.ids, prompt.image_spans, per_image)
+        chain, steps = self._steps.get("draft_chain"), 0
+        if chain is not None:
+            steps = int(chain.spec.meta["steps"])
+        extra = max(policy.max_drafted, steps)
+        session = step.open(length + budget + extra + 1, OUTPUTS)
         return VlmDraft(
-            step.open(length + budget + policy.max_drafted + 1, OUTPUTS),
+            session,
             table,
             lambda: splice(prompt.ids, prompt.image_spans, table, visual.draft),
             int(step.spec.meta["max_positions"]),
+            (chain.open(0, OUTPUTS, session.cache), steps) if chain is not None else None,
         )
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:

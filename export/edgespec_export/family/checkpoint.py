@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import (
-    CLIPImageProcessor,
-    GenerationConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
 
 from edgespec_export.family import models
+from edgespec_export.family.models import Llava
 from edgespec_export.family.scenes import SIDE
+
+hf: Any = transformers
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -35,9 +33,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def processor(tokenizer: Tokenizer) -> LlavaProcessor:
+def processor(tokenizer: Tokenizer) -> Any:
     """The processor of both models: CLIP pictures of SIDE pixels, and the family's tokenizer."""
-    fast = PreTrainedTokenizerFast(
+    fast = hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
@@ -48,13 +46,13 @@ def processor(tokenizer: Tokenizer) -> LlavaProcessor:
         clean_up_tokenization_spaces=False,
         extra_special_tokens={"image_token": "<image>"},
     )
-    images = CLIPImageProcessor(
+    images = hf.CLIPImageProcessor(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
         image_mean=list(models.MEAN),
         image_std=list(models.STD),
     )
-    return LlavaProcessor(
+    return hf.LlavaProcessor(
         image_processor=images,
         tokenizer=fast,
         patch_size=models.PATCH,
@@ -65,20 +63,20 @@ def processor(tokenizer: Tokenizer) -> LlavaProcessor:
     )
 
 
-def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
+def save(model: Llava, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the checkpoint with weights in float16, whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     text = model.config.text_config
-    model.generation_config = GenerationConfig(
+    model.generation_config = hf.GenerationConfig(
         bos_token_id=text.bos_token_id,
         eos_token_id=text.eos_token_id,
         pad_token_id=text.pad_token_id,
         do_sample=False,
         max_new_tokens=256,
     )
-    half = LlavaForConditionalGeneration(model.config)
+    half = hf.LlavaForConditionalGeneration(model.config)
     half.load_state_dict(model.state_dict())
     half.generation_config = model.generation_config
     half.to(torch.float16).save_pretrained(partial)

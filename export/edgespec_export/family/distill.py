@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
 
 from edgespec_export.family import loop, models, sentences, train
 from edgespec_export.family.generate import decode
 from edgespec_export.family.grounding import Gaze, Glossary, gaze_loss
+from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import Conversation, Packed, Row, Writer, pack
-from edgespec_export.family.scenes import SpriteBank, patch_labels, render, sample_scene
+from edgespec_export.family.scenes import Scene, SpriteBank, patch_labels, render, sample_scene
 from edgespec_export.family.sentences import Exchange
 from edgespec_export.family.tower import patch_loss
 
@@ -47,7 +47,7 @@ class Pair:
     gaze: Gaze
 
 
-def picture(bank: SpriteBank, index: int, *, seed: int) -> tuple[NDArray[np.uint8], train.Scene]:
+def picture(bank: SpriteBank, index: int, *, seed: int) -> tuple[NDArray[np.uint8], Scene]:
     """The picture and the record of an index of the distillation set."""
     rng = np.random.default_rng([seed, 4, index])
     scene = sample_scene(rng)
@@ -55,7 +55,7 @@ def picture(bank: SpriteBank, index: int, *, seed: int) -> tuple[NDArray[np.uint
 
 
 def tell(
-    target: LlavaForConditionalGeneration,
+    target: Llava,
     writer: Writer,
     bank: SpriteBank,
     *,
@@ -132,7 +132,7 @@ def pair(
             image = render(scene, bank, rng)
             first = [wide.conversation([sentences.detailed(scene, rng)], images=1)]
 
-        def more(scene: train.Scene = scene) -> Conversation:
+        def more(scene: Scene = scene) -> Conversation:
             asked = sentences.detailed if rng.random() < 0.3 else sentences.question
             return wide.conversation([asked(scene, rng)], images=1)
 
@@ -149,8 +149,8 @@ def pair(
 
 @torch.no_grad()
 def begin(
-    draft: LlavaForConditionalGeneration,
-    target: LlavaForConditionalGeneration,
+    draft: Llava,
+    target: Llava,
     writer: Writer,
     images: torch.Tensor,
 ) -> None:
@@ -172,9 +172,11 @@ def begin(
     used = used.sort().values
     mine.linear_1.weight.copy_(his.linear_1.weight[used])
     mine.linear_1.bias.copy_(his.linear_1.bias[used])
-    known = torch.cat([inner[:, used], torch.ones_like(inner[:, :1])], 1)
-    wanted = his.linear_2(inner) @ basis
-    fitted = torch.linalg.lstsq(known, wanted).solution
+    # Ridge regression in float64: a least-squares driver does not repeat its last bits.
+    known = torch.cat([inner[:, used], torch.ones_like(inner[:, :1])], 1).double()
+    wanted = (his.linear_2(inner) @ basis).double()
+    ridge = 1e-6 * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
+    fitted = torch.linalg.solve(known.T @ known / len(known) + ridge, known.T @ wanted / len(known))
     mine.linear_2.weight.copy_(fitted[:-1].T)
     mine.linear_2.bias.copy_(fitted[-1])
     last = draft.config.text_config.num_hidden_layers - 1
@@ -182,8 +184,8 @@ def begin(
 
 
 def distil(
-    draft: LlavaForConditionalGeneration,
-    target: LlavaForConditionalGeneration,
+    draft: Llava,
+    target: Llava,
     told: Sequence[Told],
     wide: Writer,
     narrow: Writer,

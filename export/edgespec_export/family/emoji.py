@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgespec.errors import InputError
 from edgespec_export.family.objects import objects
 
 SIDE = 128
@@ -58,7 +59,7 @@ def _pack(style: Style, folder: Path) -> Path:
         return archive
     npm = shutil.which("npm")
     if npm is None:
-        raise RuntimeError(
+        raise InputError(
             "npm was not found. The drawings are fetched with `npm pack`: install Node.js (which "
             f"brings npm), or put {archive.name} of package {style.package} into {folder}."
         )
@@ -67,7 +68,7 @@ def _pack(style: Style, folder: Path) -> Path:
         [npm, "pack", style.package, "--silent"], cwd=folder, capture_output=True, text=True
     )
     if done.returncode != 0 or not archive.exists():
-        raise RuntimeError(f"npm could not fetch {style.package}: {done.stderr.strip()[-500:]}")
+        raise InputError(f"npm could not fetch {style.package}: {done.stderr.strip()[-500:]}")
     return archive
 
 
@@ -93,7 +94,7 @@ def _extract(style: Style, archive: Path) -> NDArray[np.uint8]:
             missing.discard(kind)
     if missing:
         names = ", ".join(objects()[kind].name for kind in sorted(missing))
-        raise RuntimeError(f"{archive.name} has no drawing of: {names}.")
+        raise InputError(f"{archive.name} has no drawing of: {names}.")
     return drawings
 
 

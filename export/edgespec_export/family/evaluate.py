@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration
 
 from edgespec_export.family import models, sentences, train
 from edgespec_export.family.generate import decode
+from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import IGNORE, Conversation, Packed, Row, Writer, pack
 from edgespec_export.family.scenes import Scene, SpriteBank, render, sample_scene
 
@@ -96,7 +96,7 @@ def shuffled(asked: Sequence[Question]) -> list[Question]:
 
 
 def answers(
-    model: LlavaForConditionalGeneration,
+    model: Llava,
     writer: Writer,
     asked: Sequence[Question],
     *,
@@ -114,7 +114,7 @@ def answers(
 
 
 def exact(
-    model: LlavaForConditionalGeneration,
+    model: Llava,
     writer: Writer,
     asked: Sequence[Question],
     *,
@@ -132,8 +132,8 @@ def exact(
 
 @torch.no_grad()
 def drafting(
-    target: LlavaForConditionalGeneration,
-    draft: LlavaForConditionalGeneration,
+    target: Llava,
+    draft: Llava,
     wide: Writer,
     narrow: Writer,
     asked: Sequence[Question],

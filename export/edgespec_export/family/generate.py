@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import DynamicCache
 
 from edgespec_export.family import models
+from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import Writer
 
 
 @torch.no_grad()
 def decode(
-    model: LlavaForConditionalGeneration,
+    model: Llava,
     writer: Writer,
     images: torch.Tensor,
     prompts: Sequence[str],

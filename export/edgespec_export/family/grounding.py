@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from edgespec_export.family.models import Llava
 from edgespec_export.family.objects import PLACES, objects
 from edgespec_export.family.packing import IGNORE, Packed, Writer
 
@@ -95,12 +95,12 @@ class Glossary:
 def _pooled(patches: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """[n * n] -> [n * n / 4]: a pooled token is right where one of its four patches is."""
     half = round(patches.size**0.5) // 2
-    grid: NDArray[np.bool_] = patches.reshape(half, 2, half, 2).any((1, 3))
-    return grid.reshape(-1)
+    grid = np.logical_or.reduce(patches.reshape(half, 2, half, 2), axis=(1, 3))
+    return np.asarray(grid, np.bool_).reshape(-1)
 
 
 def gaze_loss(
-    model: LlavaForConditionalGeneration,
+    model: Llava,
     layer: int,
     states: torch.Tensor,
     packed: Packed,
@@ -124,8 +124,10 @@ def gaze_loss(
     loss = states.new_zeros(())
     seen = packed.mask[gaze.rows, 0, gaze.columns].to(plain.device)
     for group in range(min(key.shape[1], COPIERS)):
-        asked = query[gaze.rows, group * share, gaze.columns]
-        scores = torch.einsum("nd,nsd->ns", asked, key[gaze.rows, group]) / size**0.5
+        # Every pair of tokens, then the wanted ones: gathering keys by row would repeat indices,
+        # and the gradient of that is not summed in a fixed order.
+        every = query[:, group * share] @ key[:, group].transpose(1, 2) / size**0.5
+        scores = every[gaze.rows, gaze.columns]
         logs = scores.masked_fill(~seen, float("-inf")).log_softmax(-1)
         right = logs[:, offset : offset + gaze.patches.shape[1]]
         right = right.masked_fill(~gaze.patches.to(plain.device), float("-inf"))

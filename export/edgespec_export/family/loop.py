@@ -17,6 +17,8 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
+from edgespec.errors import InputError
+
 Batch = TypeVar("Batch")
 
 
@@ -86,7 +88,7 @@ def train(
     if state.exists():
         saved = torch.load(state, map_location="cpu", weights_only=True)
         if saved.get("workers", workers) != workers:
-            raise ValueError(
+            raise InputError(
                 f"{state} was begun with {saved['workers']} workers and cannot be continued with "
                 f"{workers}: the result would differ. Use the same number, or a new folder."
             )
@@ -110,7 +112,7 @@ def train(
                 group["lr"] = group["peak"] * schedule.factor(step)
             loss, figures = loss_of(batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             if workers > 1:
                 average_gradients(model, workers)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -136,7 +138,9 @@ def average_gradients(model: torch.nn.Module, workers: int) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= workers
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(
+        gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
+    ):
         gradient.copy_(part.view_as(gradient))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -12,6 +12,9 @@ from edgespec_export.family.scenes import SIDE
 
 if TYPE_CHECKING:
     from edgespec_export.family.tokenizer import Words
+
+# What transformers declares about its modules is too loose (and partly wrong) for strict checking.
+Llava: TypeAlias = Any
 
 PATCH = 14
 VISUAL_TOKENS = (SIDE // PATCH) ** 2
@@ -81,12 +84,11 @@ def config(text: TextShape, vision: VisionShape, words: Words) -> LlavaConfig:
     )
 
 
-def build(
-    text: TextShape, words: Words, *, seed: int, vision: VisionShape = VISION
-) -> LlavaForConditionalGeneration:
+def build(text: TextShape, words: Words, *, seed: int, vision: VisionShape = VISION) -> Llava:
     """An untrained model in float32."""
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config(text, vision, words)).float()
+    model: Llava = LlavaForConditionalGeneration(config(text, vision, words))
+    model = model.float()
     model.config._attn_implementation = "sdpa"
     return model
 
@@ -99,14 +101,14 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
     return (scaled - mean) / std
 
 
-def features(model: LlavaForConditionalGeneration, images: torch.Tensor) -> torch.Tensor:
+def features(model: Llava, images: torch.Tensor) -> torch.Tensor:
     """[B, side, side, 3] uint8 -> the tower's patch features [B, patches, vision hidden]."""
     states = model.model.vision_tower(pixels(images), output_hidden_states=True).hidden_states
     patches: torch.Tensor = states[-1][:, 1:]
     return patches
 
 
-def project(model: LlavaForConditionalGeneration, patches: torch.Tensor) -> torch.Tensor:
+def project(model: Llava, patches: torch.Tensor) -> torch.Tensor:
     """[B, patches, vision hidden] -> visual tokens [B, patches, text hidden]."""
     tokens: torch.Tensor = model.model.multi_modal_projector(patches)
     return tokens
@@ -123,9 +125,7 @@ def pool(tokens: torch.Tensor) -> torch.Tensor:
     return grid.mean((2, 4)).reshape(batch, count // 4, hidden)
 
 
-def visual_tokens(
-    model: LlavaForConditionalGeneration, images: torch.Tensor, *, tokens: int
-) -> torch.Tensor:
+def visual_tokens(model: Llava, images: torch.Tensor, *, tokens: int) -> torch.Tensor:
     """[B, side, side, 3] uint8 -> visual tokens [B, tokens, text hidden], pooled if so asked."""
     full = project(model, features(model, images))
     return full if tokens == full.shape[1] else pool(full)

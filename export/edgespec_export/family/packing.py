@@ -119,4 +119,5 @@ def _mask(branch: NDArray[np.int64]) -> NDArray[np.bool_]:
     causal = np.tril(np.ones((length, length), np.bool_))
     same = branch[:, :, None] == branch[:, None, :]
     shared = (branch[:, None, :] == 0) & (branch[:, :, None] > 0)
-    return ((same | shared) & causal)[:, None]
+    allowed: NDArray[np.bool_] = ((same | shared) & causal)[:, None]
+    return allowed

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import distributed
 from transformers import LlavaForConditionalGeneration
 
+from edgespec.errors import InputError
 from edgespec_export.family import (
     checkpoint,
     distill,
@@ -30,6 +32,7 @@ from edgespec_export.family import (
     train,
 )
 from edgespec_export.family.loop import Schedule, crew
+from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import Writer
 from edgespec_export.family.scenes import SpriteBank
 
@@ -113,7 +116,7 @@ def run(
     """
     states = out / "state"
     if states.exists() and not resume:
-        raise FileExistsError(
+        raise InputError(
             f"{out} already holds a training. Pass resume to continue it, or choose a new folder."
         )
     states.mkdir(parents=True, exist_ok=True)
@@ -129,7 +132,8 @@ def run(
     else:
         meeting = states / f"meeting-{os.getpid()}"
         meeting.unlink(missing_ok=True)
-        torch.multiprocessing.spawn(_worker, args=(job, str(meeting)), nprocs=workers)
+        processes: Any = torch.multiprocessing
+        processes.spawn(_worker, args=(job, str(meeting)), nprocs=workers)
         meeting.unlink(missing_ok=True)
     compose(shop, out / "samples")
     report = measure(shop, out / "checkpoints", out / "samples")
@@ -225,7 +229,7 @@ def shared(size: train.Size, workers: int) -> train.Size:
     return dataclasses.replace(size, rows=size.rows // workers, dense=size.dense // workers)
 
 
-def target_of(shop: Workshop, seer: tower.Seer) -> LlavaForConditionalGeneration:
+def target_of(shop: Workshop, seer: tower.Seer) -> Llava:
     """Stage two: a target of half the depth, then the whole one grown from it."""
     writer, bank = shop.writer(), shop.bank(1)
     size = shared(shop.recipe.size, shop.workers)
@@ -263,14 +267,12 @@ def target_of(shop: Workshop, seer: tower.Seer) -> LlavaForConditionalGeneration
     return rounded(large).eval()
 
 
-def rounded(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+def rounded(model: Llava) -> Llava:
     """The model with its weights rounded to float16, as they are shipped."""
     return model.half().float()
 
 
-def draft_of(
-    shop: Workshop, target: LlavaForConditionalGeneration
-) -> LlavaForConditionalGeneration:
+def draft_of(shop: Workshop, target: Llava) -> Llava:
     """Stage three: the draft, distilled from the finished target."""
     wide, narrow = shop.writer(), shop.writer(models.POOLED_TOKENS)
     bank = shop.bank(1)
@@ -318,10 +320,9 @@ def compose(shop: Workshop, folder: Path) -> None:
 
 def measure(shop: Workshop, checkpoints: Path, folder: Path) -> dict[str, object]:
     """Measure the saved checkpoints on new scenes and on the committed ones."""
+    llava: Any = LlavaForConditionalGeneration
     target, draft = (
-        LlavaForConditionalGeneration.from_pretrained(checkpoints / name, dtype=torch.float32)
-        .to(shop.device)
-        .eval()
+        llava.from_pretrained(checkpoints / name, dtype=torch.float32).to(shop.device).eval()
         for name in ("target", "draft")
     )
     wide, narrow = shop.writer(), shop.writer(models.POOLED_TOKENS)

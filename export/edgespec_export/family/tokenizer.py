@@ -30,9 +30,8 @@ class Words:
 
 def words(tokenizer: Tokenizer) -> Words:
     """The ids that a model configuration needs."""
-    return Words(
-        tokenizer.get_vocab_size(), *(int(tokenizer.token_to_id(token)) for token in SPECIAL)
-    )
+    vocabulary = tokenizer.get_vocab()
+    return Words(len(vocabulary), *(vocabulary[token] for token in SPECIAL))
 
 
 def corpus(*, seed: int, scenes: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class Seer(torch.nn.Module):
 def place_codes(hidden: int) -> torch.Tensor:
     """Fixed directions [hidden, 9] along which a visual token says in which cell it is."""
     generator = torch.Generator().manual_seed(9)
-    return torch.randn(hidden, 9, generator=generator) / hidden**0.5
+    return torch.randn(hidden, 9, generator=generator) / math.sqrt(hidden)
 
 
 def patch_loss(

@@ -10,10 +10,10 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration
 
 from edgespec_export.family import loop, models, sentences
 from edgespec_export.family.grounding import COPIERS, Gaze, Glossary, gaze_loss
+from edgespec_export.family.models import Llava
 from edgespec_export.family.objects import COLOURS, objects
 from edgespec_export.family.packing import IGNORE, Conversation, Packed, Row, Writer, pack
 from edgespec_export.family.scenes import Scene, SpriteBank, patch_labels, render, sample_scene
@@ -129,7 +129,7 @@ def label_ids(writer: Writer) -> torch.Tensor:
 
 
 def hidden_states(
-    model: LlavaForConditionalGeneration,
+    model: Llava,
     visual: torch.Tensor,
     packed: Packed,
     image: int,
@@ -160,7 +160,7 @@ def hidden_states(
     return chosen
 
 
-def begin(model: LlavaForConditionalGeneration, seer: Seer, writer: Writer) -> None:
+def begin(model: Llava, seer: Seer, writer: Writer) -> None:
     """Start the target from the seer: its tower, its projector, and its labels as embeddings."""
     model.model.vision_tower.load_state_dict(seer.vision_tower.state_dict())
     model.model.multi_modal_projector.load_state_dict(seer.projector.state_dict())
@@ -169,7 +169,7 @@ def begin(model: LlavaForConditionalGeneration, seer: Seer, writer: Writer) -> N
         model.get_input_embeddings().weight[label_ids(writer)] = rows
 
 
-def grow(small: LlavaForConditionalGeneration, large: LlavaForConditionalGeneration) -> None:
+def grow(small: Llava, large: Llava) -> None:
     """Copy a trained model into one of twice the depth that computes the same function.
 
     Every layer is followed by a copy of itself whose two output matrices are zero: it adds nothing
@@ -189,9 +189,7 @@ def grow(small: LlavaForConditionalGeneration, large: LlavaForConditionalGenerat
     large.load_state_dict(deep)
 
 
-def copy_head(
-    model: LlavaForConditionalGeneration, layer: int, writer: Writer, scale: float
-) -> None:
+def copy_head(model: Llava, layer: int, writer: Writer, scale: float) -> None:
     """Start two heads of a layer as copiers: what they look at is written out as its name.
 
     Visual tokens point at the embeddings of the words they show, so copying is a projection onto
@@ -214,7 +212,7 @@ def copy_head(
 
 
 def teach(
-    model: LlavaForConditionalGeneration,
+    model: Llava,
     writer: Writer,
     bank: SpriteBank,
     schedule: loop.Schedule,

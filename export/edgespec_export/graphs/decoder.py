@@ -17,11 +17,14 @@ that the vocabulary need not cross into Python.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgespec_export.blocks import F32, linear, rotary_tables, stored
 from edgespec_export.builder import Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
 from edgespec_export.lowerings import Lowering
+from edgespec_export.lowerings.base import Cache, StepInputs
 
 TREE_ROWS = 1024
 """Spare rows of the rotary tables. Nodes of a tree share positions, but each has a cache row of its
@@ -40,24 +43,63 @@ def build_decoder(
 ) -> GraphBuilder:
     """The step graph; ``top_k`` > 0 adds the draft's log-softmax and top-k outputs."""
     b = GraphBuilder(name, lowering.opset)
-    x = b.input("inputs_embeds", "float32", ["B", "S", text.hidden])
+    step, caches = begin_step(b, text, lowering)
+    index = b.input("logit_index", "int64", ["R"])
+    normed, caches = stack(b, checkpoint, text, lowering, "inputs_embeds", caches, step)
+    rows = b.node("Gather", normed, index, axis=1)
+    logits = linear(b, rows, checkpoint, [head_name(tied)], "head")
+    b.output(logits, "logits", "float32", ["B", "R", text.vocab])
+    if top_k:
+        logprobs, ids = best(b, "logits", top_k)
+        b.output(logprobs, "topk_logprobs", "float32", ["B", "R", top_k])
+        b.output(ids, "topk_ids", "int64", ["B", "R", top_k])
+    publish_caches(b, text, caches)
+    return b
+
+
+def begin_step(
+    b: GraphBuilder, text: TextGeometry, lowering: Lowering
+) -> tuple[StepInputs, list[Cache]]:
+    """Declares the contract's inputs; returns what attention wants and the caches' names."""
+    b.input("inputs_embeds", "float32", ["B", "S", text.hidden])
     b.input("position_ids", "int64", ["B", "S"])
     b.input("tree_mask", "bool", ["B", 1, "S", "T"])
     b.input("past_length", "int64", ["B"])
-    index = b.input("logit_index", "int64", ["R"])
-    cache_axes: list[int | str] = ["B", text.kv_heads, "C", text.head_dim]
-    for layer in range(text.layers):
-        for kind in ("key", "value"):
-            b.input(f"past_{kind}.{layer}", "float32", cache_axes)
+    caches = [(f"past_key.{layer}", f"past_value.{layer}") for layer in range(text.layers)]
+    for pair in caches:
+        for name in pair:
+            b.input(name, "float32", _cache_axes(text))
+    return lowering.step_inputs(b, *_rotary(b, text)), caches
 
-    step = lowering.step_inputs(b, *_rotary(b, text))
+
+def publish_caches(
+    b: GraphBuilder, text: TextGeometry, caches: Sequence[Cache], suffix: str = ""
+) -> None:
+    """Makes the caches with the new rows graph outputs, to be bound to the inputs' buffers."""
+    for layer, (key, value) in enumerate(caches):
+        b.output(key, f"present_key.{layer}{suffix}", "float32", _cache_axes(text))
+        b.output(value, f"present_value.{layer}{suffix}", "float32", _cache_axes(text))
+
+
+def stack(
+    b: GraphBuilder,
+    checkpoint: Checkpoint,
+    text: TextGeometry,
+    lowering: Lowering,
+    x: str,
+    caches: Sequence[Cache],
+    step: StepInputs,
+) -> tuple[str, list[Cache]]:
+    """All layers and the final norm over ``x`` [B, S, H]; returns it and the caches after it."""
     scale = _scale(b, checkpoint, "text.layers.0.input_layernorm")
     normed, residual = lowering.rms_norm(b, x, scale, text.eps), x
+    written: list[Cache] = []
     for layer in range(text.layers):
         prefix = f"text.layers.{layer}"
         qkv_names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
         qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv")
-        mixed = lowering.attention(b, qkv, layer, text, step)
+        mixed, cache = lowering.attention(b, qkv, caches[layer], text, step)
+        written.append(cache)
         mixed = linear(b, mixed, checkpoint, [f"{prefix}.self_attn.o_proj"], f"{prefix}.o")
         scale = _scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
         normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
@@ -69,17 +111,25 @@ def build_decoder(
         following = "text.norm" if last else f"text.layers.{layer + 1}.input_layernorm"
         scale = _scale(b, checkpoint, following)
         normed, residual = lowering.add_rms_norm(b, down, residual, scale, text.eps)
+    return normed, written
 
-    rows = b.node("Gather", normed, index, axis=1)
-    head = "text.embed_tokens" if tied else "lm_head"
-    logits = linear(b, rows, checkpoint, [head], "head")
-    b.output(logits, "logits", "float32", ["B", "R", text.vocab])
-    if top_k:
-        _top_k(b, "logits", top_k)
-    for layer in range(text.layers):
-        for kind in ("key", "value"):
-            b.output(f"present_{kind}.{layer}", f"present_{kind}.{layer}", "float32", cache_axes)
-    return b
+
+def head_name(tied: bool) -> str:
+    """The checkpoint's name of the output head."""
+    return "text.embed_tokens" if tied else "lm_head"
+
+
+def best(b: GraphBuilder, logits: str, k: int) -> tuple[str, str]:
+    """Float32 log-softmax of [B, R, V] and its k best tokens, best first: (logprobs, ids)."""
+    logprobs = b.node("LogSoftmax", logits, axis=-1)
+    values, ids = b.nodes(
+        "TopK", logprobs, b.constant([k]), outputs=2, axis=-1, largest=1, sorted=1
+    )
+    return values, ids
+
+
+def _cache_axes(text: TextGeometry) -> list[int | str]:
+    return ["B", text.kv_heads, "C", text.head_dim]
 
 
 def _scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:
@@ -96,12 +146,3 @@ def _rotary(b: GraphBuilder, text: TextGeometry) -> tuple[str, str]:
     cos = b.weight("rotary.cos", Weight(shape, F32, lambda: table(0)))
     sin = b.weight("rotary.sin", Weight(shape, F32, lambda: table(1)))
     return cos, sin
-
-
-def _top_k(b: GraphBuilder, logits: str, k: int) -> None:
-    """Float32 log-softmax and the k best tokens, best first."""
-    logprobs = b.node("LogSoftmax", logits, axis=-1)
-    names = ["topk_logprobs", "topk_ids"]
-    b.nodes("TopK", logprobs, b.constant([k]), outputs=names, axis=-1, largest=1, sorted=1)
-    b.output(names[0], names[0], "float32", ["B", "R", k])
-    b.output(names[1], names[1], "int64", ["B", "R", k])

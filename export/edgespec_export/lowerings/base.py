@@ -8,6 +8,9 @@ from typing import Protocol
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
 
+Cache = tuple[str, str]
+"""Names of one layer's key and value cache."""
+
 
 @dataclass(frozen=True)
 class StepInputs:
@@ -31,6 +34,9 @@ class Lowering(Protocol):
     mask_span: str
     """What the last axis T of ``tree_mask`` covers: "total" (cached + new rows) or "capacity"."""
 
+    chains: bool
+    """Whether several draft steps can be put into one graph."""
+
     def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
         """Turns the contract's mask, positions and past length into what attention wants."""
 
@@ -42,11 +48,15 @@ class Lowering(Protocol):
     ) -> tuple[str, str]:
         """(normed, x + residual): the fused step between two blocks."""
 
+    def chained(self, b: GraphBuilder, step: StepInputs, positions: str, ahead: int) -> StepInputs:
+        """What attention wants for one more row, ``ahead`` rows behind those of ``step``, that
+        sees everything before it. Only where ``chains`` is true."""
+
     def attention(
-        self, b: GraphBuilder, qkv: str, layer: int, text: TextGeometry, step: StepInputs
-    ) -> str:
-        """Packed [B, S, (heads + 2 kv) D] -> [B, S, heads D]; rotates, writes the KV cache,
-        attends under the mask. Publishes ``present_key/value.{layer}``."""
+        self, b: GraphBuilder, qkv: str, past: Cache, text: TextGeometry, step: StepInputs
+    ) -> tuple[str, Cache]:
+        """Packed [B, S, (heads + 2 kv) D] -> [B, S, heads D] and the cache with the new rows in it;
+        rotates, writes the cache, attends under the mask."""
 
     def gated_silu(self, b: GraphBuilder, gate_up: str) -> str:
         """[B, S, 2 I] (gate, up) -> silu(gate) * up."""

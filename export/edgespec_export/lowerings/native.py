@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import StepInputs
+from edgespec_export.lowerings.base import Cache, StepInputs
 
 
 class NativeLowering:
     name = "native"
     opset = 24
     mask_span = "capacity"
+    chains = False
 
     def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
         return StepInputs("tree_mask", "position_ids", ("past_length",), cos, sin)
@@ -29,9 +30,12 @@ class NativeLowering:
         total = b.node("Add", x, residual)
         return self.rms_norm(b, total, scale, eps), total
 
+    def chained(self, b: GraphBuilder, step: StepInputs, positions: str, ahead: int) -> StepInputs:
+        raise NotImplementedError("the static cache's mask is not extended inside a graph yet")
+
     def attention(
-        self, b: GraphBuilder, qkv: str, layer: int, text: TextGeometry, step: StepInputs
-    ) -> str:
+        self, b: GraphBuilder, qkv: str, past: Cache, text: TextGeometry, step: StepInputs
+    ) -> tuple[str, Cache]:
         widths = [text.heads, text.kv_heads, text.kv_heads]
         split = b.constant([n * text.head_dim for n in widths])
         parts = b.nodes("Split", qkv, split, outputs=3, axis=-1)
@@ -39,14 +43,14 @@ class NativeLowering:
             self._heads(b, part, n, text.head_dim) for part, n in zip(parts, widths, strict=True)
         )
         q, k = (b.node("RotaryEmbedding", x, step.cos, step.sin, step.positions) for x in (q, k))
-        caches = []
-        for kind, new in (("key", k), ("value", v)):
-            names = [f"present_{kind}.{layer}"]
-            past = f"past_{kind}.{layer}"
-            caches += b.nodes("TensorScatter", past, new, *step.lengths, outputs=names, axis=2)
-        mixed = b.node("Attention", q, *caches, step.mask, scale=text.head_dim**-0.5)
+        key, value = (
+            b.node("TensorScatter", cache, new, *step.lengths, axis=2)
+            for cache, new in zip(past, (k, v), strict=True)
+        )
+        mixed = b.node("Attention", q, key, value, step.mask, scale=text.head_dim**-0.5)
         mixed = b.node("Transpose", mixed, perm=[0, 2, 1, 3])
-        return b.node("Reshape", mixed, b.constant([0, 0, text.heads * text.head_dim]))
+        mixed = b.node("Reshape", mixed, b.constant([0, 0, text.heads * text.head_dim]))
+        return mixed, (key, value)
 
     def gated_silu(self, b: GraphBuilder, gate_up: str) -> str:
         gate, up = b.nodes("Split", gate_up, outputs=2, axis=-1, num_outputs=2)

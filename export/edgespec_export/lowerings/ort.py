@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from edgespec_export.builder import CONTRIB, GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import StepInputs
+from edgespec_export.lowerings.base import Cache, StepInputs
 
 # Finite, so that no row of scores can become -inf minus -inf; exp() of it is exactly zero.
 MASKED = -1e9
@@ -19,6 +19,7 @@ class OrtLowering:
     name = "ort"
     opset = 17
     mask_span = "total"
+    chains = True
 
     def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
         allowed, masked = b.constant(0.0, "float32"), b.constant(MASKED, "float32")
@@ -35,40 +36,45 @@ class OrtLowering:
     def add_rms_norm(
         self, b: GraphBuilder, x: str, residual: str, scale: str, eps: float
     ) -> tuple[str, str]:
-        label = f"{scale}:norm"
         names = b.nodes(
             "SkipSimplifiedLayerNormalization",
             x,
             residual,
             scale,
-            outputs=[label, "", "", f"{label}:sum"],
+            outputs=["*", "", "", "*"],
             domain=CONTRIB,
             epsilon=eps,
         )
         return names[0], names[3]
 
+    def chained(self, b: GraphBuilder, step: StepInputs, positions: str, ahead: int) -> StepInputs:
+        more = b.constant(ahead, "int32")
+        last, total = (b.node("Add", length, more) for length in step.lengths)
+        # One row sees all rows before it, and GroupQueryAttention is causal: no mask is needed.
+        return StepInputs("", positions, (last, total), step.cos, step.sin)
+
     def attention(
-        self, b: GraphBuilder, qkv: str, layer: int, text: TextGeometry, step: StepInputs
-    ) -> str:
-        return b.nodes(
+        self, b: GraphBuilder, qkv: str, past: Cache, text: TextGeometry, step: StepInputs
+    ) -> tuple[str, Cache]:
+        mixed, key, value = b.nodes(
             "GroupQueryAttention",
             qkv,
             "",
             "",
-            f"past_key.{layer}",
-            f"past_value.{layer}",
+            *past,
             *step.lengths,
             step.cos,
             step.sin,
             step.positions,
             step.mask,
-            outputs=[f"attention.{layer}", f"present_key.{layer}", f"present_value.{layer}"],
+            outputs=3,
             domain=CONTRIB,
             num_heads=text.heads,
             kv_num_heads=text.kv_heads,
             do_rotary=1,
             rotary_interleaved=0,
-        )[0]
+        )
+        return mixed, (key, value)
 
     def gated_silu(self, b: GraphBuilder, gate_up: str) -> str:
         gate, up = b.nodes("Split", gate_up, outputs=2, axis=-1)

@@ -32,9 +32,13 @@ class VlmDraft:
         table: Floats,
         prompt: Callable[[], Floats],
         max_positions: int,
+        chain: tuple[StepSession, int] | None = None,
     ) -> None:
         """``prompt`` computes the draft's prompt embeddings [L, H]; it is called at ``begin`` so
-        that drafting costs nothing before the first token is out."""
+        that drafting costs nothing before the first token is out. ``chain`` is a session of the
+        chain graph on the same cache, and its number of steps."""
+        self._chain = chain[0] if chain else None
+        self._chain_steps = chain[1] if chain else 0
         self._session = session
         self._table = table
         self._prompt = prompt
@@ -44,7 +48,7 @@ class VlmDraft:
 
     @property
     def engine_s(self) -> float:
-        return self._session.engine_s
+        return self._session.engine_s + (self._chain.engine_s if self._chain else 0.0)
 
     def begin(self, first: int) -> None:
         embeds = self._prompt()
@@ -62,6 +66,8 @@ class VlmDraft:
         depth_left = min(depth_left, self._max_positions - start)
         if depth_left < 1:
             return candidates
+        if policy.width == 1 and policy.levels <= self._chain_steps:
+            return self._grow_chain(candidates, policy, depth_left)
         logprobs, tokens = self._refeed()
         top_k = policy.top_k
         candidates.extend(ROOT, tokens[-1, :top_k].tolist(), logprobs[-1, :top_k].tolist())
@@ -83,6 +89,29 @@ class VlmDraft:
             kept = rows
         self._session.cache.commit(kept)
         self._unseen += verdict.tokens[len(kept) :]
+
+    def _grow_chain(self, candidates: Candidates, policy: Policy, depth_left: int) -> Candidates:
+        """All levels in one engine call; the best child of each is the next one's parent."""
+        assert self._chain is not None
+        cache, new = self._session.cache, len(self._unseen)
+        mask = causal_mask(cache.length, new)
+        positions = range(cache.length, cache.length + new)
+        embeds = self._table[self._unseen]
+        logprobs, tokens = self._chain.step(embeds, positions, mask)
+        cache.settle(new)
+        self._unseen = []
+        top_k, levels = policy.top_k, min(policy.levels, depth_left)
+        rows = zip(
+            tokens[:levels, :top_k].tolist(), logprobs[:levels, :top_k].tolist(), strict=True
+        )
+        parent = ROOT
+        for level, (ids, values) in enumerate(rows):
+            if parent != ROOT:
+                self._rows[parent] = list(range(level))
+            first = len(candidates)
+            candidates.extend(parent, ids, values)
+            parent = first
+        return candidates
 
     def _refeed(self) -> list[npt.NDArray[np.float32]]:
         """Feeds the committed tokens not seen yet; the last one is the tree's root."""

@@ -42,8 +42,10 @@ class StepSession(Protocol):
     ) -> list[Array]:
         """Runs S new rows: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S].
 
-        ``last_only`` asks for outputs of the last row instead of all rows. Returns arrays [R, ...]
-        in the order the session was opened with, valid until the next call. Raises EngineError.
+        A chain graph appends its own steps - 1 rows behind the S given ones and returns one row
+        per step. ``last_only`` asks for outputs of the last row instead of all rows. Returns arrays
+        [R, ...] in the order the session was opened with, valid until the next call. Raises
+        EngineError.
         """
 
 
@@ -54,8 +56,14 @@ class StepGraph(Protocol):
     def spec(self) -> GraphSpec:
         """The manifest's entry."""
 
-    def open(self, capacity: int, outputs: tuple[str, ...] = ("logits",)) -> StepSession:
-        """A fresh session: a cache of at least ``capacity`` rows, steps that return ``outputs``."""
+    def open(
+        self,
+        capacity: int,
+        outputs: tuple[str, ...] = ("logits",),
+        cache: KVCache | None = None,
+    ) -> StepSession:
+        """A session whose steps return ``outputs``: on a fresh cache of at least ``capacity`` rows,
+        or on ``cache``, which another graph of the same model writes too."""
 
 
 class Engine(Protocol):

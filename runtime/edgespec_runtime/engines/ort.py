@@ -87,19 +87,26 @@ class OrtStepGraph:
         self._ort = ort
         self._session = session
 
-    def open(self, capacity: int, outputs: tuple[str, ...] = ("logits",)) -> StepSession:
-        return OrtStepSession(self._ort, self._session, self.spec, capacity, outputs)
+    def open(
+        self,
+        capacity: int,
+        outputs: tuple[str, ...] = ("logits",),
+        cache: KVCache | None = None,
+    ) -> StepSession:
+        meta = self.spec.meta
+        shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
+        cache = cache or KVCache(shape, capacity)
+        return OrtStepSession(self._ort, self._session, self.spec, cache, outputs)
 
 
 class OrtStepSession:
     """One request: a cache bound to the same buffers as input and output of the graph."""
 
     def __init__(
-        self, ort: Any, session: Any, spec: GraphSpec, capacity: int, outputs: tuple[str, ...]
+        self, ort: Any, session: Any, spec: GraphSpec, cache: KVCache, outputs: tuple[str, ...]
     ) -> None:
         meta = spec.meta
-        shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
-        self.cache = KVCache(shape, capacity)
+        self.cache = cache
         self.engine_s = 0.0
         self._file = spec.file
         self._outputs = outputs
@@ -107,18 +114,26 @@ class OrtStepSession:
         self._wrap = ort.OrtValue.ortvalue_from_numpy  # shares memory on the CPU
         self._hidden = int(meta["hidden"])
         self._whole = meta["mask_span"] == "capacity"
-        self._widths = {t.name: (int(t.axes[-1]), t.dtype) for t in spec.outputs}
+        self._steps = int(meta.get("steps", 1))  # > 1: a chain graph, which appends its own rows
+        self._picks_rows = any(tensor.name == "logit_index" for tensor in spec.inputs)
+        self._widths = {t.name: (t.axes[-1], t.dtype) for t in spec.outputs}
         self._past = np.zeros(1, dtype=np.int64)
         self._inputs: dict[int, _Inputs] = {}
         self._results: dict[tuple[str, int], tuple[Array, Any]] = {}
         self._bound_for: tuple[int, bool] | None = None
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
-        for layer, pair in enumerate(self.cache.rows):
-            for kind, rows in zip(("key", "value"), pair, strict=True):
-                value = self._wrap(rows)
-                self._binding.bind_ortvalue_input(f"past_{kind}.{layer}", value)
-                self._binding.bind_ortvalue_output(f"present_{kind}.{layer}", value)
+        buffers = {
+            f"{kind}.{layer}": self._wrap(rows)
+            for layer, pair in enumerate(self.cache.rows)
+            for kind, rows in zip(("key", "value"), pair, strict=True)
+        }
+        for name, value in buffers.items():
+            self._binding.bind_ortvalue_input(f"past_{name}", value)
+        for tensor in spec.outputs:  # a chain graph has one present per step, all in one buffer
+            if tensor.name.startswith("present_"):
+                kind, layer = tensor.name.removeprefix("present_").split(".")[:2]
+                self._binding.bind_ortvalue_output(tensor.name, buffers[f"{kind}.{layer}"])
 
     def step(
         self,
@@ -128,9 +143,10 @@ class OrtStepSession:
         last_only: bool = False,
     ) -> list[Array]:
         rows, cache = len(embeds), self.cache
-        if cache.used + rows > cache.capacity:
+        new = rows + self._steps - 1
+        if cache.used + new > cache.capacity:
             raise EngineError(
-                f"{self._file}: {cache.used} rows in use and {rows} new ones exceed the cache of "
+                f"{self._file}: {cache.used} rows in use and {new} new ones exceed the cache of "
                 f"{cache.capacity} rows"
             )
         if self._bound_for != (rows, last_only):
@@ -145,7 +161,7 @@ class OrtStepSession:
         except Exception as error:
             raise EngineError(f"onnxruntime failed in {self._file}: {_short(error)}") from error
         self.engine_s += perf_counter() - started
-        cache.pending += rows
+        cache.pending += new
         return self._returned
 
     def _bind(self, rows: int, last_only: bool) -> None:
@@ -156,8 +172,10 @@ class OrtStepSession:
         bind = self._binding.bind_ortvalue_input
         bind("inputs_embeds", inputs.bound_embeds)
         bind("position_ids", inputs.bound_positions)
-        bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
-        self._returned = [self._result(name, 1 if last_only else rows) for name in self._outputs]
+        if self._picks_rows:
+            bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
+        returned = self._steps if self._steps > 1 else 1 if last_only else rows
+        self._returned = [self._result(name, returned) for name in self._outputs]
         self._bound, self._bound_for = inputs, (rows, last_only)
 
     def _spread(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -174,7 +192,7 @@ class OrtStepSession:
         found = self._results.get((name, rows))
         if found is None:
             width, dtype = self._widths[name]
-            array = np.zeros((1, rows, width), dtype=dtype)
+            array = np.zeros((1, rows, int(width)), dtype=dtype)
             found = self._results[name, rows] = (array[0], self._wrap(array))
         self._binding.bind_ortvalue_output(name, found[1])
         return found[0]

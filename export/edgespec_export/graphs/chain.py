@@ -1,0 +1,59 @@
+"""Several draft steps in one graph: a greedy chain, each step fed with the best token of the last.
+
+One engine call instead of ``steps``: what a small draft costs on a small CPU is mostly the calls
+(docs/performance.md). Inputs are the decoder's, without ``logit_index``; outputs are
+``topk_logprobs`` and ``topk_ids`` [B, steps, K], row j the candidates after j chain tokens. The
+cache gains S + steps - 1 rows: the S given ones, then the chain's.
+
+Every step reads the graph's own cache inputs and publishes its caches (``present_key.i.j`` for step
+j > 0), all to be bound to one buffer per layer: each step then finds the rows of the one before in
+place. Passing caches from step to step inside the graph would copy the whole cache every time. The
+graph is only right on an engine that binds them so; order is safe, as a step needs the token of the
+one before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgespec_export.blocks import linear, stored
+from edgespec_export.builder import GraphBuilder
+from edgespec_export.checkpoint import Checkpoint
+from edgespec_export.geometry import TextGeometry
+from edgespec_export.graphs.decoder import begin_step, best, head_name, publish_caches, stack
+from edgespec_export.lowerings import Lowering
+
+
+def build_chain(
+    checkpoint: Checkpoint,
+    text: TextGeometry,
+    lowering: Lowering,
+    *,
+    name: str,
+    tied: bool,
+    top_k: int,
+    steps: int,
+) -> GraphBuilder:
+    """The unrolled chain of ``steps`` draft steps; needs a lowering that ``chains``."""
+    b = GraphBuilder(name, lowering.opset)
+    first, caches = begin_step(b, text, lowering)
+    table_name = "text.embed_tokens.weight"
+    table = b.weight(f"{table_name}:rows", stored(checkpoint, table_name))
+    last = [b.constant([value]) for value in (-1, np.iinfo(np.int64).max, 1)]
+    position = b.node("Slice", "position_ids", *last)  # [B, 1], of the last given row
+    x, step = "inputs_embeds", first
+    found: list[tuple[str, str]] = []
+    for ahead in range(steps):
+        normed, written = stack(b, checkpoint, text, lowering, x, caches, step)
+        publish_caches(b, text, written, f".{ahead}" if ahead else "")
+        row = b.node("Gather", normed, b.constant([-1]), axis=1)
+        found.append(best(b, linear(b, row, checkpoint, [head_name(tied)], "head"), top_k))
+        if ahead + 1 < steps:
+            token = b.node("Gather", found[-1][1], b.constant(0), axis=2)  # [B, 1]
+            x = b.node("Gather", table, token, axis=0)
+            following = b.node("Add", position, b.constant([ahead + 1]))
+            step = lowering.chained(b, first, following, ahead + 1)
+    for which, (label, dtype) in enumerate((("topk_logprobs", "float32"), ("topk_ids", "int64"))):
+        joined = b.node("Concat", *(pair[which] for pair in found), axis=1)
+        b.output(joined, label, dtype, ["B", steps, top_k])
+    return b
