@@ -309,16 +309,15 @@ MUTANTS = [
     Mutant(
         "all requests draft in one session",
         Model, "_drafter",
-        "step.open(length + budget + policy.max_drafted + 1, OUTPUTS)",
+        "step.open(length + budget + extra + 1, OUTPUTS)",
         "self.__dict__.setdefault('one', step.open(480, OUTPUTS))",
         lambda zoo: test_lossless.test_interleaved_requests_are_independent(zoo),
     ),
     Mutant(
         "all requests share one cache",
         OrtStepGraph, "open",
-        "return OrtStepSession(self._ort, self._session, self.spec, capacity, outputs)",
-        "return self.__dict__.setdefault(outputs, "
-        "OrtStepSession(self._ort, self._session, self.spec, 480, outputs))",
+        "cache = cache or KVCache(shape, capacity)",
+        "cache = cache or self.__dict__.setdefault('one', KVCache(shape, 480))",
         lambda zoo: test_lossless.test_interleaved_requests_are_independent(zoo),
     ),
     Mutant(
@@ -355,7 +354,7 @@ def test_raw_logits_as_scores(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.Monk
     plant(
         monkeypatch,
         decoder_graph,
-        "_top_k",
+        "best",
         'b.node("LogSoftmax", logits, axis=-1)',
         'b.node("Identity", logits)',
     )
@@ -366,10 +365,12 @@ def test_raw_logits_as_scores(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.Monk
     trees = set()
     for prompt in ("one", "another", "the third"):
         plain = sound.generate([], prompt, draft="none", max_new_tokens=24)
-        records = list(raw.stream([], prompt, max_new_tokens=24))
+        records = list(raw.stream([], prompt, policy="eagle2", max_new_tokens=24))
         assert tuple(r.token for r in records) == plain.token_ids
         trees.add(tuple(r.accepted for r in records))
-        trees.add(tuple(r.accepted for r in sound.stream([], prompt, max_new_tokens=24)))
+        trees.add(
+            tuple(r.accepted for r in sound.stream([], prompt, policy="eagle2", max_new_tokens=24))
+        )
     assert len(trees) > 3, "the ranking did not change"
     test_lossless.check_draft_scores(sound)
     with pytest.raises(AssertionError):

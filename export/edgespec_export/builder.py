@@ -118,9 +118,9 @@ class GraphBuilder:
     ) -> list[Path]:
         """Writes ``stem.onnx`` and, where there are new large weights, ``stem.bin``; returns both.
 
-        ``progress`` is told the bytes of every weight written. ``written_before`` maps names to
-        weights that an earlier graph of the same model stored in ``folder``: they are pointed at
-        instead of written again, and it learns the names written now.
+        ``progress`` is told the bytes of every weight written, or found written. ``written_before``
+        maps names to weights that an earlier graph of the same model stored in ``folder``: they are
+        pointed at instead of written again, and it learns the names written now.
         """
         stored = {} if written_before is None else written_before
         initializers = list(self._inline)
@@ -130,6 +130,7 @@ class GraphBuilder:
             for name, weight in self._weights.items():
                 if name in stored:
                     initializers.append(stored[name])
+                    progress(weight.nbytes)
                     continue
                 array = _loaded(name, weight)
                 if array.nbytes <= INLINE_BYTES:
