@@ -70,6 +70,11 @@ class Sampler:
         self.params = params
         self._seen = np.zeros(vocab_size, dtype=np.bool_)
 
+    @property
+    def plain_argmax(self) -> bool:
+        """Whether ``pick`` is the arg-max of the raw logits, whatever the path."""
+        return self.params.greedy and self.params.repetition_penalty == 1.0
+
     def observe(self, tokens: Iterable[int]) -> None:
         """Records committed tokens (the prompt's included) for the repetition penalty."""
         if self.params.repetition_penalty != 1.0:

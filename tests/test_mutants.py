@@ -150,8 +150,13 @@ MUTANTS = [
     ),
     Mutant(
         "a node is judged by its neighbour's row",
-        LocalVerifier, "verify", "self._pick(logits[row]", "self._pick(logits[row - 1]",
+        LocalVerifier, "verify", "best[row])", "best[row - 1])",
         toy_greedy,
+    ),
+    Mutant(
+        "a sampled node is judged by its neighbour's row",
+        LocalVerifier, "verify", "self._pick(logits[row]", "self._pick(logits[row - 1]",
+        toy_sampled,
     ),
     Mutant(
         "the bonus comes from the parent's row",

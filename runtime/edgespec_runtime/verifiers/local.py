@@ -15,6 +15,7 @@ from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.prefill import prefill
 
 Floats = npt.NDArray[np.float32]
+BROKEN = "the target's logits are not finite; the weights or the engine are broken"
 
 
 class LocalVerifier:
@@ -55,7 +56,11 @@ class LocalVerifier:
         logits = session.step(embeds, positions, mask)[0]  # [rows, V]
 
         # The root's own row is still pending, so the token after it is one position further.
-        verdict = walk(tree, lambda row, path: self._pick(logits[row], 1 + len(path), path))
+        if self._sampler.plain_argmax:
+            best = self._best(logits)
+            verdict = walk(tree, lambda row, path: best[row])
+        else:
+            verdict = walk(tree, lambda row, path: self._pick(logits[row], 1 + len(path), path))
         session.cache.commit([0, *verdict.rows])
         self._root = verdict.tokens[-1]
         self._sampler.observe(verdict.tokens)
@@ -64,7 +69,13 @@ class LocalVerifier:
     def _pick(self, logits: Array, ahead: int, path: Sequence[int]) -> int:
         token = self._sampler.pick(logits, self._session.cache.length + ahead, path)
         if not np.isfinite(logits[token]):
-            raise EngineError(
-                "the target's logits are not finite; the weights or the engine are broken"
-            )
+            raise EngineError(BROKEN)
         return token
+
+    def _best(self, logits: Array) -> list[int]:
+        """Arg-max of every row at once: what greedy decoding needs, in one call."""
+        tokens = logits.argmax(axis=1)
+        if not np.isfinite(logits[np.arange(len(tokens)), tokens]).all():
+            raise EngineError(BROKEN)
+        best: list[int] = tokens.tolist()
+        return best
