@@ -89,9 +89,18 @@ def test_every_size_equals_transformers(name: str, size: tuple[int, int]) -> Non
     same(CONFIGS[name], picture(size))
 
 
+def lays_transparency_over_white() -> bool:
+    from transformers.image_transforms import convert_to_rgb
+
+    clear: Any = convert_to_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))
+    return bool(clear.getpixel((0, 0)) == (255, 255, 255))
+
+
 @pytest.mark.parametrize("mode", [*MODES, "I;16"])
 @pytest.mark.parametrize("name", ["clip", "siglip", "llava_pad"])
 def test_every_mode_equals_transformers(name: str, mode: str) -> None:
+    if mode == "RGBA" and not lays_transparency_over_white():
+        pytest.skip("this transformers drops transparency; edgespec does as newer ones (5.23)")
     if mode == "I;16":
         grey = np.random.default_rng(1).integers(0, 65536, (70, 90)).astype(np.uint16)
         same(CONFIGS[name], Image.fromarray(grey))
