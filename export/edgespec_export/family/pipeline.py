@@ -119,6 +119,8 @@ def run(
         raise InputError(
             f"{out} already holds a training. Pass resume to continue it, or choose a new folder."
         )
+    if not states.exists() and (out / "edgespec.json").exists():
+        raise InputError(f"{out} is a bundle; choose another folder for the training.")
     states.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
