@@ -25,8 +25,9 @@ class Policy(Protocol):
         """Children proposed below every expanded node."""
 
     @property
-    def width(self) -> int:
-        """The most nodes expanded per draft step; 1 is a chain, which a draft may grow at once."""
+    def chain(self) -> bool:
+        """Whether every draft step expands just the best child of the one before: such a chain can
+        be grown in one engine call, without asking ``beam``."""
 
     @property
     def levels(self) -> int:
@@ -76,7 +77,12 @@ class Eagle2:
 
     @property
     def width(self) -> int:
+        """Nodes expanded per level."""
         return self.beam_width or self.top_k
+
+    @property
+    def chain(self) -> bool:
+        return self.width == 1
 
     @property
     def levels(self) -> int:
@@ -125,6 +131,10 @@ class RollingBestN:
     def __post_init__(self) -> None:
         _check_positive(self, "nodes", "steps", "top_k", "width")
         _check_probability(self.min_prob)
+
+    @property
+    def chain(self) -> bool:
+        return False  # even one node a step may be taken from another branch
 
     @property
     def levels(self) -> int:

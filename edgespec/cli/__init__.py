@@ -38,23 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser, commands = build_parser()
-    arguments = parser.parse_args(argv) if not _config_given(argv) else None
-    if arguments is None:
-        # The file becomes the command's defaults first, so that explicit flags still win.
-        known = argparse.ArgumentParser(add_help=False)
-        known.add_argument("command")
-        known.add_argument("--config")
-        early, _ = known.parse_known_args(argv)
-        if early.command in commands and early.config:
-            values = read_settings(early.config)
-            apply_settings(commands[early.command], values, early.config)
-        arguments = parser.parse_args(argv)
-    return arguments
-
-
-def _config_given(argv: Sequence[str] | None) -> bool:
-    words = sys.argv[1:] if argv is None else argv
-    return any(word == "--config" or word.startswith("--config=") for word in words)
+    # A settings file becomes its command's defaults first, so that explicit flags still win.
+    early = argparse.ArgumentParser(prog="edgespec", add_help=False, allow_abbrev=False)
+    early.add_argument("command", nargs="?")
+    early.add_argument("--config")
+    found, _ = early.parse_known_args(argv)
+    if found.command in commands and found.config:
+        apply_settings(commands[found.command], read_settings(found.config), found.config)
+    return parser.parse_args(argv)
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

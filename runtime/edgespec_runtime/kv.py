@@ -23,9 +23,6 @@ class CacheShape:
     kv_heads: int
     head_dim: int
 
-    def bytes_per_token(self, itemsize: int = 4) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
-
 
 class KVCache:
     """Rows below ``length`` are committed; ``pending`` rows behind them belong to a tree."""

@@ -66,7 +66,7 @@ class VlmDraft:
         depth_left = min(depth_left, self._max_positions - start)
         if depth_left < 1:
             return candidates
-        if policy.width == 1 and policy.levels <= self._chain_steps:
+        if policy.chain and policy.levels <= self._chain_steps:
             return self._grow_chain(candidates, policy, depth_left)
         logprobs, tokens = self._refeed()
         top_k = policy.top_k
@@ -133,15 +133,11 @@ class VlmDraft:
         """One draft step over the beam; every node attends to the prefix and its own path."""
         cache = self._session.cache
         first, committed, width = cache.pending, cache.length, len(beam)
-        mask = np.ones((width, cache.used + width), dtype=np.bool_)
-        # A chain sees every pending row, so its mask is all ones already.
-        chain = width == 1 and len(self._rows.get(candidates.parents[beam[0]], ())) == first
-        if not chain:
-            mask[:, committed:] = False
+        mask = np.zeros((width, cache.used + width), dtype=np.bool_)
+        mask[:, :committed] = True
         for i, index in enumerate(beam):
             rows = self._rows[index] = [*self._rows.get(candidates.parents[index], ()), first + i]
-            if not chain:
-                mask[i, [committed + row for row in rows]] = True
+            mask[i, [committed + row for row in rows]] = True
         depths, tokens = candidates.depths, candidates.tokens
         return self._session.step(
             self._table[[tokens[i] for i in beam]],
