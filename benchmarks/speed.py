@@ -93,7 +93,7 @@ def run_prompt(model: Model, image: Path, prompt: str, arguments: argparse.Names
     """(plain runs, speculative runs) of one prompt, interleaved."""
     runs: Pair = ([], [])
     for repeat in range(arguments.repeats + 1):
-        for side, draft in zip(runs, ("none", "vlm"), strict=True):
+        for side, draft in zip(runs, ("none", "model"), strict=True):
             result = model.generate(
                 image,
                 prompt,

@@ -8,7 +8,11 @@ section 9.4 of the project's facts). Every emitted token is the target's own, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgespec.tree import TokenTree
 
@@ -21,6 +25,9 @@ class Verdict:
     """Accepted tree rows from the root's child downwards; empty when the first guess failed."""
     tokens: tuple[int, ...]
     """The target's own tokens: one per accepted row, then the bonus token."""
+    features: npt.NDArray[np.floating[Any]] | None = field(default=None, compare=False)
+    """Target features [rows, F] of what this call committed, where a draft feeds on them: the
+    prompt's rows for the first verdict, then the root and the accepted rows of each round."""
 
 
 def walk(tree: TokenTree, pick: Callable[[int, Sequence[int]], int]) -> Verdict:

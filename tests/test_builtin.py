@@ -74,7 +74,7 @@ def test_equals_transformers(number: int, model: Model, original: Any, processor
     with torch.no_grad():
         whole = original.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
         theirs = whole[0, inputs["input_ids"].shape[1] :].tolist()
-        for draft in ("none", "vlm"):
+        for draft in ("none", "model"):
             settings = {"draft": draft, "temperature": 0.0, "max_new_tokens": NEW_TOKENS}
             ours = list(model.generate(image, prompt, **settings).token_ids)
             at = first_difference(ours, theirs)

@@ -25,7 +25,7 @@ from edgespec.bundle import (
 from edgespec.errors import BundleError, InputError
 
 GOLDEN = """{
- "format_version": 1,
+ "format_version": 2,
  "created_by": "edgespec 0",
  "graphs": [
   {
@@ -140,7 +140,7 @@ def test_the_manifest_is_pinned_and_comes_back_as_it_was(tmp_path: Path) -> None
     assert (tmp_path / "b" / MANIFEST).read_text() == GOLDEN
     bundle = read_bundle(tmp_path / "b")
     assert bundle.manifest == manifest and asdict(bundle.manifest) == asdict(manifest)
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2
     assert bundle.file("sub/words.txt").read_text() == "hello"
     assert bundle.manifest.graph("target") == manifest.graphs[0]
     assert bundle.manifest.graph("draft") is None

@@ -54,7 +54,7 @@ def test_draft_and_plain_print_the_same(
     words = ["generate", "--bundle", str(builtin_bundle), "--image", str(sample_image())]
     words += ["--prompt", "Describe this image in detail.", "--json", "--seed", "3"]
     tokens = []
-    for draft, temperature in (("none", "0"), ("vlm", "0"), ("none", "1"), ("vlm", "1")):
+    for draft, temperature in (("none", "0"), ("model", "0"), ("none", "1"), ("model", "1")):
         assert main([*words, "--draft", draft, "--temperature", temperature]) == 0
         tokens.append(json.loads(capsys.readouterr().out)["token_ids"])
     assert tokens[0] == tokens[1] and tokens[2] == tokens[3]

@@ -120,9 +120,9 @@ class LawVerifier:
         self._table, self._draws = table, draws
         self._committed: tuple[int, ...] = ()
 
-    def begin(self) -> int:
+    def begin(self) -> Verdict:
         self._committed = (self._draws(self._table(())),)
-        return self._committed[0]
+        return Verdict((), self._committed)
 
     def verify(self, tree: TokenTree) -> Verdict:
         start = self._committed
@@ -140,8 +140,8 @@ class TreeDraft:
         self._tree_after = tree_after
         self._committed: tuple[int, ...] = ()
 
-    def begin(self, first: int) -> None:
-        self._committed = (first,)
+    def begin(self, first: Verdict) -> None:
+        self._committed = first.tokens
 
     def grow(self, policy: Any, depth_left: int) -> Candidates:
         candidates = Candidates()
@@ -445,7 +445,7 @@ def test_law_of_a_real_model_end_to_end(zoo: Zoo) -> None:
     policy = parse_policy(tree)
     for token in range(vocab):
         draft: Any = model.stream([], prompt, policy=tree, max_new_tokens=3)._draft
-        draft.begin(token)
+        draft.begin(Verdict((), (token,)))
         candidates = draft.grow(policy, 1)
         proposed[token, [candidates.tokens[i] for i in policy.choose(candidates)]] = True
     assert (proposed[texts[:, 0], texts[:, 1]] == accepted)[going].all()

@@ -408,7 +408,7 @@ def test_speculative_is_plain(zoo: Zoo, name: str, images: int, lowering: str) -
         given_: dict[str, Any] = {**sampling, "max_new_tokens": 30}
         plain = model.generate(pictures, prompt, draft="none", **given_)
         for policy in POLICIES:
-            spec = model.generate(pictures, prompt, draft="vlm", policy=policy, **given_)
+            spec = model.generate(pictures, prompt, draft="model", policy=policy, **given_)
             assert_same_tokens(model, pictures, prompt, given_, plain.token_ids, spec.token_ids)
             if spec.token_ids == plain.token_ids:
                 assert (spec.text, spec.finish_reason) == (plain.text, plain.finish_reason)

@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def compare(model: Model, image: Path, arguments: argparse.Namespace) -> tuple[Side, Side]:
     """Runs both ways in turn, ``repeats`` times after a warm-up, on one engine."""
-    runs: dict[str, list[Side]] = {"none": [], "vlm": []}
+    runs: dict[str, list[Side]] = {"none": [], "model": []}
     for repeat in range(arguments.repeats + 1):
         for draft, sides in runs.items():
             request = model.stream(
@@ -108,7 +108,7 @@ def compare(model: Model, image: Path, arguments: argparse.Namespace) -> tuple[S
             records = tuple(request)
             if repeat:
                 sides.append(Side(records, request.stats))
-    return _median(runs["none"]), _median(runs["vlm"])
+    return _median(runs["none"]), _median(runs["model"])
 
 
 def _median(sides: list[Side]) -> Side:

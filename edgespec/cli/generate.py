@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--draft",
         default="auto",
-        choices=("auto", "vlm", "none"),
+        choices=("auto", "model", "none"),
         help="auto: the bundle's draft if it has one (default); none: plain decoding",
     )
     add_decoding(parser)

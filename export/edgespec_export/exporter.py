@@ -220,7 +220,7 @@ def _draft_graphs(
     builder = build_decoder(
         checkpoint, geometry.text, lowering, name="draft", tied=draft.tensors.tied, top_k=top_k
     )
-    meta = {**_decoder_meta(geometry.text, lowering), "top_k": top_k}
+    meta = {**_decoder_meta(geometry.text, lowering), "variant": "vlm", "top_k": top_k}
     yield PlannedGraph("draft", builder, meta)
     if lowering.chains:
         chain = build_chain(

@@ -33,11 +33,11 @@ class Round:
 def decode(verifier: Verifier, draft: Drafter, policy: Policy, stop: StopRules) -> Iterator[Round]:
     """Yields rounds until a stop rule fires."""
     started = perf_counter()
-    token = verifier.begin()
-    reason = stop.push(token)
-    yield Round((token,), 0, 0, 0.0, (perf_counter() - started) * 1e3, reason)
+    first = verifier.begin()
+    reason = stop.push(first.tokens[0])
+    yield Round(first.tokens, 0, 0, 0.0, (perf_counter() - started) * 1e3, reason)
     if reason is None:
-        draft.begin(token)
+        draft.begin(first)
     while reason is None:
         started = perf_counter()
         candidates = draft.grow(policy, stop.tokens_left - 1)

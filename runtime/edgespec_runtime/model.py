@@ -71,6 +71,19 @@ class Model:
     def has_draft(self) -> bool:
         return "draft" in self._steps
 
+    @property
+    def variant(self) -> str | None:
+        """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
+        draft = self._steps.get("draft")
+        return str(draft.spec.meta["variant"]) if draft else None
+
+    @property
+    def compressor(self) -> str:
+        """The compressor of the draft's visual tokens as ``--compressor`` spells it, or "none"."""
+        given = self.manifest.compressor or {}
+        kind, ratio = str(given.get("kind", "none")), given.get("ratio", 1)
+        return kind if ratio == 1 else f"{kind}:{ratio}"
+
     def sampling(self, **given: Any) -> SamplingParams:
         """The checkpoint's generation defaults with ``given`` (not None) over them.
 
@@ -105,7 +118,7 @@ class Model:
         """Starts a request; iterate over it for records.
 
         ``images``: none, one or several (paths, bytes, PIL images, [H, W, 3] uint8 arrays).
-        ``draft``: "auto" (the bundle's, if it has one), "vlm" or "none" (plain decoding).
+        ``draft``: "auto" (the bundle's, if it has one), "model" or "none" (plain decoding).
         Sampling settings left out are the checkpoint's. Raises InputError for what cannot be used.
         """
         params = self.sampling(
@@ -201,9 +214,9 @@ class Model:
         return VisualInputs(self._graphs, pixels, draft_pixels)
 
     def _wants_draft(self, draft: str) -> bool:
-        if draft not in ("auto", "vlm", "none"):
-            raise ConfigError(f"unknown draft '{draft}'; there are: auto, none, vlm")
-        if draft == "vlm" and not self.has_draft:
+        if draft not in ("auto", "model", "none"):
+            raise ConfigError(f"unknown draft '{draft}'; there are: auto, model, none")
+        if draft == "model" and not self.has_draft:
             raise ConfigError(f"bundle '{self.bundle.path}' holds no draft; export with --draft")
         return draft != "none" and self.has_draft
 

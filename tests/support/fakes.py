@@ -109,9 +109,9 @@ class ScriptedVerifier:
         self.committed: list[int] = []
         self.trees: list[TokenTree] = []
 
-    def begin(self) -> int:
+    def begin(self) -> Verdict:
         self.committed.append(self._target(()))
-        return self.committed[-1]
+        return Verdict((), (self.committed[-1],))
 
     def verify(self, tree: TokenTree) -> Verdict:
         self.trees.append(tree)
@@ -131,9 +131,9 @@ class ScriptedDraft:
         self.depths_left: list[int] = []
         self.accepted: list[tuple[int, ...]] = []
 
-    def begin(self, first: int) -> None:
+    def begin(self, first: Verdict) -> None:
         assert not self.committed, "a draft begins once"
-        self.committed.append(first)
+        self.committed += first.tokens
 
     def grow(self, policy: Policy, depth_left: int) -> Candidates:
         self.depths_left.append(depth_left)

@@ -17,8 +17,8 @@ class Drafter(Protocol):
     def engine_s(self) -> float:
         """Seconds spent inside the engine so far."""
 
-    def begin(self, first: int) -> None:
-        """Called once, when the target has named its first token."""
+    def begin(self, first: Verdict) -> None:
+        """Called once, when the target has named its first token (``first.tokens``)."""
 
     def grow(self, policy: Policy, depth_left: int) -> Candidates:
         """Proposes a tree below the last committed token; ``depth_left`` bounds its depth."""
@@ -32,7 +32,7 @@ class NoDraft:
 
     engine_s = 0.0
 
-    def begin(self, first: int) -> None:
+    def begin(self, first: Verdict) -> None:
         """Nothing to prepare."""
 
     def grow(self, policy: Policy, depth_left: int) -> Candidates:

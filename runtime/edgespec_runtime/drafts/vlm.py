@@ -50,13 +50,13 @@ class VlmDraft:
     def engine_s(self) -> float:
         return self._session.engine_s + (self._chain.engine_s if self._chain else 0.0)
 
-    def begin(self, first: int) -> None:
+    def begin(self, first: Verdict) -> None:
         embeds = self._prompt()
         if len(embeds) < self._max_positions:
             prefill(self._session, embeds)
         else:
             self._max_positions = 0  # the prompt alone is too long for the draft: never propose
-        self._unseen = [first]
+        self._unseen = list(first.tokens)
 
     def grow(self, policy: Policy, depth_left: int) -> Candidates:
         candidates = Candidates()

@@ -43,7 +43,8 @@ class StepSession(Protocol):
         """Runs S new rows: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S].
 
         A chain graph appends its own steps - 1 rows behind the S given ones and returns one row
-        per step. ``last_only`` asks for outputs of the last row instead of all rows. Returns arrays
+        per step. ``last_only`` asks for outputs of the last row instead of all rows, where the
+        output is one of picked rows (axis R; an output of axis S has all rows). Returns arrays
         [R, ...] in the order the session was opened with, valid until the next call. Raises
         EngineError.
         """

@@ -117,6 +117,7 @@ class OrtStepSession:
         self._steps = int(meta.get("steps", 1))  # > 1: a chain graph, which appends its own rows
         self._picks_rows = any(tensor.name == "logit_index" for tensor in spec.inputs)
         self._widths = {t.name: (t.axes[-1], t.dtype) for t in spec.outputs}
+        self._all_rows = {t.name for t in spec.outputs if t.axes[1] == "S"}  # whatever is picked
         self._past = np.zeros(1, dtype=np.int64)
         self._inputs: dict[int, _Inputs] = {}
         self._results: dict[tuple[str, int], tuple[Array, Any]] = {}
@@ -174,8 +175,10 @@ class OrtStepSession:
         bind("position_ids", inputs.bound_positions)
         if self._picks_rows:
             bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
-        returned = self._steps if self._steps > 1 else 1 if last_only else rows
-        self._returned = [self._result(name, returned) for name in self._outputs]
+        picked = self._steps if self._steps > 1 else 1 if last_only else rows
+        self._returned = [
+            self._result(name, rows if name in self._all_rows else picked) for name in self._outputs
+        ]
         self._bound, self._bound_for = inputs, (rows, last_only)
 
     def _spread(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

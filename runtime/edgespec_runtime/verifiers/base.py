@@ -15,8 +15,8 @@ class Verifier(Protocol):
     def engine_s(self) -> float:
         """Seconds spent inside the engine so far."""
 
-    def begin(self) -> int:
-        """Takes in the prompt; returns the target's first token."""
+    def begin(self) -> Verdict:
+        """Takes in the prompt; the verdict's one token is the target's first."""
 
     def verify(self, tree: TokenTree) -> Verdict:
         """Runs the tree below the last committed token in one forward and walks it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,10 @@ BROKEN = "the target's logits are not finite; the weights or the engine are brok
 
 
 class LocalVerifier:
-    """One request over a target step session."""
+    """One request over a target step session.
+
+    With ``features`` the session's second output is ``hidden``, and verdicts carry it.
+    """
 
     def __init__(
         self,
@@ -28,11 +32,14 @@ class LocalVerifier:
         prompt: Callable[[], Floats],
         prompt_ids: Sequence[int],
         sampler: Sampler,
+        *,
+        features: bool = False,
     ) -> None:
         self._session = session
         self._table = table
         self._prompt = prompt
         self._sampler = sampler
+        self._features = features
         self._root = -1  # the last committed token; its row is not in the cache yet
         sampler.observe(prompt_ids)
 
@@ -40,11 +47,11 @@ class LocalVerifier:
     def engine_s(self) -> float:
         return self._session.engine_s
 
-    def begin(self) -> int:
-        logits = prefill(self._session, self._prompt())
+    def begin(self) -> Verdict:
+        logits, features = prefill(self._session, self._prompt(), features=self._features)
         self._root = self._pick(logits, 0, ())
         self._sampler.observe((self._root,))
-        return self._root
+        return Verdict((), (self._root,), features)
 
     def verify(self, tree: TokenTree) -> Verdict:
         session = self._session
@@ -53,7 +60,7 @@ class LocalVerifier:
         tree.write_mask(mask[:, cached:])
         positions = [cached, *(cached + depth for depth in tree.depths)]
         embeds = self._table[[self._root, *tree.tokens]]
-        logits = session.step(embeds, positions, mask)[0]  # [rows, V]
+        logits, *hidden = session.step(embeds, positions, mask)  # [rows, V], [rows, F]
 
         # The root's own row is still pending, so the token after it is one position further.
         if self._sampler.plain_argmax:
@@ -61,10 +68,11 @@ class LocalVerifier:
             verdict = walk(tree, lambda row, path: best[row])
         else:
             verdict = walk(tree, lambda row, path: self._pick(logits[row], 1 + len(path), path))
-        session.cache.commit([0, *verdict.rows])
+        kept = [0, *verdict.rows]
+        session.cache.commit(kept)
         self._root = verdict.tokens[-1]
         self._sampler.observe(verdict.tokens)
-        return verdict
+        return replace(verdict, features=hidden[0][kept]) if hidden else verdict
 
     def _pick(self, logits: Array, ahead: int, path: Sequence[int]) -> int:
         token = self._sampler.pick(logits, self._session.cache.length + ahead, path)
