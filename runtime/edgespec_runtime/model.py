@@ -14,9 +14,9 @@ from edgespec.errors import BundleError, ConfigError, PromptError
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Policy, parse_policy
 from edgespec_runtime.drafts import Drafter, NoDraft
-from edgespec_runtime.drafts.vlm import OUTPUTS, VlmDraft
+from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
-from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
+from edgespec_runtime.inputs import VisualInputs, splice
 from edgespec_runtime.prompt import Prompt, build_prompt
 from edgespec_runtime.records import Generation
 from edgespec_runtime.request import Request
@@ -57,6 +57,7 @@ class Model:
             for role in self._steps
             if role != "draft_chain"
         }
+        self.draft = self._open_draft()
         special = self.manifest.text["special_tokens"]
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)
         template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
@@ -69,20 +70,17 @@ class Model:
 
     @property
     def has_draft(self) -> bool:
-        return "draft" in self._steps
+        return self.draft is not None
 
     @property
     def variant(self) -> str | None:
         """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
-        draft = self._steps.get("draft")
-        return str(draft.spec.meta["variant"]) if draft else None
+        return self.draft.variant if self.draft else None
 
     @property
     def compressor(self) -> str:
         """The compressor of the draft's visual tokens as ``--compressor`` spells it, or "none"."""
-        given = self.manifest.compressor or {}
-        kind, ratio = str(given.get("kind", "none")), given.get("ratio", 1)
-        return kind if ratio == 1 else f"{kind}:{ratio}"
+        return str((self.manifest.compressor or {}).get("name", "none"))
 
     def sampling(self, **given: Any) -> SamplingParams:
         """The checkpoint's generation defaults with ``given`` (not None) over them.
@@ -147,7 +145,7 @@ class Model:
         budget = self._new_tokens(max_new_tokens, len(built.ids))
         visual = self._visual_inputs(pictures, speculate)
         return Request(
-            self._verifier(built, visual, params, budget + policy.max_nodes),
+            self._verifier(built, visual, params, budget + policy.max_nodes, speculate),
             self._drafter(built, visual, policy, budget) if speculate else NoDraft(),
             policy,
             self.tokenizer,
@@ -175,34 +173,39 @@ class Model:
         )
 
     def _verifier(
-        self, prompt: Prompt, visual: VisualInputs, params: SamplingParams, extra: int
+        self,
+        prompt: Prompt,
+        visual: VisualInputs,
+        params: SamplingParams,
+        extra: int,
+        speculate: bool,
     ) -> LocalVerifier:
         step, table = self._steps["target"], self._tables["target"]
+        features = speculate and self.draft is not None and self.draft.wants_features
         return LocalVerifier(
-            step.open(len(prompt.ids) + extra + 1),
+            step.open(len(prompt.ids) + extra + 1, ("logits", *(["hidden"] if features else []))),
             table,
             lambda: splice(prompt.ids, prompt.image_spans, table, visual.target),
             prompt.ids.tolist(),
             Sampler(params, int(step.spec.meta["vocab"])),
+            features=features,
         )
 
     def _drafter(
         self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int
     ) -> Drafter:
-        step, table = self._steps["draft"], self._tables["draft"]
-        per_image = int((self.manifest.compressor or {})["draft_visual_tokens"])
-        length = spliced_length(prompt.ids, prompt.image_spans, per_image)
-        chain, steps = self._steps.get("draft_chain"), 0
-        if chain is not None:
-            steps = int(chain.spec.meta["steps"])
-        extra = max(policy.max_drafted, steps)
-        session = step.open(length + budget + extra + 1, OUTPUTS)
-        return VlmDraft(
-            session,
-            table,
-            lambda: splice(prompt.ids, prompt.image_spans, table, visual.draft),
-            int(step.spec.meta["max_positions"]),
-            (chain.open(0, OUTPUTS, session.cache), steps) if chain is not None else None,
+        assert self.draft is not None
+        return self.draft.open(prompt, visual, policy, budget)
+
+    def _open_draft(self) -> DraftModel | None:
+        if "draft" not in self._steps:
+            return None
+        return DraftModel(
+            self._steps["draft"],
+            self._steps.get("draft_chain"),
+            self._tables["draft"],
+            self._graphs,
+            self.manifest.compressor or {},
         )
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
