@@ -14,6 +14,7 @@ from edgespec.errors import BundleError, ConfigError, PromptError
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Policy, parse_policy
 from edgespec_runtime.drafts import Drafter, NoDraft
+from edgespec_runtime.drafts.choice import choose_draft
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
 from edgespec_runtime.inputs import VisualInputs, splice
@@ -116,7 +117,8 @@ class Model:
         """Starts a request; iterate over it for records.
 
         ``images``: none, one or several (paths, bytes, PIL images, [H, W, 3] uint8 arrays).
-        ``draft``: "auto" (the bundle's, if it has one), "model" or "none" (plain decoding).
+        ``draft``: "auto" (the bundle's, if it has one), "none" (plain decoding), "model", "ngram"
+        (look-up in the text so far; needs no draft in the bundle) or "model+ngram".
         Sampling settings left out are the checkpoint's. Raises InputError for what cannot be used.
         """
         params = self.sampling(
@@ -128,7 +130,7 @@ class Model:
             seed=seed,
         )
         policy = parse_policy(policy) if isinstance(policy, str) else (policy or DEFAULT_POLICY)
-        speculate = self._wants_draft(draft)
+        choice = choose_draft(draft, has_model=self.has_draft, bundle=self.bundle.path)
         self._check_policy(policy)
         pictures = _as_list(images)
         text = self.manifest.text
@@ -143,10 +145,11 @@ class Model:
             max_context=text["max_positions"] - 1,
         )
         budget = self._new_tokens(max_new_tokens, len(built.ids))
-        visual = self._visual_inputs(pictures, speculate)
+        visual = self._visual_inputs(pictures, choice.model)
+        own = self._drafter(built, visual, policy, budget) if choice.model else NoDraft()
         return Request(
-            self._verifier(built, visual, params, budget + policy.max_nodes, speculate),
-            self._drafter(built, visual, policy, budget) if speculate else NoDraft(),
+            self._verifier(built, visual, params, budget + policy.max_nodes, choice.model),
+            choice.complete(own, built.ids.tolist(), text["image_token_id"]),
             policy,
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
@@ -215,13 +218,6 @@ class Model:
         own_tower = speculate and "draft_vision" in self._graphs
         draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None
         return VisualInputs(self._graphs, pixels, draft_pixels)
-
-    def _wants_draft(self, draft: str) -> bool:
-        if draft not in ("auto", "model", "none"):
-            raise ConfigError(f"unknown draft '{draft}'; there are: auto, model, none")
-        if draft == "model" and not self.has_draft:
-            raise ConfigError(f"bundle '{self.bundle.path}' holds no draft; export with --draft")
-        return draft != "none" and self.has_draft
 
     def _check_policy(self, policy: Policy) -> None:
         """Refuses a tree that the bundle's graphs were not built for."""
