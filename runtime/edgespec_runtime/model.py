@@ -74,15 +74,12 @@ class Model:
     @property
     def variant(self) -> str | None:
         """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
-        draft = self._steps.get("draft")
-        return str(draft.spec.meta["variant"]) if draft else None
+        return self.manifest.variant
 
     @property
     def compressor(self) -> str:
         """The compressor of the draft's visual tokens as ``--compressor`` spells it, or "none"."""
-        given = self.manifest.compressor or {}
-        kind, ratio = str(given.get("kind", "none")), given.get("ratio", 1)
-        return kind if ratio == 1 else f"{kind}:{ratio}"
+        return self.manifest.draft_compressor
 
     def sampling(self, **given: Any) -> SamplingParams:
         """The checkpoint's generation defaults with ``given`` (not None) over them.
