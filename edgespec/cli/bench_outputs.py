@@ -81,7 +81,7 @@ def report(outcome: Outcome, outputs: dict[str, Path], as_json: bool) -> int:
     if stopped is None and not cells:
         raise InputError(f"no prompt could be run: {skipped[0].skipped}")
     if cells:
-        broken = f"**Broken off after {len(turns)} prompts.** " if stopped else ""
+        broken = f"**Broken off; prompts measured: {len(turns)}.** " if stopped else ""
         table = broken + markdown(cells)
         if as_json:
             print_json([cell.as_json() for cell in cells])

@@ -19,7 +19,9 @@ def markdown(cells: Sequence[Cell]) -> str:
 def caption(cells: Sequence[Cell]) -> str:
     """What the figures are, and the settings that all cells share."""
     skipped = sum(cell.skipped for cell in cells)
-    left_out = f" {skipped} prompts did not fit the context and were left out." if skipped else ""
+    left_out = (
+        f" Prompts left out because they did not fit the context: {skipped}." if skipped else ""
+    )
     return (
         f"Against plain decoding (n = 0) on the same engine, interleaved; {shared(cells)}. "
         "Medians over prompts; accepted length is the mean over rounds and counts the bonus token."
