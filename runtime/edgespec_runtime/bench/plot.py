@@ -84,7 +84,9 @@ def _panels(cells: Sequence[Cell]) -> list[Panel]:
 
 
 def _labels(panel: Panel, cells: Sequence[Cell]) -> list[str]:
-    return [textwrap.fill(label(cell, cells), 24) for cell in panel.cells]
+    """Names of the rows; long settings are broken after their commas."""
+    names = [label(cell, cells).replace(",", ", ") for cell in panel.cells]
+    return [textwrap.fill(name, 26, break_long_words=False) for name in names]
 
 
 def _limit(cells: Sequence[Cell]) -> float:
