@@ -132,3 +132,11 @@ def _refuse_known(checkpoint: Checkpoint) -> None:
 
 def _looks_like_msd(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in MSD_TRACES
+
+
+def is_head(checkpoint: Checkpoint) -> bool:
+    """Whether it is to be opened as a feature-level draft, not as a whole vision-language model.
+
+    By its tensors: MSD heads keep the ``model_type`` of their target.
+    """
+    return not any(name.startswith(("vision.", "text.")) for name in checkpoint.entries)
