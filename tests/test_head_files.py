@@ -74,11 +74,6 @@ GEOMETRIES: Mapping[str, HeadGeometry] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return open_model(str(heads.target_folder(tmp_path_factory.mktemp("target") / "t")))
-
-
 def tables(target: Model) -> tuple[Any, Any]:
     names = ("text.embed_tokens.weight", "lm_head.weight")
     embedding, head = (torch.from_numpy(target.checkpoint.tensor(name)) for name in names)
@@ -108,14 +103,14 @@ def written(folder: Path, head: Head, target: Model, **more: Any) -> OpenedHead:
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_a_head_comes_back_as_it_was(name: str, tmp_path: Path, target: Model) -> None:
-    head = untrained(GEOMETRIES[name], target)
-    opened = written(tmp_path / "head", head, target)
+def test_a_head_comes_back_as_it_was(name: str, tmp_path: Path, head_target: Model) -> None:
+    head = untrained(GEOMETRIES[name], head_target)
+    opened = written(tmp_path / "head", head, head_target)
     assert opened.geometry == head.geometry
     assert sorted(p.name for p in tmp_path.iterdir()) == ["head"]
     files = sorted(p.name for p in (tmp_path / "head").iterdir())
     assert files == ["config.json", "model.safetensors"]
-    loaded = load_head(opened, *tables(target)).state_dict()
+    loaded = load_head(opened, *tables(head_target)).state_dict()
     state = head.state_dict()
     assert loaded.keys() == state.keys()
     for key, tensor in state.items():
@@ -127,10 +122,12 @@ def test_a_head_comes_back_as_it_was(name: str, tmp_path: Path, target: Model) -
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_heads_load_into_their_modules(name: str, tmp_path: Path, target: Model) -> None:
-    opened = open_head(PUBLISHED[name]().write(tmp_path / "a"), target)
-    head = load_head(opened, *tables(target))
-    again = written(tmp_path / "b", head, target)
+def test_published_heads_load_into_their_modules(
+    name: str, tmp_path: Path, head_target: Model
+) -> None:
+    opened = open_head(PUBLISHED[name]().write(tmp_path / "a"), head_target)
+    head = load_head(opened, *tables(head_target))
+    again = written(tmp_path / "b", head, head_target)
     assert again.geometry == opened.geometry
     names = opened.checkpoint.entries
     assert again.checkpoint.fingerprint(names) == opened.checkpoint.fingerprint(names)
@@ -140,35 +137,35 @@ def test_published_heads_load_into_their_modules(name: str, tmp_path: Path, targ
         assert np.array_equal(d2t + np.arange(len(d2t)), opened.draft_ids)
 
 
-def test_msd_takes_its_last_rows_from_the_target(tmp_path: Path, target: Model) -> None:
+def test_msd_takes_its_last_rows_from_the_target(tmp_path: Path, head_target: Model) -> None:
     published = heads.msd()
-    opened = open_head(published.write(tmp_path / "head"), target, "msd")
-    table = load_head(opened, *tables(target)).embed_tokens.weight.numpy()
+    opened = open_head(published.write(tmp_path / "head"), head_target, "msd")
+    table = load_head(opened, *tables(head_target)).embed_tokens.weight.numpy()
     assert np.array_equal(table[:-6], published.tensors["embed_tokens.weight"])
-    assert np.array_equal(table[-6:], tables(target)[0][-6:].numpy())
+    assert np.array_equal(table[-6:], tables(head_target)[0][-6:].numpy())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_precisions(dtype: str, tmp_path: Path, target: Model) -> None:
-    head = untrained(GEOMETRIES["eagle"], target)
-    opened = written(tmp_path / "head", head, target, dtype=dtype)
+def test_precisions(dtype: str, tmp_path: Path, head_target: Model) -> None:
+    head = untrained(GEOMETRIES["eagle"], head_target)
+    opened = written(tmp_path / "head", head, head_target, dtype=dtype)
     kinds = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
     assert {e.dtype for e in opened.checkpoint.entries.values()} == {kinds[dtype]}
     assert opened.checkpoint.config["torch_dtype"] == dtype
 
 
-def test_the_targets_table_is_written_when_asked_for(tmp_path: Path, target: Model) -> None:
-    head = untrained(GEOMETRIES["eagle"], target)
-    opened = written(tmp_path / "head", head, target, embedding=True, dtype="float32")
+def test_the_targets_table_is_written_when_asked_for(tmp_path: Path, head_target: Model) -> None:
+    head = untrained(GEOMETRIES["eagle"], head_target)
+    opened = written(tmp_path / "head", head, head_target, embedding=True, dtype="float32")
     header = (tmp_path / "head" / "model.safetensors").read_bytes()[:4000]
     assert b"embed_tokens.weight" in header and not opened.geometry.own_embedding
 
 
-def test_notes_and_the_target_travel_along(tmp_path: Path, target: Model) -> None:
-    head = untrained(GEOMETRIES["msd"], target)
-    opened = written(tmp_path / "head", head, target, extra={"steps": 3})
+def test_notes_and_the_target_travel_along(tmp_path: Path, head_target: Model) -> None:
+    head = untrained(GEOMETRIES["msd"], head_target)
+    opened = written(tmp_path / "head", head, head_target, extra={"steps": 3})
     assert opened.label.notes == {"steps": 3}
-    assert opened.label.target_fingerprint == target.text_fingerprint
+    assert opened.label.target_fingerprint == head_target.text_fingerprint
     config = json.loads((tmp_path / "head" / "config.json").read_text())
     assert config["edgespec"]["variant"] == "msd" and config["num_hidden_layers"] == 1
     other = open_model(str(heads.target_folder(tmp_path / "other", rope_theta=5e5)))
@@ -177,29 +174,29 @@ def test_notes_and_the_target_travel_along(tmp_path: Path, target: Model) -> Non
         open_head(str(tmp_path / "head"), other)
 
 
-def test_numbers_that_do_not_fit(tmp_path: Path, target: Model) -> None:
-    head = untrained(GEOMETRIES["eagle"], target)
+def test_numbers_that_do_not_fit(tmp_path: Path, head_target: Model) -> None:
+    head = untrained(GEOMETRIES["eagle"], head_target)
     with torch.no_grad():
         head.get_parameter("fc.bias")[0] = 1e6
     with pytest.raises(ConfigError, match="fc.bias does not fit float16"):
-        written(tmp_path / "head", head, target)
+        written(tmp_path / "head", head, head_target)
     with torch.no_grad():
         head.get_parameter("fc.bias")[0] = torch.nan
     with pytest.raises(ConfigError, match="fc.bias has diverged"):
-        written(tmp_path / "head", head, target)
+        written(tmp_path / "head", head, head_target)
     with pytest.raises(ConfigError, match="dtype 'int4'.*float16, bfloat16"):
-        written(tmp_path / "head", head, target, dtype="int4")
-    trimmed = untrained(GEOMETRIES["eagle3 trimmed"], target)
+        written(tmp_path / "head", head, head_target, dtype="int4")
+    trimmed = untrained(GEOMETRIES["eagle3 trimmed"], head_target)
     trimmed.get_buffer("d2t")[0] = -3
     with pytest.raises(CheckpointError, match="token -3"):
-        written(tmp_path / "head", trimmed, target)
+        written(tmp_path / "head", trimmed, head_target)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_of_a_write_that_fails(
-    tmp_path: Path, target: Model, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, head_target: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = untrained(GEOMETRIES["eagle"], target)
+    head = untrained(GEOMETRIES["eagle"], head_target)
 
     def save_file(tensors: Any, file: Path, **more: Any) -> None:
         file.write_bytes(b"half")
@@ -208,23 +205,23 @@ def test_nothing_is_left_of_a_write_that_fails(
     with monkeypatch.context() as patched:
         patched.setattr("safetensors.torch.save_file", save_file)
         with pytest.raises(InputError, match="writing .* failed: no space left"):
-            written(tmp_path / "head", head, target)
+            written(tmp_path / "head", head, head_target)
         assert list(tmp_path.iterdir()) == []
-    before = written(tmp_path / "head", head, target).checkpoint.config
+    before = written(tmp_path / "head", head, head_target).checkpoint.config
     with monkeypatch.context() as patched:
         patched.setattr("safetensors.torch.save_file", save_file)
         with pytest.raises(InputError, match="no space left"):
-            written(tmp_path / "head", head, target, overwrite=True)
-    assert open_head(str(tmp_path / "head"), target).checkpoint.config == before
+            written(tmp_path / "head", head, head_target, overwrite=True)
+    assert open_head(str(tmp_path / "head"), head_target).checkpoint.config == before
 
 
-def test_what_is_in_the_way(tmp_path: Path, target: Model) -> None:
-    first, second = (untrained(GEOMETRIES[name], target) for name in ("eagle", "vispec"))
-    written(tmp_path / "head", first, target)
+def test_what_is_in_the_way(tmp_path: Path, head_target: Model) -> None:
+    first, second = (untrained(GEOMETRIES[name], head_target) for name in ("eagle", "vispec"))
+    written(tmp_path / "head", first, head_target)
     with pytest.raises(ConfigError, match="already exists"):
-        written(tmp_path / "head", second, target)
-    assert written(tmp_path / "head", second, target, overwrite=True).geometry.queries == 2
+        written(tmp_path / "head", second, head_target)
+    assert written(tmp_path / "head", second, head_target, overwrite=True).geometry.queries == 2
     assert [p.name for p in tmp_path.iterdir()] == ["head"]
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="is no head"):
-        written(tmp_path / "other", second, target, overwrite=True)
+        written(tmp_path / "other", second, head_target, overwrite=True)
