@@ -59,7 +59,8 @@ def recognise(checkpoint: Checkpoint, said: str | None, asked: str | None) -> Re
             "config.json is cut down from a vision-language model's, as MSD's are; say which: "
             "variant 'msd' or variant 'eagle'"
         )
-    return Recognised(possible[0], "by its tensors")
+    shared = "; MSD shares them, and is taken when asked for" if layout == "eagle" else ""
+    return Recognised(possible[0], f"by its tensors{shared}")
 
 
 def canonical_entries(checkpoint: Checkpoint, variant: str) -> dict[str, Entry]:
