@@ -23,6 +23,7 @@ from edgespec.errors import InputError
 from edgespec_export import builder, exporter
 from edgespec_export.checkpoint import PIECE_BYTES, open_checkpoint
 from edgespec_export.exporter import ExportRequest, export_bundle
+from edgespec_export.plan import Plan
 from edgespec_runtime.engines import open_engine
 from tests.support.tiny import (
     SPELLINGS,
@@ -226,7 +227,7 @@ def test_progress_counts_every_byte(target: Path, draft: Path, tmp_path: Path) -
     def progress(what: str, written: int) -> None:
         told[what] = told.get(what, 0) + written
 
-    def announce(plan: exporter.Plan) -> None:
+    def announce(plan: Plan) -> None:
         nonlocal total
         total = plan.weight_bytes
 
