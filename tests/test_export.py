@@ -346,7 +346,7 @@ HANGING = """
         print("hanging", flush=True)
         time.sleep(60)
 
-    exporter._write_embedding = hang  # after the graphs
+    exporter._write_table = hang  # after the graphs
     arguments = ["--target", sys.argv[1], "--out", sys.argv[2], "--overwrite"]
     sys.exit(main(["export", *arguments]))
 """
@@ -399,7 +399,7 @@ def test_an_exception_half_way_leaves_nothing(
             assert len(left(tmp_path)) == 1
             raise error
 
-        monkeypatch.setattr(exporter, "_write_embedding", fail)
+        monkeypatch.setattr(exporter, "_write_table", fail)
         with pytest.raises(type(error)):
             export(target, tmp_path / "b")
         assert left(tmp_path) == []

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edgespec.errors import EngineError, MissingDependencyError
+from edgespec_export import comparing
 from edgespec_export.blocks import rotary_tables
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.geometry import Rope
