@@ -43,15 +43,15 @@ def tiny_sample(
     head: Head, layout: Sequence[int], answers: int = 1, seed: int = 0, prompt: int | None = None
 ) -> Sample:
     """A sample whose prompt is ``layout``: text tokens, and pictures as negative numbers of
-    tokens. After the prompt come ``answers`` + 1 answer tokens."""
-    draw = torch.Generator().manual_seed(seed)
+    tokens. After the prompt come ``answers`` + 1 answer tokens. In the head's own precision."""
+    draw, kind = torch.Generator().manual_seed(seed), head.embed_tokens.weight.dtype
     length = sum(map(abs, layout)) + answers + 1
     ids = torch.randint(1, VOCAB, (length,), generator=draw)
     embeds = head.embed_tokens(ids).detach().clone()
     spans, at = [], 0
     for count in layout:
         if count < 0:
-            embeds[at : at - count] = torch.randn(-count, HIDDEN, generator=draw)
+            embeds[at : at - count] = torch.randn(-count, HIDDEN, generator=draw).to(kind)
             spans.append((at, at - count))
         at += abs(count)
     return Sample(
@@ -59,9 +59,9 @@ def tiny_sample(
         spans=tuple(spans),
         prompt=at if prompt is None else prompt,
         embeds=embeds,
-        features=torch.randn(length, head.geometry.feature_size, generator=draw),
-        logits=torch.randn(answers, VOCAB, generator=draw),
-        states=torch.randn(answers, HIDDEN, generator=draw),
+        features=torch.randn(length, head.geometry.feature_size, generator=draw).to(kind),
+        logits=torch.randn(answers, VOCAB, generator=draw).to(kind),
+        states=torch.randn(answers, HIDDEN, generator=draw).to(kind),
     )
 
 
