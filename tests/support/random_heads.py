@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from edgespec_export.compression import parse_compression
+from edgespec_export.compression import Compression, parse_compression
 from edgespec_export.heads.geometry import HeadGeometry
 from edgespec_export.heads.modules import Head, build_head
 from edgespec_export.heads.save import write_head
@@ -30,7 +30,7 @@ def random_head(model: Model, variant: str, compressor: str = "", *, seed: int =
         fc_bias=not three,
         queries=3 if variant == "vispec" else 0,
         feature_layers=(0, 1, 2) if three else (),
-        compression=parse_compression(compressor or "elastic:select") if trained else None,
+        compression=_compression(compressor) if trained else None,
     )
     head = build_head(geometry, table, output)
     generator = torch.Generator().manual_seed(seed)
@@ -44,6 +44,15 @@ def random_head(model: Model, variant: str, compressor: str = "", *, seed: int =
             else:
                 parameter.copy_(1.5 * noise / parameter[0].numel() ** 0.5)
     return head
+
+
+def _compression(text: str) -> Compression:
+    """As asked for; elastic ones with branches that suit the zoo's small images."""
+    branches = ("prune:4", "pool:4", "conv:3", "resampler:2", "text-only")
+    if text == "elastic:concat":
+        branches = branches[:4]
+    given = () if text and text not in ("elastic:select", "elastic:concat") else branches
+    return parse_compression(text or "elastic:select", given)
 
 
 def write_random_head(

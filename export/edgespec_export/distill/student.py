@@ -147,8 +147,9 @@ def _rows_of(head: Head, sample: Sample) -> tuple[torch.Tensor, list[int], torch
     hidden = head.encode(sample.features)
     pieces: list[torch.Tensor] = []
     positions: list[int] = []
-    # What a gate reads: the mean of the prompt's text after its last image.
-    question = hidden[sample.spans[-1][1] if sample.spans else 0 : sample.prompt].mean(0)
+    # What a gate reads: the mean of the prompt's text after its last image, at least its last row.
+    asked = min(sample.spans[-1][1], sample.prompt - 1) if sample.spans else 0
+    question = hidden[asked : sample.prompt].mean(0)
     vispec = head.geometry.variant == "vispec"
     offset = torch.zeros_like(hidden[0]) if vispec else None
 
@@ -160,6 +161,7 @@ def _rows_of(head: Head, sample: Sample) -> tuple[torch.Tensor, list[int], torch
 
     at = 0
     for first, behind in sample.spans:
+        first = max(first, 1)  # no row holds a prompt's very first token
         start, end = first - 1, behind - 1  # rows are one ahead of their embeddings
         text(at, start)
         run, found = head.image_rows(sample.embeds[first:behind], hidden[start:end], question)
