@@ -17,13 +17,16 @@ import edgespec_runtime
 from edgespec.errors import ConfigError, EngineError
 from edgespec.sizing import Policy, parse_policy
 from edgespec.tree import ROOT, Candidates, TokenTree
+from edgespec_export.compression import parse_compression
 from edgespec_export.distill.student import lay_out
 from edgespec_export.distill.teacher import Sample, spans_of
+from edgespec_export.heads.compressors import build_compressor
 from edgespec_export.heads.layouts import OpenedHead, open_head
 from edgespec_export.heads.modules import Head
 from edgespec_export.heads.save import load_head
 from edgespec_export.plan import open_model
 from edgespec_runtime import Model
+from tests.support.checkpoints import GEOMETRIES
 from tests.support.compare import assert_same_tokens
 from tests.support.random_heads import VARIANTS
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
@@ -35,6 +38,7 @@ CASES = [
 ]  # fmt: skip
 POLICIES = ("eagle2:nodes=6,depth=4,top_k=1", "eagle2:nodes=12,depth=3,top_k=3", "rolling")
 NAME = "gqa"
+IMAGE = GEOMETRIES[NAME].image_token_id
 
 
 def load(zoo: Zoo, variant: str, compressor: str = "", lowering: str = "ort") -> Model:
@@ -48,7 +52,7 @@ def test_text_is_the_targets(zoo: Zoo, variant: str, compressor: str) -> None:
     for images in (0, 1, 2):
         pictures = [zoo.picture(NAME, i) for i in range(images)]
         for temperature in (0.0, 1.0):
-            given = {"temperature": temperature, "seed": 5, "max_new_tokens": 24}
+            given = {"temperature": temperature, "seed": 5, "max_new_tokens": 14}
             plain = model.generate(pictures, "say it", draft="none", **given).token_ids
             for policy in POLICIES:
                 for draft in ("model", "model+ngram"):
@@ -113,7 +117,8 @@ def lead(request: Any, stride: int) -> None:
             row = tree.child(row, token) or 0
         children = [t for t, p in zip(tree.tokens, tree.parents, strict=True) if p == row]
         follow = children and len(path) < stride and state["round"] % 2 == 0
-        return int(children[-1]) if follow else int(pick(logits, position, path))
+        token = int(children[-1]) if follow else int(pick(logits, position, path))
+        return token if token != IMAGE else IMAGE + 1  # transformers would look for its picture
 
     def verified(tree: TokenTree) -> Any:
         state["tree"] = tree
@@ -136,7 +141,10 @@ def module(zoo: Zoo, variant: str, compressor: str) -> tuple[Head, OpenedHead]:
     opened = open_head(str(folder), target, variant)
     table = torch.from_numpy(target.checkpoint.tensor("text.embed_tokens.weight"))
     output = torch.from_numpy(target.checkpoint.tensor(f"{target.proposer.name}.weight"))
-    head = load_head(opened, table, output).eval()
+    head: Any = load_head(opened, table, output).eval()
+    if compressor and variant != "specvlm":  # one without weights, which the exporter adds
+        compress, rows_of = build_compressor(parse_compression(compressor), 1, 1), head.image_rows
+        head.image_rows = lambda *given: (compress(rows_of(*given)[0], given[2]), None)
     return head, opened
 
 
@@ -192,9 +200,9 @@ def check_candidates(head: Head, sample: Sample, candidates: Candidates) -> None
             children = [i for i, p in enumerate(candidates.parents) if p == parent]
             ours = [candidates.scores[i] - base for i in children]
             theirs = logprobs[[candidates.tokens[i] for i in children]]
-            np.testing.assert_allclose(ours, theirs, atol=2e-4)
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-3)
             best = logprobs.topk(len(children)).values
-            np.testing.assert_allclose(sorted(ours, reverse=True), best, atol=2e-4)
+            np.testing.assert_allclose(sorted(ours, reverse=True), best, rtol=2e-4, atol=2e-3)
 
 
 def path_to(candidates: Candidates, index: int) -> list[int]:
