@@ -96,8 +96,8 @@ def compared(graph: str, found: Any, wanted: Any, against: str) -> dict[str, Any
     """The figures of one comparison. Raises EngineError where it fails."""
     if found.shape != wanted.shape:
         raise EngineError(f"parity: graph '{graph}' gives {found.shape}, {against} {wanted.shape}")
-    difference = float(np.abs(found.astype(np.float64) - wanted).max())
-    scale = float(np.abs(wanted).max())
+    difference = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
+    scale = float(np.abs(wanted).max(initial=0.0))
     if not difference <= TOLERANCE * scale:
         raise EngineError(
             f"parity: graph '{graph}' differs by up to {difference:.3g} from {against}, on values "
