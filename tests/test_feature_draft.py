@@ -254,7 +254,7 @@ def test_requests_do_not_share_state(zoo: Zoo, variant: str) -> None:
 @pytest.mark.parametrize("room", [0, 3])
 def test_a_full_draft_context_proposes_nothing(zoo: Zoo, room: int) -> None:
     model = load(zoo, "eaglevlm")
-    given = {"max_new_tokens": 20, "temperature": 0.0}
+    given: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.0}
     plain = model.generate(None, "hello there", draft="none", **given).token_ids
     request: Any = model.stream(None, "hello there", policy=POLICIES[1], **given)
     request._draft._max_positions = request.prompt_tokens + room

@@ -130,7 +130,10 @@ def test_compressors_that_make_no_sense_are_refused(zoo: Zoo, tmp_path: Path) ->
 
 
 def test_flags_of_a_draft_need_a_draft(zoo: Zoo, tmp_path: Path) -> None:
-    for flag in ({"compressor": "pool:4"}, {"draft_variant": "msd"}, {"draft_vocab": "f.json"}):
+    flags: list[dict[str, Any]] = [
+        {"compressor": "pool:4"}, {"draft_variant": "msd"}, {"draft_vocab": "f.json"},
+    ]  # fmt: skip
+    for flag in flags:
         name = next(iter(flag)).replace("_", "-")
         with pytest.raises(ConfigError, match=f"--{name} is about the draft"):
             plan_export(ExportRequest(str(zoo.checkpoint("gqa")), tmp_path / "b", **flag))

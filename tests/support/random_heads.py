@@ -48,7 +48,7 @@ def random_head(model: Model, variant: str, compressor: str = "", *, seed: int =
 
 def _compression(text: str) -> Compression:
     """As asked for; elastic ones with branches that suit the zoo's small images."""
-    branches = ("prune:4", "pool:4", "conv:3", "resampler:2", "text-only")
+    branches: tuple[str, ...] = ("prune:4", "pool:4", "conv:3", "resampler:2", "text-only")
     if text == "elastic:concat":
         branches = branches[:4]
     given = () if text and text not in ("elastic:select", "elastic:concat") else branches
