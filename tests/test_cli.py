@@ -79,6 +79,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "temperature": (["--bundle", "B", "--prompt", "x", "--temperature", "-1"], "temperature"),
     "nan": (["--bundle", "B", "--prompt", "x", "--temperature", "nan"], "temperature"),
     "top-p": (["--bundle", "B", "--prompt", "x", "--top-p", "1.5"], "top_p"),
+    "draft": (["--bundle", "B", "--prompt", "x", "--draft", "modle"], "did you mean 'model'"),
     "policy": (["--bundle", "B", "--prompt", "x", "--policy", "eagel2"], "unknown policy"),
     "policy key": (["--bundle", "B", "--prompt", "x", "--policy", "eagle2:n=1"], "no setting"),
     "top_k": (["--bundle", "B", "--prompt", "x", "--policy", "eagle2:top_k=99"], "top_k=99"),

@@ -375,7 +375,8 @@ def check_kv(model: Model, request: Any, tolerance: float = 2e-4) -> int:
             ("target", request._verifier, len(committed) - 1)
         ]
         if len(committed) > 1:
-            sides.append(("draft", request._draft, None))
+            # Beside n-grams, the model is a part of the drafter.
+            sides.append(("draft", getattr(request._draft, "_model", request._draft), None))
         for role, side, wanted in sides:
             prompt, session = side._prompt(), side._session
             length = session.cache.length

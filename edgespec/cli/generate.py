@@ -27,8 +27,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--draft",
         default="auto",
-        choices=("auto", "model", "none"),
-        help="auto: the bundle's draft if it has one (default); none: plain decoding",
+        metavar="NAME",
+        help="auto: the bundle's draft if it has one (default); none: plain decoding; model; "
+        "ngram: look-up in the text so far, needs no draft; model+ngram",
     )
     add_decoding(parser)
     parser.add_argument("--temperature", type=float, help="0 is greedy")

@@ -14,9 +14,10 @@ from edgespec.errors import BundleError, ConfigError, PromptError
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Policy, parse_policy
 from edgespec_runtime.drafts import Drafter, NoDraft
-from edgespec_runtime.drafts.vlm import OUTPUTS, VlmDraft
+from edgespec_runtime.drafts.choice import choose_draft
+from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
-from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
+from edgespec_runtime.inputs import VisualInputs, splice
 from edgespec_runtime.prompt import Prompt, build_prompt
 from edgespec_runtime.records import Generation
 from edgespec_runtime.request import Request
@@ -57,6 +58,7 @@ class Model:
             for role in self._steps
             if role != "draft_chain"
         }
+        self.draft = self._open_draft()
         special = self.manifest.text["special_tokens"]
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)
         template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
@@ -69,20 +71,17 @@ class Model:
 
     @property
     def has_draft(self) -> bool:
-        return "draft" in self._steps
+        return self.draft is not None
 
     @property
     def variant(self) -> str | None:
         """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
-        draft = self._steps.get("draft")
-        return str(draft.spec.meta["variant"]) if draft else None
+        return self.draft.variant if self.draft else None
 
     @property
     def compressor(self) -> str:
         """The compressor of the draft's visual tokens as ``--compressor`` spells it, or "none"."""
-        given = self.manifest.compressor or {}
-        kind, ratio = str(given.get("kind", "none")), given.get("ratio", 1)
-        return kind if ratio == 1 else f"{kind}:{ratio}"
+        return str((self.manifest.compressor or {}).get("name", "none"))
 
     def sampling(self, **given: Any) -> SamplingParams:
         """The checkpoint's generation defaults with ``given`` (not None) over them.
@@ -118,7 +117,8 @@ class Model:
         """Starts a request; iterate over it for records.
 
         ``images``: none, one or several (paths, bytes, PIL images, [H, W, 3] uint8 arrays).
-        ``draft``: "auto" (the bundle's, if it has one), "model" or "none" (plain decoding).
+        ``draft``: "auto" (the bundle's, if it has one), "none" (plain decoding), "model", "ngram"
+        (look-up in the text so far; needs no draft in the bundle) or "model+ngram".
         Sampling settings left out are the checkpoint's. Raises InputError for what cannot be used.
         """
         params = self.sampling(
@@ -130,7 +130,7 @@ class Model:
             seed=seed,
         )
         policy = parse_policy(policy) if isinstance(policy, str) else (policy or DEFAULT_POLICY)
-        speculate = self._wants_draft(draft)
+        choice = choose_draft(draft, has_model=self.has_draft, bundle=self.bundle.path)
         self._check_policy(policy)
         pictures = _as_list(images)
         text = self.manifest.text
@@ -145,10 +145,11 @@ class Model:
             max_context=text["max_positions"] - 1,
         )
         budget = self._new_tokens(max_new_tokens, len(built.ids))
-        visual = self._visual_inputs(pictures, speculate)
+        visual = self._visual_inputs(pictures, choice.model)
+        own = self._drafter(built, visual, policy, budget) if choice.model else NoDraft()
         return Request(
-            self._verifier(built, visual, params, budget + policy.max_nodes),
-            self._drafter(built, visual, policy, budget) if speculate else NoDraft(),
+            self._verifier(built, visual, params, budget + policy.max_nodes, choice.model),
+            choice.complete(own, built.ids.tolist(), text["image_token_id"]),
             policy,
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
@@ -175,34 +176,39 @@ class Model:
         )
 
     def _verifier(
-        self, prompt: Prompt, visual: VisualInputs, params: SamplingParams, extra: int
+        self,
+        prompt: Prompt,
+        visual: VisualInputs,
+        params: SamplingParams,
+        extra: int,
+        speculate: bool,
     ) -> LocalVerifier:
         step, table = self._steps["target"], self._tables["target"]
+        features = speculate and self.draft is not None and self.draft.wants_features
         return LocalVerifier(
-            step.open(len(prompt.ids) + extra + 1),
+            step.open(len(prompt.ids) + extra + 1, ("logits", *(["hidden"] if features else []))),
             table,
             lambda: splice(prompt.ids, prompt.image_spans, table, visual.target),
             prompt.ids.tolist(),
             Sampler(params, int(step.spec.meta["vocab"])),
+            features=features,
         )
 
     def _drafter(
         self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int
     ) -> Drafter:
-        step, table = self._steps["draft"], self._tables["draft"]
-        per_image = int((self.manifest.compressor or {})["draft_visual_tokens"])
-        length = spliced_length(prompt.ids, prompt.image_spans, per_image)
-        chain, steps = self._steps.get("draft_chain"), 0
-        if chain is not None:
-            steps = int(chain.spec.meta["steps"])
-        extra = max(policy.max_drafted, steps)
-        session = step.open(length + budget + extra + 1, OUTPUTS)
-        return VlmDraft(
-            session,
-            table,
-            lambda: splice(prompt.ids, prompt.image_spans, table, visual.draft),
-            int(step.spec.meta["max_positions"]),
-            (chain.open(0, OUTPUTS, session.cache), steps) if chain is not None else None,
+        assert self.draft is not None
+        return self.draft.open(prompt, visual, policy, budget)
+
+    def _open_draft(self) -> DraftModel | None:
+        if "draft" not in self._steps:
+            return None
+        return DraftModel(
+            self._steps["draft"],
+            self._steps.get("draft_chain"),
+            self._tables["draft"],
+            self._graphs,
+            self.manifest.compressor or {},
         )
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
@@ -212,13 +218,6 @@ class Model:
         own_tower = speculate and "draft_vision" in self._graphs
         draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None
         return VisualInputs(self._graphs, pixels, draft_pixels)
-
-    def _wants_draft(self, draft: str) -> bool:
-        if draft not in ("auto", "model", "none"):
-            raise ConfigError(f"unknown draft '{draft}'; there are: auto, model, none")
-        if draft == "model" and not self.has_draft:
-            raise ConfigError(f"bundle '{self.bundle.path}' holds no draft; export with --draft")
-        return draft != "none" and self.has_draft
 
     def _check_policy(self, policy: Policy) -> None:
         """Refuses a tree that the bundle's graphs were not built for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,20 +18,31 @@ def causal_mask(cached: int, new: int) -> npt.NDArray[np.bool_]:
 
 
 def prefill(
-    session: StepSession, embeds: npt.NDArray[np.float32], *, features: bool = False
+    session: StepSession,
+    embeds: npt.NDArray[np.float32],
+    positions: Sequence[int] | None = None,
+    hidden: npt.NDArray[np.float32] | None = None,
+    *,
+    features: bool = False,
 ) -> tuple[Array, Array | None]:
-    """Commits ``embeds`` [L, H] at positions 0..L-1.
+    """Commits ``embeds`` [L, H] at ``positions`` (0..L-1 by default), with ``hidden`` [L, H] where
+    the graph takes it.
 
     Returns the last row's first output (logits [V]) and, where asked for, every row's second one:
     the target's features [L, F].
     """
     last: Array = np.empty(0)
     seen: list[Array] = []
+    where = range(len(embeds)) if positions is None else positions
     for start in range(0, len(embeds), CHUNK):
         chunk = embeds[start : start + CHUNK]
-        positions = np.arange(start, start + len(chunk), dtype=np.int64)
-        mask = causal_mask(start, len(chunk))
-        outputs = session.step(chunk, positions, mask, last_only=True)
+        outputs = session.step(
+            chunk,
+            where[start : start + CHUNK],
+            causal_mask(session.cache.length, len(chunk)),
+            last_only=True,
+            hidden=None if hidden is None else hidden[start : start + CHUNK],
+        )
         last = outputs[0][0]
         if features:
             seen.append(outputs[1].copy())

@@ -14,23 +14,58 @@ one before.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from edgespec_export.blocks import linear, stored
+from edgespec_export.blocks import stored
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.graphs.decoder import begin_step, best, head_name, publish_caches, stack
+from edgespec_export.graphs.decoder import begin_step, publish_caches, stack
+from edgespec_export.graphs.proposer import Proposer
 from edgespec_export.lowerings import Lowering
+from edgespec_export.lowerings.base import StepInputs
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One step of the unrolled chain."""
+
+    inputs: StepInputs
+    suffix: str
+    """Of its published caches."""
+    last: bool
+
+
+def chained_steps(
+    b: GraphBuilder, lowering: Lowering, first: StepInputs, steps: int
+) -> Iterator[ChainStep]:
+    """The steps in turn; every one but the first is a single row behind the last given one."""
+    last = [b.constant([value]) for value in (-1, np.iinfo(np.int64).max, 1)]
+    position = b.node("Slice", "position_ids", *last)  # [B, 1], of the last given row
+    yield ChainStep(first, "", steps == 1)
+    for ahead in range(1, steps):
+        following = b.node("Add", position, b.constant([ahead]))
+        inputs = lowering.chained(b, first, following, ahead)
+        yield ChainStep(inputs, f".{ahead}", ahead + 1 == steps)
+
+
+def join_steps(b: GraphBuilder, found: Sequence[tuple[str, str]], top_k: int) -> None:
+    """Publishes the candidates (log-probabilities, ids) of all steps."""
+    for which, (label, dtype) in enumerate((("topk_logprobs", "float32"), ("topk_ids", "int64"))):
+        joined = b.node("Concat", *(pair[which] for pair in found), axis=1)
+        b.output(joined, label, dtype, ["B", len(found), top_k])
 
 
 def build_chain(
     checkpoint: Checkpoint,
     text: TextGeometry,
+    proposer: Proposer,
     lowering: Lowering,
     *,
     name: str,
-    tied: bool,
     top_k: int,
     steps: int,
 ) -> GraphBuilder:
@@ -39,21 +74,15 @@ def build_chain(
     first, caches = begin_step(b, text, lowering)
     table_name = "text.embed_tokens.weight"
     table = b.weight(f"{table_name}:rows", stored(checkpoint, table_name))
-    last = [b.constant([value]) for value in (-1, np.iinfo(np.int64).max, 1)]
-    position = b.node("Slice", "position_ids", *last)  # [B, 1], of the last given row
-    x, step = "inputs_embeds", first
+    x = "inputs_embeds"
     found: list[tuple[str, str]] = []
-    for ahead in range(steps):
-        normed, written = stack(b, checkpoint, text, lowering, x, caches, step)
-        publish_caches(b, text, written, f".{ahead}" if ahead else "")
-        row = b.node("Gather", normed, b.constant([-1]), axis=1)
-        found.append(best(b, linear(b, row, checkpoint, [head_name(tied)], "head"), top_k))
-        if ahead + 1 < steps:
+    for step in chained_steps(b, lowering, first, steps):
+        done = stack(b, checkpoint, text, lowering, x, caches, step.inputs)
+        publish_caches(b, text, done.caches, step.suffix)
+        row = b.node("Gather", done.normed, b.constant([-1]), axis=1)
+        found.append(proposer.best(b, proposer.logits(b, row), top_k))
+        if not step.last:
             token = b.node("Gather", found[-1][1], b.constant(0), axis=2)  # [B, 1]
             x = b.node("Gather", table, token, axis=0)
-            following = b.node("Add", position, b.constant([ahead + 1]))
-            step = lowering.chained(b, first, following, ahead + 1)
-    for which, (label, dtype) in enumerate((("topk_logprobs", "float32"), ("topk_ids", "int64"))):
-        joined = b.node("Concat", *(pair[which] for pair in found), axis=1)
-        b.output(joined, label, dtype, ["B", steps, top_k])
+    join_steps(b, found, top_k)
     return b

@@ -12,17 +12,20 @@ The contract (DESIGN, decision 3), B named for servers that batch sessions:
 ==================  =====================  ======================================================
 
 Outputs: ``logits`` [B, R, V]; for a draft also ``topk_logprobs`` and ``topk_ids`` [B, R, K], so
-that the vocabulary need not cross into Python.
+that the vocabulary need not cross into Python; for the target of a feature-level draft ``hidden``
+[B, S, F], every row's feature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgespec_export.blocks import F32, linear, rotary_tables, stored
 from edgespec_export.builder import Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
+from edgespec_export.graphs.proposer import Proposer
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, StepInputs
 
@@ -32,29 +35,50 @@ own, and GroupQueryAttention wants a table row for every cache row in use: witho
 near the end of the context would be refused."""
 
 
+FINAL = (-1,)
+"""Features that are the final normed hidden state: what EAGLE-1/2 and its kin read."""
+
+
 def build_decoder(
     checkpoint: Checkpoint,
     text: TextGeometry,
+    proposer: Proposer,
     lowering: Lowering,
     *,
     name: str,
-    tied: bool,
     top_k: int = 0,
+    features: Sequence[int] = (),
 ) -> GraphBuilder:
-    """The step graph; ``top_k`` > 0 adds the draft's log-softmax and top-k outputs."""
+    """The step graph; ``top_k`` > 0 adds the draft's log-softmax and top-k outputs, ``features``
+    the output ``hidden``: FINAL, or what enters the named layers, side by side (EAGLE-3)."""
     b = GraphBuilder(name, lowering.opset)
     step, caches = begin_step(b, text, lowering)
     index = b.input("logit_index", "int64", ["R"])
-    normed, caches = stack(b, checkpoint, text, lowering, "inputs_embeds", caches, step)
-    rows = b.node("Gather", normed, index, axis=1)
-    logits = linear(b, rows, checkpoint, [head_name(tied)], "head")
-    b.output(logits, "logits", "float32", ["B", "R", text.vocab])
+    done = stack(b, checkpoint, text, lowering, "inputs_embeds", caches, step)
+    rows = b.node("Gather", done.normed, index, axis=1)
+    logits = proposer.logits(b, rows)
+    b.output(logits, "logits", "float32", ["B", "R", proposer.size])
+    if features:
+        parts = [done.normed if k == -1 else done.entering[k] for k in features]
+        joined = b.node("Concat", *parts, axis=-1)
+        b.output(joined, "hidden", "float32", ["B", "S", text.hidden * len(parts)])
     if top_k:
-        logprobs, ids = best(b, "logits", top_k)
+        logprobs, ids = proposer.best(b, "logits", top_k)
         b.output(logprobs, "topk_logprobs", "float32", ["B", "R", top_k])
         b.output(ids, "topk_ids", "int64", ["B", "R", top_k])
-    publish_caches(b, text, caches)
+    publish_caches(b, text, done.caches)
     return b
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """All layers over some rows."""
+
+    normed: str
+    """After the final norm, [B, S, H]."""
+    caches: list[Cache]
+    entering: list[str]
+    """The residual stream before every layer, [B, S, H]."""
 
 
 def begin_step(
@@ -89,12 +113,14 @@ def stack(
     x: str,
     caches: Sequence[Cache],
     step: StepInputs,
-) -> tuple[str, list[Cache]]:
-    """All layers and the final norm over ``x`` [B, S, H]; returns it and the caches after it."""
+) -> Stacked:
+    """All layers and the final norm over ``x`` [B, S, H]."""
     scale = _scale(b, checkpoint, "text.layers.0.input_layernorm")
     normed, residual = lowering.rms_norm(b, x, scale, text.eps), x
     written: list[Cache] = []
+    entering: list[str] = []
     for layer in range(text.layers):
+        entering.append(residual)
         prefix = f"text.layers.{layer}"
         qkv_names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
         qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv")
@@ -111,21 +137,7 @@ def stack(
         following = "text.norm" if last else f"text.layers.{layer + 1}.input_layernorm"
         scale = _scale(b, checkpoint, following)
         normed, residual = lowering.add_rms_norm(b, down, residual, scale, text.eps)
-    return normed, written
-
-
-def head_name(tied: bool) -> str:
-    """The checkpoint's name of the output head."""
-    return "text.embed_tokens" if tied else "lm_head"
-
-
-def best(b: GraphBuilder, logits: str, k: int) -> tuple[str, str]:
-    """Float32 log-softmax of [B, R, V] and its k best tokens, best first: (logprobs, ids)."""
-    logprobs = b.node("LogSoftmax", logits, axis=-1)
-    values, ids = b.nodes(
-        "TopK", logprobs, b.constant([k]), outputs=2, axis=-1, largest=1, sorted=1
-    )
-    return values, ids
+    return Stacked(normed, written, entering)
 
 
 def _cache_axes(text: TextGeometry) -> list[int | str]:

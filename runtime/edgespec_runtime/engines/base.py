@@ -18,6 +18,10 @@ Array = npt.NDArray[Any]
 class Graph(Protocol):
     """A graph without memory: vision tower, projector, compressor."""
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of its inputs."""
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Named inputs to named outputs."""
 
@@ -39,9 +43,13 @@ class StepSession(Protocol):
         positions: Sequence[int] | npt.NDArray[np.int64],
         mask: npt.NDArray[np.bool_],
         last_only: bool = False,
+        *,
+        hidden: npt.NDArray[np.float32] | None = None,
+        offset: npt.NDArray[np.float32] | None = None,
     ) -> list[Array]:
         """Runs S new rows: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S].
 
+        A feature-level draft also takes ``hidden`` [S, H], and ViSpec's chain ``offset`` [H].
         A chain graph appends its own steps - 1 rows behind the S given ones and returns one row
         per step. ``last_only`` asks for outputs of the last row instead of all rows, where the
         output is one of picked rows (axis R; an output of axis S has all rows). Returns arrays

@@ -73,6 +73,7 @@ class OrtGraph:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
+        self.inputs = frozenset(value.name for value in session.get_inputs())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         results = self._session.run(self._outputs, dict(feeds))
@@ -115,7 +116,7 @@ class OrtStepSession:
         self._hidden = int(meta["hidden"])
         self._whole = meta["mask_span"] == "capacity"
         self._steps = int(meta.get("steps", 1))  # > 1: a chain graph, which appends its own rows
-        self._picks_rows = any(tensor.name == "logit_index" for tensor in spec.inputs)
+        self._given = {tensor.name for tensor in spec.inputs}
         self._widths = {t.name: (t.axes[-1], t.dtype) for t in spec.outputs}
         self._all_rows = {t.name for t in spec.outputs if t.axes[1] == "S"}  # whatever is picked
         self._past = np.zeros(1, dtype=np.int64)
@@ -124,6 +125,9 @@ class OrtStepSession:
         self._bound_for: tuple[int, bool] | None = None
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
+        self._offset = np.zeros((1, 1, self._hidden), dtype=np.float32)
+        if "offset" in self._given:
+            self._binding.bind_ortvalue_input("offset", self._wrap(self._offset))
         buffers = {
             f"{kind}.{layer}": self._wrap(rows)
             for layer, pair in enumerate(self.cache.rows)
@@ -142,6 +146,9 @@ class OrtStepSession:
         positions: Sequence[int] | npt.NDArray[np.int64],
         mask: npt.NDArray[np.bool_],
         last_only: bool = False,
+        *,
+        hidden: npt.NDArray[np.float32] | None = None,
+        offset: npt.NDArray[np.float32] | None = None,
     ) -> list[Array]:
         rows, cache = len(embeds), self.cache
         new = rows + self._steps - 1
@@ -154,6 +161,10 @@ class OrtStepSession:
             self._bind(rows, last_only)
         self._bound.embeds[0] = embeds
         self._bound.positions[0] = positions
+        if hidden is not None:
+            self._bound.hidden[0] = hidden
+        if offset is not None:
+            self._offset[0, 0] = offset
         self._past[0] = cache.used
         self._binding.bind_ortvalue_input("tree_mask", self._wrap(self._spread(mask)))
         started = perf_counter()
@@ -173,7 +184,9 @@ class OrtStepSession:
         bind = self._binding.bind_ortvalue_input
         bind("inputs_embeds", inputs.bound_embeds)
         bind("position_ids", inputs.bound_positions)
-        if self._picks_rows:
+        if "hidden" in self._given:
+            bind("hidden", inputs.bound_hidden)
+        if "logit_index" in self._given:
             bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
         picked = self._steps if self._steps > 1 else 1 if last_only else rows
         self._returned = [
@@ -207,7 +220,9 @@ class _Inputs:
     def __init__(self, rows: int, hidden: int, wrap: Any) -> None:
         self.embeds = np.zeros((1, rows, hidden), dtype=np.float32)
         self.positions = np.zeros((1, rows), dtype=np.int64)
+        self.hidden = np.zeros((1, rows, hidden), dtype=np.float32)
         self.bound_embeds, self.bound_positions = wrap(self.embeds), wrap(self.positions)
+        self.bound_hidden = wrap(self.hidden)
         self.all_rows = wrap(np.arange(rows, dtype=np.int64))
         self.last_row = wrap(np.array([rows - 1], dtype=np.int64))
 

@@ -1,0 +1,190 @@
+"""What an export will write, decided and checked before anything is written.
+
+A plan is the target's graphs and, where one was asked for, a draft's: a stand-alone small LLaVA
+(``plan_vlm``) or a feature-level draft (``plan_head``). Both look alike from here on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgespec.bundle import ModelIdentity
+from edgespec.errors import ConfigError
+from edgespec_export.assets import check_image_size, check_vocabulary
+from edgespec_export.builder import Array, GraphBuilder
+from edgespec_export.checkpoint import Checkpoint, open_checkpoint
+from edgespec_export.compression import Compression
+from edgespec_export.expected import Tensors, check_tensors
+from edgespec_export.geometry import LlavaGeometry, TextGeometry, read_geometry
+from edgespec_export.graphs.decoder import TREE_ROWS, build_decoder
+from edgespec_export.graphs.proposer import Proposer, head_name
+from edgespec_export.graphs.vision import build_projector, build_vision
+from edgespec_export.lowerings import Lowering
+from edgespec_runtime.vision import ImageProcessor
+
+CHAIN_STEPS = 12
+"""Draft steps of the one-call chain graph; policies of another depth use what they need of it."""
+
+DRAFT_TOP_K = 16
+"""Candidates per node that a draft graph hands out; policies may use fewer."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One opened and checked LLaVA checkpoint."""
+
+    checkpoint: Checkpoint
+    geometry: LlavaGeometry
+    tensors: Tensors
+    processor: ImageProcessor
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        return self.checkpoint.fingerprint(self.tensors.text)
+
+    @cached_property
+    def vision_fingerprint(self) -> str:
+        return self.checkpoint.fingerprint(self.tensors.vision)
+
+    @property
+    def proposer(self) -> Proposer:
+        """The model's own output head, whole."""
+        return Proposer(self.checkpoint, head_name(self.tensors.tied))
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity(
+            source=Path(self.checkpoint.source).name,
+            architecture="LlavaForConditionalGeneration",
+            fingerprint=self.text_fingerprint,
+            vision_fingerprint=self.vision_fingerprint,
+        )
+
+    def shares_vision(self, other: Model) -> bool:
+        """Whether the image features of one can serve the other."""
+
+        def rule(model: Model) -> tuple[Any, ...]:
+            geometry = model.geometry
+            layers = (geometry.feature_layers, geometry.drop_class_token)
+            return geometry.vision, layers, model.processor
+
+        return rule(self) == rule(other) and self.vision_fingerprint == other.vision_fingerprint
+
+
+@dataclass(frozen=True)
+class PlannedGraph:
+    """A graph ready to be written."""
+
+    role: str
+    builder: GraphBuilder
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding table [V, H] that is written piece by piece."""
+
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[Array]]
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """A draft of either kind, as the writer sees it."""
+
+    variant: str
+    description: str
+    graphs: tuple[PlannedGraph, ...]
+    identity: ModelIdentity
+    table: Table
+    visual: Mapping[str, Any]
+    """How it sees images: name and ratio of the compressor, tokens, position rule."""
+    original: Any
+    """The opened checkpoint (``Model`` or ``OpenedHead``), for parity."""
+    compression: Compression | None = None
+    features: tuple[int, ...] = ()
+    """Hidden states of the target that it feeds on (see ``graphs.decoder.FINAL``)."""
+    processor: Mapping[str, Any] | None = None
+    """Image processor settings, where its tower is not the target's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be written, after every check has passed."""
+
+    target: Model
+    draft: DraftPlan | None
+    graphs: tuple[PlannedGraph, ...]
+    lowering: Lowering
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(graph.builder.weight_bytes for graph in self.graphs)
+
+
+def open_model(source: str) -> Model:
+    """Opens a LLaVA checkpoint and checks its parts against each other; weights are checked for
+    NaN when they are read."""
+    checkpoint = open_checkpoint(source)
+    geometry = read_geometry(checkpoint.config)
+    tensors = check_tensors(checkpoint, geometry)
+    check_vocabulary(checkpoint, geometry)
+    return Model(checkpoint, geometry, tensors, check_image_size(checkpoint, geometry))
+
+
+def target_graphs(
+    target: Model, lowering: Lowering, features: tuple[int, ...]
+) -> Iterator[PlannedGraph]:
+    """Tower, projector and step graph of the target."""
+    checkpoint, geometry = target.checkpoint, target.geometry
+    yield PlannedGraph("vision", build_vision(checkpoint, geometry, lowering))
+    yield PlannedGraph("projector", build_projector(checkpoint, geometry, lowering, "projector"))
+    builder = build_decoder(
+        checkpoint, geometry.text, target.proposer, lowering, name="target", features=features
+    )
+    yield PlannedGraph("target", builder, step_meta(geometry.text, lowering))
+
+
+def embedding_table(model: Model) -> Table:
+    """The model's own embedding."""
+    name, checkpoint = "text.embed_tokens.weight", model.checkpoint
+    return Table(checkpoint.shapes[name], lambda: checkpoint.pieces(name))
+
+
+def step_meta(text: TextGeometry, lowering: Lowering, **more: Any) -> dict[str, Any]:
+    """What the runtime must know of a step graph."""
+    if lowering.name == "ort" and text.head_dim % 16:
+        raise ConfigError(
+            f"lowering 'ort' needs a head size that is a multiple of 16, this model has "
+            f"{text.head_dim}; use --lowering native"
+        )
+    return {
+        "hidden": text.hidden,
+        "layers": text.layers,
+        "kv_heads": text.kv_heads,
+        "head_dim": text.head_dim,
+        "vocab": text.vocab,
+        "max_positions": text.max_positions,
+        "mask_span": lowering.mask_span,
+        "tree_rows": TREE_ROWS,
+        "row_invariant": "up to float32 rounding; ties closer than 1e-4 may fall either way",
+        **more,
+    }
+
+
+def describe_visual(
+    compression: str, tokens: int, visual: int, positions: str, shared_vision: bool
+) -> dict[str, Any]:
+    """The manifest's entry of the draft's visual tokens."""
+    return {
+        "name": compression,
+        "ratio": round(visual / tokens, 2) if tokens else None,
+        "visual_tokens": visual,
+        "draft_visual_tokens": tokens,
+        "positions": positions,
+        "shared_vision": shared_vision,
+    }

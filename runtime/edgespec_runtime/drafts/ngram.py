@@ -1,0 +1,80 @@
+"""Prompt lookup as a drafter: the text so far, and texts given beforehand, propose what follows.
+
+Needs no model and no training, and pays where answers repeat: text read off a picture, lists,
+code, a question taken up again (Saxena 2023, prompt lookup decoding; here the matches of all suffix
+lengths become one tree, scored by ``Continuations``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from heapq import heappop, heappush
+
+from edgespec.acceptance import Verdict
+from edgespec.errors import ConfigError
+from edgespec.sizing import Policy
+from edgespec.tree import ROOT, Candidates
+from edgespec_runtime.drafts.continuations import Continuations
+
+MAX_N = 4
+"""Longest suffix that is looked up: behind four equal tokens, a fifth hardly tells more."""
+
+Proposal = tuple[float, int, int, int, float, tuple[int, ...]]
+"""Minus the path's score, serial number, parent, token, its log-probability, the context behind."""
+
+
+class NgramDraft:
+    """One request's drafter over its own history."""
+
+    engine_s = 0.0
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        image_token_id: int | None = None,
+        max_n: int = MAX_N,
+        corpus: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """``prompt`` are its token ids; those of pictures (``image_token_id``) are never proposed
+        and no match reaches across them. ``corpus`` holds further texts to look up in, such as
+        earlier answers of the target; it is learnt at ``begin``, a few microseconds per token."""
+        if max_n < 1:
+            raise ConfigError(f"max_n is {max_n!r}; it must be an integer >= 1")
+        self._prompt = prompt
+        self._corpus = corpus
+        self._history = Continuations(max_n, image_token_id)
+
+    def begin(self, first: Verdict) -> None:
+        for text in self._corpus:
+            self._history.learn(text)
+            self._history.cut()
+        self._history.learn(self._prompt)
+        self._history.learn(first.tokens)
+
+    def grow(self, policy: Policy, depth_left: int) -> Candidates:
+        """The likeliest ``policy.max_nodes`` paths, best first; fewer or none if less was seen."""
+        candidates = Candidates()
+        levels = min(policy.levels, depth_left)
+        if levels < 1:
+            return candidates
+        history, top_k = self._history, policy.top_k
+        queue: list[Proposal] = []
+        serial = 0
+        parent, score, context = ROOT, 0.0, history.context
+        while True:
+            if parent == ROOT or candidates.depths[parent] < levels:
+                for token, p in history.predict(context, top_k):
+                    logprob = math.log(p)
+                    behind = history.longer(context, token)
+                    serial += 1
+                    heappush(queue, (-(score + logprob), serial, parent, token, logprob, behind))
+            if not queue or len(candidates) == policy.max_nodes:
+                return candidates
+            negative, _, above, token, logprob, context = heappop(queue)
+            candidates.extend(above, [token], [logprob])
+            parent, score = len(candidates) - 1, -negative
+
+    def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
+        self._history.learn(verdict.tokens)

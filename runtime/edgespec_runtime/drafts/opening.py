@@ -1,0 +1,96 @@
+"""Opens a bundle's own draft for one request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.sizing import Policy
+from edgespec_runtime.drafts import feature, vlm
+from edgespec_runtime.drafts.base import Drafter
+from edgespec_runtime.drafts.growing import Chain
+from edgespec_runtime.engines.base import Graph, StepGraph
+from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
+from edgespec_runtime.prompt import Prompt
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """The draft's part of a loaded bundle, shared by all requests."""
+
+    step: StepGraph
+    chain: StepGraph | None
+    table: Floats
+    graphs: Mapping[str, Graph]
+    visual: Mapping[str, Any]
+    """The manifest's entry of its visual tokens."""
+
+    @property
+    def variant(self) -> str:
+        return str(self.step.spec.meta["variant"])
+
+    @property
+    def wants_features(self) -> bool:
+        """Whether it feeds on the target's hidden states."""
+        return self.variant != "vlm"
+
+    def open(self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int) -> Drafter:
+        """A drafter for one request that may emit ``budget`` tokens."""
+        per_image = int(self.visual["draft_visual_tokens"])
+        length = spliced_length(prompt.ids, prompt.image_spans, per_image)
+        steps = int(self.chain.spec.meta["steps"]) if self.chain else 0
+        capacity = length + budget + max(policy.max_drafted, steps) + 1
+        outputs = feature.OUTPUTS if self.wants_features else vlm.OUTPUTS
+        session = self.step.open(capacity, outputs)
+        chain = None
+        if self.chain is not None:
+            chain = Chain(self.chain.open(0, vlm.OUTPUTS, session.cache), steps)
+        limit = int(self.step.spec.meta["max_positions"])
+        if self.wants_features:
+            return feature.FeatureDraft(session, self._prompt(prompt, visual), limit, chain)
+        table = self.table
+        return vlm.VlmDraft(
+            session,
+            table,
+            lambda: splice(prompt.ids, prompt.image_spans, table, visual.draft),
+            limit,
+            chain,
+        )
+
+    def _prompt(self, prompt: Prompt, visual: VisualInputs) -> feature.FeaturePrompt:
+        return feature.FeaturePrompt(
+            prompt.ids,
+            prompt.image_spans,
+            self.table,
+            str(self.visual["positions"]),
+            lambda hidden, question: self._image_rows(visual, hidden, question),
+            self._encode,
+        )
+
+    def _encode(self, features: Floats) -> Floats:
+        encoder = self.graphs.get("draft_features")
+        return encoder.run({"features": features})["hidden"] if encoder else features
+
+    def _image_rows(
+        self, visual: VisualInputs, hidden: Floats, question: Floats
+    ) -> feature.ImageRows:
+        embeds = visual.target
+        assert embeds is not None
+        direct = bool(self.step.spec.meta["direct_images"])
+        if not direct:
+            embeds = self.graphs["draft_projector"].run({"image_embeds": embeds})["draft_rows"]
+        compressor = self.graphs.get("compressor")
+        offsets = None
+        if compressor is not None:
+            gate = {"question": question} if "question" in compressor.inputs else {}
+            found = compressor.run({"image_embeds": embeds, **gate})
+            embeds, offsets = found["compressed"], found.get("offset")
+            if not direct:  # a compressor without weights shortens both alike
+                hidden = compressor.run({"image_embeds": hidden})["compressed"]
+        return feature.ImageRows(embeds, np.zeros_like(embeds) if direct else hidden, offsets)
