@@ -6,21 +6,21 @@ is finished, ``head/`` or, for a draft VLM, ``draft/``: what ``edgespec export``
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from edgespec.errors import ConfigError
-from edgespec_export.compression import Compression
+from edgespec.errors import CheckpointError, ConfigError
+from edgespec_export.assets import read_assets
+from edgespec_export.compression import FREE, Compression
 from edgespec_export.distill.methods import (
     DraftOptions,
-    Method,
     compression_of,
     default_rate,
     find_method,
@@ -40,9 +40,12 @@ from edgespec_export.distill.teacher import Teacher
 from edgespec_export.distill.trainer import Trainer
 from edgespec_export.distill.vlm import VlmStudent
 from edgespec_export.distill.vlm_checkpoint import DTYPES, check_tower, stored_dtype, write_vlm
-from edgespec_export.exporter import Model, check_pair, open_model
 from edgespec_export.heads.geometry import HeadGeometry
 from edgespec_export.heads.modules import Eagle3Head, build_head
+from edgespec_export.heads.save import write_head
+from edgespec_export.plan import Model, open_model
+from edgespec_export.plan_vlm import check_language
+from edgespec_export.vocabulary import parse_vocabulary
 
 OURS = ("state.pt", "state.partial", "progress.jsonl", "progress.partial",
         "head", "head.partial", "draft", "draft.partial")  # fmt: skip
@@ -73,6 +76,7 @@ class Distilled:
     """What came of it. ``history`` holds (step, accepted length) of every evaluation."""
 
     out: Path
+    """The finished checkpoint."""
     method: str
     steps: int
     accepted_length: float
@@ -85,10 +89,12 @@ class Distilled:
 class Plan:
     """Everything that was opened and checked before torch loads a model."""
 
+    method: str
     target: Model
     draft: Model | None
     geometry: HeadGeometry | None
     compression: Compression | None
+    vocabulary: tuple[int, ...]
     losses: Losses
     settings: Settings
     questions: list[Question]
@@ -98,11 +104,13 @@ class Plan:
     def recipe(self) -> dict[str, Any]:
         """What the weights depend on beside the settings, for a resumed run to compare."""
         return {
+            "method": self.method,
             "data": digest_of(self.questions)[:16],
             "held-out data": digest_of(self.held_out)[:16],
             "target": self.target.text_fingerprint[:16],
             "draft": self.draft.text_fingerprint[:16] if self.draft else "",
             "geometry": repr(self.geometry or self.compression),
+            "draft vocabulary": hashlib.sha256(repr(self.vocabulary).encode()).hexdigest()[:16],
             **{f"{name} (loss)": value for name, value in asdict(self.losses).items()},
         }
 
@@ -135,9 +143,8 @@ def distill(request: DistillRequest) -> Distilled | None:
     earned = trainer.run()[request.method]
     if not accelerator.is_main_process:
         return None
-    _write(plan, trainer.student(request.method), request.out, dtype)
     return Distilled(
-        out=request.out / ("draft" if plan.draft else "head"),
+        out=_write(plan, trainer.student(request.method), request.out, dtype),
         method=request.method,
         steps=trainer.step,
         accepted_length=earned.accepted_length,
@@ -159,19 +166,21 @@ def plan_distillation(request: DistillRequest) -> Plan:
     options = request.draft
     if options.compressor is None:
         options = replace(options, compressor=method.compressor)
-    draft, geometry, compression = None, None, None
+    draft, geometry, compression, vocabulary = None, None, None, ()
     if options.draft is not None:
         draft = _open_draft(options.draft, target)
         compression = _free_compression(options, draft)
     else:
+        vocabulary = _vocabulary(options.draft_vocab, target)
         geometry = head_geometry(request.method, options, target.geometry)
+        geometry = replace(geometry, draft_vocab=len(vocabulary))
     for model in (target, draft):
         if model:  # reads every weight: NaN shall stop a run before it starts
             _ = model.text_fingerprint, model.vision_fingerprint
     settings = Settings(rate=default_rate((draft or target).geometry.text.hidden))
     return Plan(
-        target, draft, geometry, compression, losses, replace(settings, **request.settings),
-        questions, held_out,
+        request.method, target, draft, geometry, compression, vocabulary, losses,
+        replace(settings, **request.settings), questions, held_out,
     )  # fmt: skip
 
 
@@ -179,12 +188,14 @@ def check_folder(request: DistillRequest) -> None:
     """Raises ConfigError where a run would meet another one's files."""
     out = request.out
     if request.resume and request.overwrite:
-        raise ConfigError("--resume goes on with what --out holds, --overwrite removes it: give one")
+        raise ConfigError(
+            "--resume goes on with the run in --out, --overwrite removes it: give one"
+        )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a directory")
     if out.is_dir() and any(out.iterdir()) and not (request.resume or request.overwrite):
         raise ConfigError(
-            f"--out {out} is not empty; --resume goes on with the run in it, --overwrite begins anew"
+            f"--out {out} is not empty; --resume goes on with its run, --overwrite begins anew"
         )
 
 
@@ -196,6 +207,89 @@ def build_student(plan: Plan, teacher: Teacher) -> Any:
     assert plan.geometry is not None
     head = build_head(plan.geometry, teacher.embedding, teacher.head)
     if isinstance(head, Eagle3Head):
-        with torch.no_grad():  # its own output head begins as the target's
-            head.lm_head.weight.copy_(teacher.head)
+        _begin_as_target(head, teacher, plan.vocabulary)
     return HeadStudent(head, plan.losses)
+
+
+@torch.no_grad()
+def _begin_as_target(head: Eagle3Head, teacher: Teacher, vocabulary: Sequence[int]) -> None:
+    """The draft's own output head begins as the target's rows of its vocabulary."""
+    rows = teacher.head
+    if vocabulary:
+        ids = torch.tensor(vocabulary)
+        head.d2t.copy_(ids - torch.arange(len(ids)))
+        rows = rows[ids]
+    head.lm_head.weight.copy_(rows)
+
+
+def _open_draft(source: str, target: Model) -> Model:
+    draft = open_model(source)
+    check_language(target, draft)
+    if draft.processor != target.processor:
+        raise CheckpointError(
+            f"draft '{source}' prepares pictures differently than target "
+            f"'{target.checkpoint.source}' (size, crop or normalisation); they are prepared once "
+            "for both here"
+        )
+    return draft
+
+
+def _vocabulary(text: str | None, target: Model) -> tuple[int, ...]:
+    """Target ids of a trimmed output head; empty: all."""
+    if text is None:
+        return ()
+    eos = read_assets(target.checkpoint, target.geometry).generation["eos_token_ids"]
+    return parse_vocabulary(text, target.geometry.text.vocab, eos)
+
+
+def _free_compression(options: DraftOptions, draft: Model) -> Compression | None:
+    """A draft VLM's checkpoint has no place for a compressor's weights."""
+    compression = compression_of(options, draft.geometry)
+    if compression and (trained := trained_parts(compression)):
+        raise ConfigError(
+            f"compressor '{compression}' has weights ({', '.join(trained)}), which a draft VLM's "
+            f"checkpoint cannot carry; there are: {', '.join(FREE)}. Method 'specvlm' trains them"
+        )
+    return compression
+
+
+def _accelerator() -> Any:
+    """Accelerate's view of the machine. Raises ConfigError for what is not resumable here."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    # A gate leaves the branches it did not take without gradients, a text-only batch the adaptor;
+    # the buffers (the target's head, rotary tables) are constants.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    accelerator = Accelerator(kwargs_handlers=[parallel])
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP"):
+        raise ConfigError(
+            f"accelerate is set up for {kind}, which distill does not use: the draft is small; run "
+            "`accelerate launch` with --multi_gpu"
+        )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ConfigError(
+            f"accelerate is set up for {accelerator.mixed_precision}, whose loss scale is not part "
+            "of the saved state; use bf16 or no mixed precision"
+        )
+    return accelerator
+
+
+def _clear(out: Path) -> None:
+    for name in OURS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _write(plan: Plan, student: Any, out: Path, dtype: str) -> Path:
+    fingerprint = plan.target.text_fingerprint
+    if plan.draft:
+        folder, source = out / "draft", plan.draft.checkpoint.path
+        return write_vlm(student.model, source, folder, fingerprint, dtype)
+    return write_head(
+        out / "head", student.head, target_fingerprint=fingerprint, dtype=dtype, overwrite=True
+    )

@@ -111,9 +111,7 @@ def head_geometry(name: str, options: DraftOptions, target: LlavaGeometry) -> He
             f"method 'eagle3' reads the target before layers 2, L/2 and L-3; its {text.layers} "
             "layers are too few for three different ones (7 are needed): use 'eaglevlm'"
         )
-    return replace(
-        geometry, fc_bias=False, feature_size=3 * text.hidden, feature_layers=captured
-    )
+    return replace(geometry, fc_bias=False, feature_size=3 * text.hidden, feature_layers=captured)
 
 
 def compression_of(options: DraftOptions, target: LlavaGeometry) -> Compression | None:

@@ -42,18 +42,22 @@ class Laid:
 class HeadStudent(nn.Module):
     """Wraps a head so that one forward is one training step's loss.
 
-    ``vocabulary`` [draft_vocab] holds the target's id of every row of a trimmed output head; then
-    the loss knows only those tokens, and only rows whose best token is among them (EAGLE-3).
+    Of a trimmed output head the loss knows only the tokens that it has, and only rows whose best
+    token is among them (EAGLE-3).
     """
 
-    def __init__(
-        self, head: Head, losses: Losses, vocabulary: torch.Tensor | None = None
-    ) -> None:
+    def __init__(self, head: Head, losses: Losses) -> None:
         super().__init__()
         self.head = head
         self.losses = losses
-        self.vocabulary: torch.Tensor | None
-        self.register_buffer("vocabulary", vocabulary, persistent=False)
+
+    @property
+    def vocabulary(self) -> torch.Tensor | None:
+        """[V_d]: the target's id of every row of a trimmed output head; None where it is whole."""
+        if not self.head.geometry.draft_vocab:
+            return None
+        offsets: torch.Tensor = self.head.d2t  # type: ignore[assignment]
+        return torch.arange(len(offsets), device=offsets.device) + offsets
 
     def forward(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(loss, figures by name) of a batch."""
@@ -81,11 +85,11 @@ class HeadStudent(nn.Module):
     def matches(self, samples: Sequence[Sample], depth: int) -> list[torch.Tensor]:
         """Per sample [A, depth] bool: is token j of a greedy chain after answer token a the
         text's, all before it given?"""
-        text = _continuations(samples)
+        text, vocabulary = _continuations(samples), self.vocabulary
         found = torch.zeros(*text.shape, depth, dtype=torch.bool)
         for step, (out, valid) in enumerate(self.rollout(samples, depth - 1)):
             best = self.head.logits(out).argmax(-1)
-            ids = best if self.vocabulary is None else self.vocabulary[best]
+            ids = best if vocabulary is None else vocabulary[best]
             hit = (ids == text[:, step:]) & valid
             found[:, : hit.shape[1], step] = hit.cpu()
         return [found[i, : s.answers] for i, s in enumerate(samples)]
@@ -94,10 +98,11 @@ class HeadStudent(nn.Module):
         self, logits: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both over the draft's vocabulary, rows whose best token lies outside it left out."""
-        if self.vocabulary is None:
+        vocabulary = self.vocabulary
+        if vocabulary is None:
             return logits, target
-        inside = torch.isin(target.argmax(-1), self.vocabulary)
-        return logits[inside], target[inside][:, self.vocabulary]
+        inside = torch.isin(target.argmax(-1), vocabulary)
+        return logits[inside], target[inside][:, vocabulary]
 
     def rollout(
         self, samples: Sequence[Sample], steps: int

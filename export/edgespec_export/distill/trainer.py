@@ -106,6 +106,8 @@ class Trainer:
                 if self.step % settings.save_every == 0 or self.step == last or stop:
                     self.save()
                 if stop and self.step < last:
+                    if main:
+                        bar.write(f"saved at step {self.step}; --resume goes on", file=sys.stderr)
                     raise KeyboardInterrupt
             return earned or self._evaluate(examined)
 

@@ -36,7 +36,7 @@ def check_tower(model: Any, dtype: str) -> None:
             )
 
 
-def write_vlm(model: Any, source: Path, folder: Path, fingerprint: str, dtype: str) -> None:
+def write_vlm(model: Any, source: Path, folder: Path, fingerprint: str, dtype: str) -> Path:
     """Writes ``folder``, whole or not at all: the weights, and every small file of ``source``.
 
     Raises CheckpointError where a weight does not fit into ``dtype``.
@@ -61,6 +61,7 @@ def write_vlm(model: Any, source: Path, folder: Path, fingerprint: str, dtype: s
     _write_json(partial / "config.json", {**config, **kind, FINGERPRINT: fingerprint})
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    return folder
 
 
 def _write_json(path: Path, value: Any) -> None:
