@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.errors import CheckpointError, MissingDependencyError
+from edgespec.errors import CheckpointError
+from edgespec_export.hub import resolve
+from edgespec_export.pickled import PICKLE, as_safetensors
 
 PREFIXES = (  # first match wins
     ("model.vision_tower.vision_model.", "vision."),
@@ -33,9 +35,10 @@ PREFIXES = (  # first match wins
     ("language_model.model.", "text."),
     ("model.language_model.", "text."),
 )
-HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "tokenizer.model")
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Precisions that are read, and how numpy reads them (bfloat16 by its bits)."""
+INTEGERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "u1"}
+"""Kinds of whole numbers that are read: a trimmed vocabulary's maps."""
 PIECE_BYTES = 1 << 23  # of float32: what reading needs beside the tensor it fills
 
 
@@ -115,6 +118,25 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{entry.file} cannot be read: {error.strerror}") from None
 
+    def integers(self, name: str) -> npt.NDArray[np.int64]:
+        """One tensor of whole numbers or truth values. Raises CheckpointError for any other."""
+        entry = self.entries[name]
+        if entry.dtype not in INTEGERS:
+            raise CheckpointError(
+                f"{entry.file}: tensor '{entry.key}' is stored as {entry.dtype} where one of "
+                f"{', '.join(INTEGERS)} was expected"
+            )
+        count = math.prod(entry.shape)
+        try:
+            raw = np.fromfile(
+                entry.file, dtype=INTEGERS[entry.dtype], count=count, offset=entry.offset
+            )
+        except OSError as error:
+            raise CheckpointError(f"{entry.file} cannot be read: {error.strerror}") from None
+        if raw.size != count:
+            raise CheckpointError(f"{entry.file} ends inside tensor '{entry.key}'")
+        return raw.astype(np.int64).reshape(entry.shape)
+
     def names(self, part: str) -> list[str]:
         """Canonical names below ``part`` ("vision", "projector", "text"), sorted."""
         return sorted(n for n in self.shapes if n.startswith(part + "."))
@@ -125,7 +147,8 @@ class Checkpoint:
         digest = hashlib.sha256()
         for name in sorted(names):
             digest.update(f"{name}{self.entries[name].shape}".encode())
-            for piece in self.pieces(name):
+            whole = self.entries[name].dtype in INTEGERS
+            for piece in [self.integers(name)] if whole else self.pieces(name):
                 digest.update(piece.data)
         return digest.hexdigest()
 
@@ -135,14 +158,17 @@ class Checkpoint:
         return read_json(path) if path.is_file() else None
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a directory or downloads a hub id. Raises CheckpointError naming what is wrong."""
-    path = _resolve(str(source))
+def open_checkpoint(source: str | Path, *, pickles: bool = False) -> Checkpoint:
+    """Opens a directory or downloads a hub id. Raises CheckpointError naming what is wrong.
+
+    ``pickles`` also opens pickled weights, where there are no safetensors (see ``pickled``).
+    """
+    path = resolve(str(source), pickles=pickles)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{path} holds no config.json, so it is no Hugging Face checkpoint")
     entries: dict[str, Entry] = {}
-    for file in _shards(path):
+    for file in _shards(path, pickles):
         for entry in _header(file):
             name = canonical_name(entry.key)
             if name in entries:
@@ -165,34 +191,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _resolve(source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        found = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(
-            f"checkpoint '{source}' {found}; give a directory with config.json and safetensors "
-            "files, or a hub id such as 'llava-hf/llava-1.5-7b-hf'"
-        )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingDependencyError("huggingface_hub", f"'{source}'", "export") from None
-    try:  # "*/*": only what lies at the top, no exports to other formats in folders below
-        return Path(
-            snapshot_download(source, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"])
-        )
-    except Exception as error:  # the hub client raises many unrelated types; all mean "not fetched"
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise CheckpointError(
-            f"'{source}' is no directory here, and it could not be fetched from the hub "
-            f"({type(error).__name__}: {reason}); where there is no network, fetch it elsewhere "
-            f"(`hf download {source} --local-dir DIR`) and give the directory"
-        ) from None
-
-
-def _shards(path: Path) -> list[Path]:
+def _shards(path: Path, pickles: bool) -> list[Path]:
     """As transformers chooses: model.safetensors, else the shards that the index names."""
     single = path / "model.safetensors"
     if single.is_file():
@@ -200,11 +199,13 @@ def _shards(path: Path) -> list[Path]:
     index_file = path / "model.safetensors.index.json"
     if index_file.is_file():
         return _indexed(path, index_file)
-    pickles = [p.name for p in path.glob("*.bin")]
+    found = sorted(p.name for p in path.glob("*.bin"))
+    if pickles and PICKLE in found:
+        return [as_safetensors(path / PICKLE)]
     hint = (
-        f"; it has {', '.join(sorted(pickles)[:3])}, pickled weights, which edgespec does not "
+        f"; it has {', '.join(found[:3])}, pickled weights, which edgespec does not "
         "open: save them again as safetensors"
-        if pickles
+        if found
         else ""
     )
     raise CheckpointError(f"{path} holds no model.safetensors{hint}")

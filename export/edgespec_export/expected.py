@@ -46,11 +46,7 @@ def check_tensors(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Tensors:
             f"{checkpoint.source}: lm_head.weight is missing, and the config says that the "
             "embeddings are not tied"
         )
-    problems = _differences(expected, dict(found)) + _unreadable(expected, checkpoint)
-    if problems:
-        shown = "; ".join(problems[:6])
-        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise CheckpointError(f"{checkpoint.source} does not match its config.json: {shown}{more}")
+    check_shapes(checkpoint, expected)
     if not tied and geometry.tied_in_config and not _same_table(checkpoint):
         raise CheckpointError(
             f"{checkpoint.source}: tie_word_embeddings is true, but lm_head.weight differs from "
@@ -60,14 +56,30 @@ def check_tensors(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Tensors:
     return Tensors(tied=tied, vision=tuple(vision), text=text_names)
 
 
-def _differences(expected: Shapes, found: Shapes) -> list[str]:
+def check_shapes(
+    checkpoint: Checkpoint, expected: Shapes, unused: re.Pattern[str] = UNUSED
+) -> None:
+    """Raises CheckpointError that lists what is missing, extra, misshapen or unreadable."""
+    problems = _differences(expected, dict(checkpoint.shapes), unused)
+    refuse(checkpoint.source, problems + _unreadable(expected, checkpoint))
+
+
+def refuse(source: str, problems: list[str]) -> None:
+    """Raises CheckpointError with the first six of ``problems``, if there are any."""
+    if problems:
+        shown = "; ".join(problems[:6])
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise CheckpointError(f"{source} does not match its config.json: {shown}{more}")
+
+
+def _differences(expected: Shapes, found: Shapes, unused: re.Pattern[str]) -> list[str]:
     missing = [
         f"missing tensor {name} {list(expected[name])}" for name in expected.keys() - found.keys()
     ]
     extra = [
         f"unexpected tensor {name} {list(found[name])}"
         for name in found.keys() - expected.keys()
-        if not UNUSED.match(name)
+        if not unused.match(name)
     ]
     wrong = [
         f"{name} has shape {list(found[name])} where {list(shape)} was expected"
@@ -112,7 +124,7 @@ def text_shapes(text: TextGeometry) -> Shapes:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{prefix}{norm}.weight"] = (hidden,)
         for name, (rows, columns, bias) in linears.items():
-            _linear(shapes, prefix + name, rows, columns, bias)
+            linear_shapes(shapes, prefix + name, rows, columns, bias)
     return shapes
 
 
@@ -134,9 +146,9 @@ def vision_shapes(vision: VisionGeometry) -> Shapes:
         for norm in ("layer_norm1", "layer_norm2"):
             shapes[f"{prefix}{norm}.weight"] = shapes[f"{prefix}{norm}.bias"] = (hidden,)
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            _linear(shapes, f"{prefix}self_attn.{name}", hidden, hidden, True)
-        _linear(shapes, f"{prefix}mlp.fc1", vision.intermediate, hidden, True)
-        _linear(shapes, f"{prefix}mlp.fc2", hidden, vision.intermediate, True)
+            linear_shapes(shapes, f"{prefix}self_attn.{name}", hidden, hidden, True)
+        linear_shapes(shapes, f"{prefix}mlp.fc1", vision.intermediate, hidden, True)
+        linear_shapes(shapes, f"{prefix}mlp.fc2", hidden, vision.intermediate, True)
     return shapes
 
 
@@ -145,12 +157,13 @@ def projector_shapes(geometry: LlavaGeometry) -> Shapes:
     width = geometry.vision.hidden * len(geometry.feature_layers)
     hidden = geometry.text.hidden
     shapes: Shapes = {}
-    _linear(shapes, "projector.linear_1", hidden, width, geometry.projector_bias)
-    _linear(shapes, "projector.linear_2", hidden, hidden, geometry.projector_bias)
+    linear_shapes(shapes, "projector.linear_1", hidden, width, geometry.projector_bias)
+    linear_shapes(shapes, "projector.linear_2", hidden, hidden, geometry.projector_bias)
     return shapes
 
 
-def _linear(shapes: Shapes, name: str, rows: int, columns: int, bias: bool) -> None:
+def linear_shapes(shapes: Shapes, name: str, rows: int, columns: int, bias: bool) -> None:
+    """Adds the tensors of one linear layer."""
     shapes[f"{name}.weight"] = (rows, columns)
     if bias:
         shapes[f"{name}.bias"] = (rows,)

@@ -118,7 +118,7 @@ def read_geometry(config: Config) -> LlavaGeometry:
     tied = any(said) if any(value is not None for value in said) else None  # either place ties
     return LlavaGeometry(
         vision=vision,
-        text=_text(text_config),
+        text=read_text(text_config),
         feature_layers=_feature_layers(layers, vision.layers),
         drop_class_token=strategy == "default",
         projector_activation=_activation(config.get("projector_hidden_act", "gelu")),
@@ -132,27 +132,28 @@ def read_geometry(config: Config) -> LlavaGeometry:
     )
 
 
-def _text(config: Config) -> TextGeometry:
+def read_text(config: Config, where: str = "text_config") -> TextGeometry:
+    """A Llama-family decoder's config; ``where`` names it in messages. Raises CheckpointError."""
     kind = config.get("model_type", "llama")
     defaults = TEXT_DEFAULTS.get(str(kind))
     if defaults is None:
         raise CheckpointError(
-            f"text_config.model_type is {kind!r}; edgespec builds: {', '.join(TEXT_DEFAULTS)}"
+            f"{where}.model_type is {kind!r}; edgespec builds: {', '.join(TEXT_DEFAULTS)}"
         )
     known = set(defaults) | {
         "attention_bias", "mlp_bias", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
         "tie_word_embeddings", "use_sliding_window", "layer_types",
     }  # fmt: skip
-    _refuse_unknown(config, known, "text_config")
+    _refuse_unknown(config, known, where)
     merged = {**defaults, **{k: v for k, v in config.items() if v is not None}}
     if merged["hidden_act"] != "silu":
-        raise CheckpointError(f"text_config.hidden_act is {merged['hidden_act']!r}; only 'silu'")
+        raise CheckpointError(f"{where}.hidden_act is {merged['hidden_act']!r}; only 'silu'")
     window = config.get("sliding_window", 4096) if kind == "mistral" else None  # as transformers
     windowed = window is not None and window < _size(merged, "max_position_embeddings")
     layer_types = config.get("layer_types") or ["full_attention"]
     full = isinstance(layer_types, list) and all(t == "full_attention" for t in layer_types)
     if windowed or config.get("use_sliding_window") or not full:
-        raise CheckpointError("text_config asks for sliding-window attention, which is not built")
+        raise CheckpointError(f"{where} asks for sliding-window attention, which is not built")
     bias = bool(config.get("attention_bias", False))
     hidden, heads = _size(merged, "hidden_size"), _size(merged, "num_attention_heads")
     kv_heads = _size({**merged, "num_key_value_heads": merged["num_key_value_heads"] or heads},
@@ -160,7 +161,7 @@ def _text(config: Config) -> TextGeometry:
     head_dim = _size({"head_dim": hidden // heads, **_given(config, ("head_dim",))}, "head_dim")
     if heads % kv_heads or head_dim % 2:
         raise CheckpointError(
-            f"text_config: {heads} heads of size {head_dim} over {kv_heads} key-value heads; heads "
+            f"{where}: {heads} heads of size {head_dim} over {kv_heads} key-value heads; heads "
             "must be a multiple of key-value heads and the size even"
         )
     return TextGeometry(
@@ -173,18 +174,18 @@ def _text(config: Config) -> TextGeometry:
         vocab=_size(merged, "vocab_size"),
         max_positions=_size(merged, "max_position_embeddings"),
         eps=_real(merged, "rms_norm_eps"),
-        rope=_rope(config, _size(merged, "max_position_embeddings")),
+        rope=_rope(config, _size(merged, "max_position_embeddings"), where),
         qkv_bias=bias or kind == "qwen2",
         o_bias=bias,
         mlp_bias=bool(config.get("mlp_bias", False)),
     )
 
 
-def _rope(config: Config, max_positions: int) -> Rope:
+def _rope(config: Config, max_positions: int, where: str) -> Rope:
     """Reads ``rope_parameters`` (transformers 5) or ``rope_theta`` + ``rope_scaling`` (before)."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
-        raise CheckpointError(f"text_config asks for rotary scaling {given!r}; not understood")
+        raise CheckpointError(f"{where} asks for rotary scaling {given!r}; not understood")
     rule = {key: value for key, value in given.items() if value is not None}
     theta = _real({"rope_theta": config.get("rope_theta") or 10000.0, **rule}, "rope_theta")
     rule.pop("rope_theta", None)
@@ -201,13 +202,13 @@ def _rope(config: Config, max_positions: int) -> Rope:
     }  # fmt: skip
     if kind not in known or set(rule) - known[kind]:
         raise CheckpointError(
-            f"text_config asks for rotary scaling {kind!r} with {sorted(rule)}; "
+            f"{where} asks for rotary scaling {kind!r} with {sorted(rule)}; "
             f"edgespec builds: {', '.join(known)}"
         )
     optional = "original_max_position_embeddings"
     lacking = sorted(known[kind] - set(rule) - {optional})
     if lacking:
-        raise CheckpointError(f"text_config: rotary scaling {kind!r} lacks {', '.join(lacking)}")
+        raise CheckpointError(f"{where}: rotary scaling {kind!r} lacks {', '.join(lacking)}")
     return Rope(
         theta=theta,
         kind=kind,

@@ -32,7 +32,7 @@ class HeadGeometry:
     """Width of the target's features as they arrive: H, or 3 H_target for EAGLE-3."""
     fc_bias: bool = True
     draft_vocab: int = 0
-    """Rows of the head that proposes; 0: the target's own head and vocabulary."""
+    """Rows of the head that proposes; 0: the target's whole vocabulary, in its order."""
     own_embedding: bool = False
     queries: int = 0
     """ViSpec: learned queries of the adaptor; the last one gives the global vector."""

@@ -138,6 +138,8 @@ class Eagle3Head(Head):
         self.midlayer = Eagle3Layer(text, norm_before_residual=geometry.norm_before_residual)
         self.norm = RMSNorm(text.hidden, text.eps)
         self.lm_head = nn.Linear(text.hidden, geometry.draft_vocab or text.vocab, bias=False)
+        if geometry.draft_vocab:  # target id = row + d2t[row]; the identity, until set
+            self.register_buffer("d2t", torch.zeros(geometry.draft_vocab, dtype=torch.int64))
         if geometry.norm_before_fc:
             self.input_norm = RMSNorm(size, text.eps)
         if geometry.fc_norm:
