@@ -91,6 +91,17 @@ class Manifest:
         """The graph of that role, if the bundle has one."""
         return next((g for g in self.graphs if g.role == role), None)
 
+    @property
+    def variant(self) -> str | None:
+        """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
+        draft = self.graph("draft")
+        return str(draft.meta["variant"]) if draft else None
+
+    @property
+    def draft_compressor(self) -> str:
+        """The compressor of the draft's visual tokens as ``--compressor`` spells it, or "none"."""
+        return str((self.compressor or {}).get("name", "none"))
+
 
 @dataclass(frozen=True)
 class Bundle:

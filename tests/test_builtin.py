@@ -1,6 +1,6 @@
 """The built-in family through the whole product: equal to transformers' generate, and it speeds up.
 
-How well it sees is tested in test_family_checkpoints.py; speed itself lives in benchmarks/.
+How well it sees is tested in test_family_checkpoints.py; speed is for `edgespec bench`.
 """
 
 from __future__ import annotations

@@ -303,6 +303,10 @@ def test_trimmed_keeps_the_most_frequent_and_the_ends(
     assert trimmed(ids, None, always) == tuple(sorted(every))
 
 
+def test_ends_of_text_are_kept_however_rare() -> None:
+    assert trimmed([5, 3, 4], 2, [9]) == (5, 9)
+
+
 def test_sizes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"list holds 4; ask for fewer"):
         trimmed([1, 2, 3], 5, [9])

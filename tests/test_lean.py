@@ -34,6 +34,17 @@ def test_runtime_works_without_heavy_packages(builtin_bundle: Path) -> None:
     assert 1 <= int(result.stdout) <= 3
 
 
+def test_bench_runs_with_a_bundle_alone(builtin_bundle: Path, tmp_path: Path) -> None:
+    """On a device there is neither the exporter nor, without --plot, matplotlib."""
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"id": 1, "turns": ["hello"], "category": "text"}')
+    words = ["bench", "--bundle", str(builtin_bundle), "--data", str(data), "--repeats", "1"]
+    words += ["--max-new-tokens", "3", "--json"]
+    code = blocked((*HEAVY, "matplotlib")) + f"from edgespec.cli import main\nmain({words!r})\n"
+    result = run_python(code)
+    assert result.returncode == 0 and '"exact_match": 1' in result.stdout, result.stderr
+
+
 def test_importing_the_runtime_loads_no_engine_and_no_heavy_package() -> None:
     code = "import sys, edgespec_runtime\nprint(' '.join(sys.modules))"
     loaded = set(run_python(code).stdout.split())
@@ -42,8 +53,8 @@ def test_importing_the_runtime_loads_no_engine_and_no_heavy_package() -> None:
 
 
 def test_help_needs_no_optional_package() -> None:
-    names = (*HEAVY, "onnxruntime", "tokenizers", "jinja2", "PIL", "tqdm")
-    for command in ("", "export", "generate", "frequencies", "demo"):
+    names = (*HEAVY, "onnxruntime", "tokenizers", "jinja2", "PIL", "tqdm", "matplotlib")
+    for command in ("", "export", "generate", "bench", "frequencies", "demo"):
         words = [*command.split(), "--help"]
         code = blocked(names) + f"from edgespec.cli import main\nmain({words!r})\n"
         result = run_python(code)

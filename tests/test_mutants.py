@@ -19,9 +19,14 @@ from edgespec.acceptance import StopRules
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, RollingBestN
 from edgespec.tree import Candidates, TokenTree
+from edgespec_export import vocabulary
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.graphs import decoder as decoder_graph
 from edgespec_runtime import decoder, inputs, prefill
+from edgespec_runtime.drafts import cascade
+from edgespec_runtime.drafts.cascade import CascadeDraft
+from edgespec_runtime.drafts.continuations import Continuations
+from edgespec_runtime.drafts.ngram import NgramDraft
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.engines.ort import OrtStepGraph
 from edgespec_runtime.inputs import VisualInputs
@@ -31,8 +36,11 @@ from edgespec_runtime.verifiers import LocalVerifier
 from tests import (
     test_acceptance,
     test_against_transformers,
+    test_cascade,
+    test_frequencies,
     test_law,
     test_lossless,
+    test_ngram,
     test_policies,
     test_sampling,
     test_tree,
@@ -99,6 +107,11 @@ def processed_law(zoo: Zoo) -> None:
 
 def nucleus_law(zoo: Zoo) -> None:
     test_law.test_sampler_draws_the_processed_law(test_law.PROCESSORS[2])
+
+
+def cascade_caches(zoo: Zoo) -> None:
+    for policy in (test_lossless.POLICIES[2], test_lossless.POLICIES[4]):
+        test_cascade.check_caches(zoo, policy)
 
 
 def calls(test: Callable[..., None], *arguments: Any) -> Check:
@@ -339,6 +352,75 @@ MUTANTS = [
         "scores are not cumulative",
         Candidates, "extend", "base + min(logprob, 0.0)", "min(logprob, 0.0)",
         calls(test_policies.test_raw_logits_would_rank_otherwise),
+    ),
+    Mutant(
+        "a look-up matches across pictures",
+        Continuations, "learn", "self.context = ()", "pass",
+        calls(test_ngram.test_pictures_are_neither_proposed_nor_matched_across),
+    ),
+    Mutant(
+        "a picture's placeholder is learnt",
+        Continuations, "learn", "if token == self._barrier:", "if False:",
+        calls(test_ngram.test_pictures_are_neither_proposed_nor_matched_across),
+    ),
+    Mutant(
+        "a look-up matches across texts",
+        Continuations, "cut", "self.context = ()", "pass",
+        calls(test_ngram.test_a_corpus_is_looked_up_but_not_across_its_texts),
+    ),
+    Mutant(
+        "a longer match weighs no more than a short one",
+        Continuations, "predict", "+ distinct * p)", ")",
+        calls(test_ngram.test_a_longer_match_weighs_more),
+    ),
+    Mutant(
+        "look-ups go deeper than the length limit",
+        NgramDraft, "grow", "min(policy.levels, depth_left)", "policy.levels",
+        calls(test_ngram.test_nothing_is_proposed_where_nothing_matches),
+    ),
+    Mutant(
+        "look-ups forget what was accepted",
+        NgramDraft, "commit", "learn(verdict.tokens)", "learn(verdict.tokens[-1:])",
+        calls(test_ngram.test_committed_tokens_are_learnt),
+    ),
+    Mutant(
+        "n-grams take the model's indices",
+        CascadeDraft, "grow",
+        "candidates = self._model.grow(policy, depth_left)\n"
+        "    merge(candidates, self._ngram.grow(policy, depth_left))",
+        "candidates = self._ngram.grow(policy, depth_left)\n"
+        "    merge(candidates, self._model.grow(policy, depth_left))",
+        cascade_caches,
+    ),
+    Mutant(
+        "an accepted n-gram passes for a row of the model's",
+        VlmDraft, "commit", "get(chosen[row - 1])", "get(chosen[row - 1], [*kept, len(kept)])",
+        cascade_caches,
+    ),
+    Mutant(
+        "n-grams do not hear what was accepted",
+        CascadeDraft, "commit", "self._ngram.commit(chosen, verdict)", "pass",
+        calls(test_cascade.test_n_gram_nodes_are_accepted_beside_a_model_that_is_always_wrong),
+    ),
+    Mutant(
+        "a node that both propose is there twice",
+        cascade, "merge", "known.get((parent, token))", "None",
+        calls(test_cascade.test_new_nodes_hang_below_the_matching_path),
+    ),
+    Mutant(
+        "a path is lifted without what hangs below it",
+        cascade, "merge", "logprobs[i] + (", "_given_parent(arena)[i] + (",
+        calls(test_cascade.test_the_better_estimate_lifts_a_path_and_all_below_it),
+    ),
+    Mutant(
+        "a sure n-gram outranks a sure model",
+        cascade, "merge", "min(logprob, left.get(parent, 0.0))", "logprob",
+        calls(test_cascade.test_n_grams_do_not_shout_down_a_sure_model),
+    ),
+    Mutant(
+        "a trimmed vocabulary drops the end of text",
+        vocabulary, "trimmed", "[*always, *ids]", "[*ids, *always]",
+        calls(test_frequencies.test_ends_of_text_are_kept_however_rare),
     ),
 ]  # fmt: skip
 FAILURES = (AssertionError, pytest.fail.Exception)

@@ -76,12 +76,12 @@ class Model:
     @property
     def variant(self) -> str | None:
         """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
-        return self.draft.variant if self.draft else None
+        return self.manifest.variant
 
     @property
     def compressor(self) -> str:
         """The compressor of the draft's visual tokens as ``--compressor`` spells it, or "none"."""
-        return str((self.manifest.compressor or {}).get("name", "none"))
+        return self.manifest.draft_compressor
 
     def sampling(self, **given: Any) -> SamplingParams:
         """The checkpoint's generation defaults with ``given`` (not None) over them.

@@ -39,7 +39,8 @@ class NgramDraft:
     ) -> None:
         """``prompt`` are its token ids; those of pictures (``image_token_id``) are never proposed
         and no match reaches across them. ``corpus`` holds further texts to look up in, such as
-        earlier answers of the target; it is learnt at ``begin``, a few microseconds per token."""
+        earlier answers of the target, in ids of its vocabulary; it is learnt at ``begin``, some
+        microseconds per token. Raises ConfigError for a ``max_n`` below 1."""
         if max_n < 1:
             raise ConfigError(f"max_n is {max_n!r}; it must be an integer >= 1")
         self._prompt = prompt
