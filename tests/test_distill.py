@@ -4,6 +4,7 @@ what it writes is what ``export`` loads."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -544,20 +545,26 @@ def test_two_processes_share_every_step(school: School, tmp_path: Path) -> None:
     which float32 adds."""
     words = ("--method", "specvlm", "--compressor", "elastic:select", "--steps", 6,
              "--evaluate-every", 3, "--json")  # fmt: skip
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--main_process_port", "0", "-m", "edgespec"]  # fmt: skip
+    alone = [sys.executable, "-m"]
+    launchers = {"one": ["accelerate.commands.launch", "--cpu", "--num_processes", "1",
+                         "--num_machines", "1", "--mixed_precision", "no",
+                         "--dynamo_backend", "no"],
+                 "two": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}  # fmt: skip
     results = []
-    for name, python in (("one", [sys.executable, "-m", "edgespec"]), ("two", launch)):
+    for name, launcher in launchers.items():
         done = subprocess.run(
-            [*python, *command(school, tmp_path / name, *words)], capture_output=True, text=True
+            [*alone, *launcher, "-m", "edgespec", *command(school, tmp_path / name, *words)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout))
+        assert "broadcast_buffers" not in done.stderr and done.stderr.count("step 6:") == 1
+        results.append(json.loads(done.stdout))  # printed once
     assert [s for s, _ in results[0]["history"]] == [s for s, _ in results[1]["history"]]
     one, two = (
         torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("one", "two")
     )
     assert (one["workers"], two["workers"]) == (1, 2)
     for name, value in one["students"]["specvlm"].items():
-        assert torch.allclose(value, two["students"]["specvlm"][name], atol=2e-4), name
+        assert torch.allclose(value, two["students"]["specvlm"][name], atol=1e-4), name

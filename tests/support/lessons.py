@@ -17,9 +17,10 @@ from edgespec_export.distill.trainer import Trainer
 from tests.support.checkpoints import Geometry, picture, words, write_checkpoint, write_draft
 
 TARGET = Geometry(
-    "lessons", image_size=48, kv_heads=2, layers=7, max_positions=256, eos_ids=(2, 60)
+    "lessons", image_size=48, kv_heads=2, layers=7, max_positions=256, eos_ids=(2, 7, 60)
 )
-"""36 visual tokens: enough to prune by 20; seven layers: enough for EAGLE-3's three features."""
+"""36 visual tokens: enough to prune by 20; seven layers: enough for EAGLE-3's three features. Answers
+of its questions are of many lengths; one of the seven and one of the three held out are empty."""
 HEADS = ("eagle", "eaglevlm", "msd", "vispec", "specvlm", "eagle3")
 SETTINGS: dict[str, Any] = {
     "steps": 6, "batch": 2, "warmup": 2, "pool": 4, "answer_tokens": 12, "rate": 3e-3,

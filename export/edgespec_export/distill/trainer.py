@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -71,7 +72,11 @@ class Trainer:
             optimizer = torch.optim.AdamW(
                 trained, lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0
             )
-            self._students[name], self._optimizers[name] = accelerator.prepare(student, optimizer)
+            with warnings.catch_warnings():
+                # torch >= 2.13 wants a name that earlier ones do not know
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                prepared = accelerator.prepare(student, optimizer)
+            self._students[name], self._optimizers[name] = prepared
 
     @property
     def state_file(self) -> Path:
