@@ -19,6 +19,7 @@ settings.register_profile("edgespec", deadline=None, derandomize=True)
 settings.load_profile("edgespec")
 
 if TYPE_CHECKING:
+    from edgespec_export.exporter import Model
     from tests.support.zoo import Zoo
 
 
@@ -28,6 +29,15 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     from tests.support.zoo import Zoo
 
     return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def head_target(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The tiny target that the heads of tests/support/heads.py are for."""
+    from edgespec_export.exporter import open_model
+    from tests.support.heads import target_folder
+
+    return open_model(str(target_folder(tmp_path_factory.mktemp("heads") / "target")))
 
 
 @pytest.fixture(scope="session")

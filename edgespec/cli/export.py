@@ -23,11 +23,28 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     checkpoint = "a Hugging Face-format directory or a hub id"
     parser.add_argument("--target", required=True, metavar="MODEL", help=f"target: {checkpoint}")
-    parser.add_argument("--draft", metavar="MODEL", help=f"stand-alone draft LLaVA: {checkpoint}")
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a small LLaVA, or a feature-level draft (EAGLE-1/2/3, EagleVLM, MSD, ViSpec, "
+        f"SpecVLM): {checkpoint}",
+    )
+    parser.add_argument(
+        "--draft-variant",
+        metavar="NAME",
+        help="the rule a feature-level draft follows, where its tensors do not tell: msd or eagle",
+    )
+    parser.add_argument(
+        "--draft-vocab",
+        metavar="FILE[:N]",
+        help="let the draft propose only the N most frequent tokens of a list that `edgespec "
+        "frequencies` made; the target judges with its whole vocabulary",
+    )
     parser.add_argument(
         "--compressor",
-        metavar="KIND:RATIO",
-        help="shortens the draft's visual tokens: pool:4 averages 2 x 2 neighbours",
+        metavar="KIND[:N]",
+        help="what the draft sees of an image: pool:N (averages), prune:N (a random N-th), "
+        "stride:N, text-only; trained compressors come with their draft",
     )
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="directory to write")
     parser.add_argument("--precision", default="fp32", help="fp32 (default)")
@@ -54,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         out=Path(arguments.out),
         draft=arguments.draft,
         compressor=arguments.compressor,
+        draft_variant=arguments.draft_variant,
+        draft_vocab=arguments.draft_vocab,
         precision=arguments.precision,
         lowering=arguments.lowering,
         overwrite=arguments.overwrite,
@@ -68,12 +87,15 @@ def export_with_progress(request: Any) -> Manifest:
     """Exports with a progress bar over bytes of weights on stderr (off where it is no terminal)."""
     from tqdm import tqdm
 
-    from edgespec_export.exporter import Plan, export_bundle
+    from edgespec_export.exporter import export_bundle
+    from edgespec_export.plan import Plan
 
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
         def announce(plan: Plan) -> None:
             bar.reset(total=plan.weight_bytes)
+            if plan.draft:
+                note(f"draft: {plan.draft.description}")
 
         def progress(what: str, written: int) -> None:
             bar.set_description(what, refresh=False)

@@ -25,7 +25,8 @@ from edgespec_export.assets import read_assets
 from edgespec_export.builder import Stored
 from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.compression import parse_compression
-from edgespec_export.heads.layouts import is_head, open_head
+from edgespec_export.heads.layouts import open_head
+from edgespec_export.heads.recognise import is_head
 from edgespec_export.lowerings import Lowering, get_lowering
 from edgespec_export.parity import check_parity, require_parity
 from edgespec_export.plan import (
@@ -95,14 +96,8 @@ def _plan_draft(request: ExportRequest, target: Model, lowering: Lowering) -> Dr
     if request.draft_vocab:
         eos = read_assets(target.checkpoint, target.geometry).generation["eos_token_ids"]
         vocabulary = parse_vocabulary(request.draft_vocab, target.geometry.text.vocab, eos)
-    if request.draft_variant or is_head(open_checkpoint(request.draft)):
-        head = open_head(
-            request.draft,
-            target.geometry,
-            target_source=target.checkpoint.source,
-            target_fingerprint=target.text_fingerprint,
-            variant=request.draft_variant,
-        )
+    if request.draft_variant or is_head(open_checkpoint(request.draft, pickles=True)):
+        head = open_head(request.draft, target, request.draft_variant)
         return plan_head(head, target, lowering, compression, vocabulary)
     return plan_vlm(open_model(request.draft), target, lowering, compression, vocabulary)
 

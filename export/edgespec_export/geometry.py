@@ -12,6 +12,7 @@ from typing import Any
 
 from edgespec.errors import CheckpointError
 from edgespec_export.defaults import INERT, LLAVA_TOWER, TEXT_DEFAULTS, VISION_DEFAULTS
+from edgespec_export.kinds import check_kind
 
 Config = Mapping[str, Any]
 
@@ -94,13 +95,7 @@ class LlavaGeometry:
 
 def read_geometry(config: Config) -> LlavaGeometry:
     """config.json of a LlavaForConditionalGeneration. Raises CheckpointError by key and value."""
-    kind = config.get("model_type")
-    if kind != "llava":
-        names = ", ".join(config.get("architectures") or ["no architecture"])
-        raise CheckpointError(
-            f"model_type is {kind!r} ({names}); edgespec exports 'llava' "
-            "(LlavaForConditionalGeneration) checkpoints"
-        )
+    check_kind(config)
     known = {
         "text_config", "vision_config", "image_token_index", "image_token_id",
         "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy",
@@ -209,13 +204,14 @@ def _rope(config: Config, max_positions: int, where: str) -> Rope:
     lacking = sorted(known[kind] - set(rule) - {optional})
     if lacking:
         raise CheckpointError(f"{where}: rotary scaling {kind!r} lacks {', '.join(lacking)}")
+    trained = max_positions if kind == "llama3" else Rope.original_max_position  # else unused
     return Rope(
         theta=theta,
         kind=kind,
         factor=_real({"factor": 1.0, **rule}, "factor"),
         low_freq_factor=_real({"low_freq_factor": 1.0, **rule}, "low_freq_factor"),
         high_freq_factor=_real({"high_freq_factor": 4.0, **rule}, "high_freq_factor"),
-        original_max_position=_size({optional: max_positions, **rule}, optional),
+        original_max_position=_size({optional: trained, **rule}, optional),
     )
 
 

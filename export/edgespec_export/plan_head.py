@@ -52,13 +52,7 @@ def plan_head(
     else:
         name = str(compression or "none")
         tokens = compression.tokens(visual) if compression else visual
-    own = geometry.own_embedding
-    folded = Folded(
-        head.checkpoint,
-        geometry,
-        head.checkpoint if own else target.checkpoint,
-        "embed_tokens.weight" if own else "text.embed_tokens.weight",
-    )
+    folded = Folded(head.checkpoint, geometry, target.checkpoint)
     proposer = _proposer(head, target, vocabulary)
     checkpoint = head.checkpoint
     return DraftPlan(
@@ -104,7 +98,7 @@ def _proposer(head: OpenedHead, target: Model, vocabulary: Sequence[int] | None)
     """The head's own output rows (EAGLE-3) or the target's, trimmed to ``vocabulary``."""
     own = head.geometry.variant == "eagle3"
     base = Proposer(head.checkpoint, "lm_head") if own else target.proposer
-    ids = head.target_ids if own else None
+    ids = None if head.draft_ids is None else tuple(head.draft_ids.tolist())
     if vocabulary is None:
         return Proposer(base.checkpoint, base.name, None, ids)
     wanted = set(vocabulary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,17 +34,28 @@ def prefill(
     last: Array = np.empty(0)
     seen: list[Array] = []
     where = range(len(embeds)) if positions is None else positions
-    for start in range(0, len(embeds), CHUNK):
-        chunk = embeds[start : start + CHUNK]
+    for start, end in _chunks(where):
+        chunk = embeds[start:end]
         outputs = session.step(
             chunk,
-            where[start : start + CHUNK],
+            where[start:end],
             causal_mask(session.cache.length, len(chunk)),
             last_only=True,
-            hidden=None if hidden is None else hidden[start : start + CHUNK],
+            hidden=None if hidden is None else hidden[start:end],
         )
         last = outputs[0][0]
         if features:
             seen.append(outputs[1].copy())
         session.cache.commit(range(len(chunk)))
     return last, np.concatenate(seen) if features else None
+
+
+def _chunks(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Slices of at most CHUNK rows. The first ends where positions first leave a gap: ONNX
+    Runtime's GroupQueryAttention counts on from the first position while the cache is empty."""
+    steps = (i for i in range(1, len(positions)) if positions[i] != positions[i - 1] + 1)
+    first = min(next(steps, len(positions)), CHUNK)
+    if first:
+        yield 0, first
+    for start in range(first, len(positions), CHUNK):
+        yield start, min(start + CHUNK, len(positions))

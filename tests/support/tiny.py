@@ -176,7 +176,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], dtype
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-KINDS = {"float64": "F64", "int8": "I8", "int64": "I64"}
+KINDS = {"float64": "F64", "int8": "I8", "int64": "I64", "bool": "BOOL"}
 
 
 def stored_bytes(tensor: npt.NDArray[Any], kind: str) -> bytes:

@@ -36,7 +36,9 @@ def check_fit(
     features = hidden
     if variant == "eagle3":
         columns = shapes.get("fc.weight", ())[1:2]
-        features = settings.target_hidden or (columns[0] // 3 if columns else hidden)
+        features = settings.target_hidden or (
+            columns[0] // 3 if columns and columns[0] % 3 == 0 else hidden
+        )
         if columns and features and columns[0] != 3 * features:
             raise CheckpointError(
                 f"{checkpoint.source}: fc.weight has {columns[0]} columns where three features of "
@@ -47,7 +49,7 @@ def check_fit(
     if isinstance(vocab, int) and not _same_vocabulary(variant, vocab, target.vocab):
         problems.append(f"a vocabulary of {vocab}, the target's is {target.vocab}")
     if problems:
-        likely = KNOWN_TARGETS.get((features, vocab)) if vocab and features else None
+        likely = next((m for k, m in KNOWN_TARGETS.items() if k == (features, vocab)), None)
         hint = f"; those sizes are of {likely}" if likely else ""
         raise CheckpointError(
             f"head '{checkpoint.source}' ({variant}) is for another target: it has "

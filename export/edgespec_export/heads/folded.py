@@ -19,22 +19,22 @@ import numpy.typing as npt
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.heads.geometry import HeadGeometry
 
+OWN_TABLE, TARGET_TABLE = "embed_tokens.weight", "text.embed_tokens.weight"
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Folded:
-    """``head`` under canonical names; ``tokens`` names the embedding [V, H] in ``source``."""
+    """``head`` under official names, fed with embeddings of its own or of ``target``."""
 
     head: Checkpoint
     geometry: HeadGeometry
-    source: Checkpoint
-    tokens: str
+    target: Checkpoint
 
     @property
     def vocab(self) -> int:
-        return self.source.shapes[self.tokens][0]
+        return self.target.shapes[TARGET_TABLE][0]
 
     @cached_property
     def _fc(self) -> tuple[Doubles, Doubles]:
@@ -82,8 +82,21 @@ class Folded:
         norm = None
         if self.geometry.variant == "eagle3":
             norm = self.head.tensor("midlayer.input_layernorm.weight")
-        for piece in self.source.pieces(self.tokens):
+        for piece in self._embedding():
             yield self._normed(piece, norm) if norm is not None else self._fused(piece)
+
+    def _embedding(self) -> Iterator[Floats]:
+        """[V, H] in pieces; a table of the head's own may lack last rows (MSD's 32,000 words
+        against 32,064 rows), which are the target's then."""
+        own = 0
+        if self.geometry.own_embedding:
+            own = self.head.shapes[OWN_TABLE][0]
+            yield from self.head.pieces(OWN_TABLE)
+        start = 0
+        for piece in self.target.pieces(TARGET_TABLE):
+            if start + len(piece) > own:
+                yield piece[max(own - start, 0) :]
+            start += len(piece)
 
     def table_array(self) -> Floats:
         """The whole table."""

@@ -115,7 +115,7 @@ def _geometry(
         feature_size=3 * target.hidden if three else target.hidden,
         fc_bias="fc.bias" in shapes,
         draft_vocab=_draft_vocab(settings, shapes, source) if three else 0,
-        queries=shapes.get("imadpt.q", (0,))[0] if variant == "vispec" else 0,
+        queries=sum(shapes.get("imadpt.q", ())[:1]) if variant == "vispec" else 0,
         feature_layers=_features(label, settings, target.layers, source) if three else (),
         compression=label.compression,
         **settings.flags,
@@ -135,7 +135,7 @@ def _features(label: Label, settings: Settings, layers: int, source: str) -> tup
 
 
 def _draft_vocab(settings: Settings, shapes: Shapes, source: str) -> int:
-    rows = shapes.get("lm_head.weight", (0,))[0]
+    rows = sum(shapes.get("lm_head.weight", ())[:1])
     if settings.draft_vocab not in (None, rows) and rows:
         raise CheckpointError(
             f"{source}: draft_vocab_size is {settings.draft_vocab} where lm_head.weight has {rows} "

@@ -59,7 +59,8 @@ def recognise(checkpoint: Checkpoint, said: str | None, asked: str | None) -> Re
             "config.json is cut down from a vision-language model's, as MSD's are; say which: "
             "variant 'msd' or variant 'eagle'"
         )
-    return Recognised(possible[0], "by its tensors")
+    shared = "; MSD shares them, and is taken when asked for" if layout == "eagle" else ""
+    return Recognised(possible[0], f"by its tensors{shared}")
 
 
 def canonical_entries(checkpoint: Checkpoint, variant: str) -> dict[str, Entry]:
@@ -132,3 +133,11 @@ def _refuse_known(checkpoint: Checkpoint) -> None:
 
 def _looks_like_msd(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in MSD_TRACES
+
+
+def is_head(checkpoint: Checkpoint) -> bool:
+    """Whether it is to be opened as a feature-level draft, not as a whole vision-language model.
+
+    By its tensors: MSD heads keep the ``model_type`` of their target.
+    """
+    return not any(name.startswith(("vision.", "text.")) for name in checkpoint.entries)

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from edgespec.errors import ConfigError
+from edgespec.errors import ConfigError, InputError
+from edgespec_export.checkpoint import read_json
 from edgespec_export.geometry import Rope
 from edgespec_export.heads.geometry import HeadGeometry
 from edgespec_export.heads.label import KEY, Label
 from edgespec_export.heads.layouts import EMBEDDING, OpenedHead
 from edgespec_export.heads.modules import Head, build_head
 from edgespec_export.heads.settings import FLAGS
+from edgespec_export.heads.vocabulary import check_ids
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -39,26 +41,36 @@ def write_head(
 
     ``extra`` is kept as notes in the config. ``embedding`` also writes a table that is the target's
     (loaders take an absent one as the target's). ``overwrite`` replaces a head, nothing else.
-    Raises ConfigError where numbers do not fit ``dtype`` or something else is in the way.
+    Raises InputError where numbers do not fit ``dtype``, something is in the way, or it fails.
     """
-    from safetensors.torch import save_file
+    from safetensors import SafetensorError
 
     if dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}' is not written; there are: {', '.join(DTYPES)}")
     _check_free(folder, overwrite)
     tensors = _tensors(head, dtype, embedding or head.geometry.own_embedding)
     config = head_config(head.geometry, target_fingerprint, dtype, extra or {})
+    try:
+        _publish(folder, config, tensors)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"writing '{folder}' failed: {error}") from None
+    return folder
+
+
+def _publish(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Into a temporary sibling that is renamed; a head of that name goes with the sibling."""
+    from safetensors.torch import save_file
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.parent) as name:
         partial = Path(name) / "new"
         partial.mkdir()
         text = json.dumps(config, indent=2) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        save_file(dict(tensors), partial / "model.safetensors", metadata={"format": "pt"})
         if folder.exists():
             folder.rename(Path(name) / "old")
         partial.rename(folder)
-    return folder
 
 
 def load_head(opened: OpenedHead, embedding: torch.Tensor, head: torch.Tensor) -> Head:
@@ -155,9 +167,10 @@ def _tensors(head: Head, dtype: str, embedding: bool) -> dict[str, torch.Tensor]
             raise ConfigError(f"{name} {cause}: it would hold NaN or infinity; nothing was written")
         tensors[name] = stored
     if geometry.draft_vocab:
-        kept = torch.zeros(geometry.text.vocab, dtype=torch.bool)
-        kept[torch.arange(geometry.draft_vocab) + tensors["d2t"]] = True
-        tensors["t2d"] = kept
+        ids = torch.arange(geometry.draft_vocab) + tensors["d2t"]
+        check_ids("the head to be written", ids.numpy(), geometry.text.vocab)
+        tensors["t2d"] = torch.zeros(geometry.text.vocab, dtype=torch.bool)
+        tensors["t2d"][ids] = True
     return tensors
 
 
@@ -167,5 +180,5 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ConfigError(f"'{folder}' already exists; give another place, or overwrite it")
     config = folder / "config.json"
-    if not config.is_file() or KEY not in json.loads(config.read_text(encoding="utf-8")):
+    if not config.is_file() or KEY not in read_json(config):
         raise ConfigError(f"'{folder}' exists and is no head, so it is not overwritten")

@@ -35,7 +35,7 @@ def draft_ids(checkpoint: Checkpoint, rows: int, vocab: int) -> npt.NDArray[np.i
             "tensor d2t that says which"
         )
     ids = np.arange(rows) + checkpoint.integers("d2t")
-    _check_ids(checkpoint.source, ids, vocab)
+    check_ids(checkpoint.source, ids, vocab)
     if "t2d" in found:
         kept = np.flatnonzero(checkpoint.integers("t2d"))
         if not np.array_equal(kept, np.sort(ids)):
@@ -46,7 +46,8 @@ def draft_ids(checkpoint: Checkpoint, rows: int, vocab: int) -> npt.NDArray[np.i
     return None if rows == vocab and np.array_equal(ids, np.arange(vocab)) else ids
 
 
-def _check_ids(source: str, ids: npt.NDArray[np.int64], vocab: int) -> None:
+def check_ids(source: str, ids: npt.NDArray[np.int64], vocab: int) -> None:
+    """Raises CheckpointError unless ``ids`` are different tokens of ``vocab``."""
     outside = ids[(ids < 0) | (ids >= vocab)]
     if outside.size:
         raise CheckpointError(

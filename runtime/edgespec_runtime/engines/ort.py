@@ -115,6 +115,7 @@ class OrtStepSession:
         self._wrap = ort.OrtValue.ortvalue_from_numpy  # shares memory on the CPU
         self._hidden = int(meta["hidden"])
         self._whole = meta["mask_span"] == "capacity"
+        self._counts_on = spec.lowering == "ort"
         self._steps = int(meta.get("steps", 1))  # > 1: a chain graph, which appends its own rows
         self._given = {tensor.name for tensor in spec.inputs}
         self._widths = {t.name: (t.axes[-1], t.dtype) for t in spec.outputs}
@@ -156,6 +157,11 @@ class OrtStepSession:
             raise EngineError(
                 f"{self._file}: {cache.used} rows in use and {new} new ones exceed the cache of "
                 f"{cache.capacity} rows"
+            )
+        if self._counts_on and not cache.used and list(positions) != _run(positions):
+            raise EngineError(
+                f"{self._file}: GroupQueryAttention takes the positions of an empty cache for a "
+                "run; feed the rows up to the first gap alone"
             )
         if self._bound_for != (rows, last_only):
             self._bind(rows, last_only)
@@ -225,6 +231,10 @@ class _Inputs:
         self.bound_hidden = wrap(self.hidden)
         self.all_rows = wrap(np.arange(rows, dtype=np.int64))
         self.last_row = wrap(np.array([rows - 1], dtype=np.int64))
+
+
+def _run(positions: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
+    return list(range(int(positions[0]), int(positions[0]) + len(positions)))
 
 
 def _short(error: Exception) -> str:
