@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import edgespec_runtime  # noqa: E402
 from edgespec.cli import main  # noqa: E402
 from edgespec_export.distill.evaluate import DEPTH, Earned, evaluate  # noqa: E402
 from edgespec_export.distill.methods import DraftOptions  # noqa: E402
@@ -30,13 +31,11 @@ from edgespec_export.distill.student import HeadStudent, lay_out  # noqa: E402
 from edgespec_export.distill.teacher import Sample  # noqa: E402
 from edgespec_export.distill.trainer import Trainer  # noqa: E402
 from edgespec_export.distill.vlm import VlmStudent  # noqa: E402
+from edgespec_export.exporter import ExportRequest, export_bundle  # noqa: E402
 from edgespec_export.heads.layouts import open_head  # noqa: E402
 from edgespec_export.heads.save import load_head  # noqa: E402
 from edgespec_export.plan import open_model  # noqa: E402
 from tests.support.lessons import HEADS, School, write_school  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
-ELASTIC = ("prune:20", "pool:20", "conv:3", "resampler:2", "text-only")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,11 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
 
 # --- The evaluation is what a chain gets ----------------------------------------------------------
 
-CHAINS = {
+CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("eagle", "eaglevlm", "msd", "vispec", "eagle3")},
     "specvlm-pool": ("specvlm", {"compressor": "pool:4"}),
     "specvlm-select": ("specvlm", {"compressor": "elastic:select"}),
     "eagle3-trimmed": ("eagle3", {"draft_vocab": True}),
-    "vlm": ("vlm", {}),
     "vlm-pool": ("vlm", {"compressor": "pool:4"}),
     "vlm-blind": ("vlm", {"compressor": "text-only"}),
 }  # fmt: skip
@@ -111,13 +109,12 @@ def check_earned(school: School, out: Path, name: str) -> Earned:
         draft["draft_vocab"] = str(school.frequencies)
     if method == "vlm":
         draft["draft"] = str(school.draft)
-    settings = {"steps": 40, "batch": 8, "pool": 8, "evaluate_every": 100, "save_every": 100}
+    settings = {"steps": 25, "batch": 8, "pool": 8, "evaluate_every": 100, "save_every": 100}
     request = school.request(method, out, draft=DraftOptions(**draft), settings=settings)
     trainer = school.trainer(replace(request, held_out=school.data))
     earned = trainer.run()[method]
     student = trainer.student(method).eval()
-    questions = read_questions([school.data, school.held_out])
-    samples = school.samples(questions, 14, trainer)
+    samples = school.samples(read_questions([school.data]), 12, trainer)
     with torch.no_grad():
         rounds = [rounds_by_drafting(student, sample) for sample in samples]
     found = evaluate(student, samples, batch=4)
@@ -125,6 +122,41 @@ def check_earned(school: School, out: Path, name: str) -> Earned:
     assert found.tokens == sum(len(s.ids) - s.prompt - 1 for s in samples)
     assert found.rounds < found.tokens, "nothing was accepted: the test shows nothing"
     return earned
+
+
+def check_rollout(school: School, out: Path, method: str) -> None:
+    """Every row of every rollout step, against the layer run anew over the true rows up to there
+    and then the draft's own outputs with the text's tokens. An untrained head shows it."""
+    trainer = school.trainer(school.request(method, out))
+    samples = school.samples(read_questions([school.data]), 6, trainer)
+    student = trainer.student(method).eval()
+    with torch.no_grad():
+        steps = [out for out, _ in student.rollout(samples, 3)]
+        for number, sample in enumerate(samples):
+            check_rollout_of(student.head, sample, [step[number] for step in steps])
+
+
+def check_rollout_of(head: Any, sample: Sample, steps: Sequence[Any]) -> None:
+    laid = lay_out(head, [sample])
+    for row in range(sample.answers):
+        known = int(laid.start[0]) + row + 1
+        rows, positions = laid.rows[:, :known], laid.positions[:, :known]
+        for step in range(min(len(steps), sample.answers - row)):
+            count = rows.shape[1]
+            causal = torch.ones(count, count, dtype=torch.bool).tril()[None, None]
+            last = head.layer(rows, positions, causal)[0][:, -1:]
+            assert torch.allclose(steps[step][row], last[0, 0], atol=1e-5)
+            token = sample.ids[None, None, sample.prompt + row + 1 + step]
+            fed = head.rows(head.embed_tokens(token), head.feedback(last), laid.offset)
+            rows = torch.cat([rows, fed], 1)
+            positions = torch.cat([positions, positions[:, -1:] + 1], 1)
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_a_rollout_is_the_draft_run_on_its_own_outputs(
+    school: School, tmp_path: Path, method: str
+) -> None:
+    check_rollout(school, tmp_path, method)
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -418,6 +450,31 @@ def test_a_draft_vlm_is_written_like_the_one_it_began_from(school: School, tmp_p
     assert np.array_equal(ours, theirs.numpy())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*HEADS, "vlm"])
+def test_the_runtime_accepts_what_the_evaluation_said(
+    school: School, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Distilled, written, exported, decoded: the accepted length of chains is the same number."""
+    words = ["--method", method, "--steps", 40, "--batch", 8, "--pool", 8, "--json"]
+    more = ["--draft", school.draft, "--compressor", "pool:4"] if method == "vlm" else []
+    held_out = ["--held-out", school.data, "--dtype", "float32"]
+    assert main(command(school, tmp_path / "out", *words, *more, *held_out)) == 0
+    result = json.loads(capsys.readouterr().out)
+    bundle = tmp_path / "bundle"
+    compressor = "pool:4" if method == "vlm" else None
+    export_bundle(ExportRequest(str(school.target), bundle, result["out"], compressor))
+    model = edgespec_runtime.load(bundle, threads=1)
+    tokens = rounds = 0
+    for question in read_questions([school.data]):
+        images = [question.image] if question.image else []
+        policy = f"eagle2:nodes={DEPTH},depth={DEPTH},top_k=1"
+        said = model.generate(images, question.prompt, policy=policy, max_new_tokens=12)
+        tokens += len(said.token_ids) - 1
+        rounds += said.stats.rounds
+    assert tokens / rounds == result["accepted_length"] > 1.2
+
+
 def test_a_dtype_that_would_change_the_shared_tower_is_refused(
     school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -443,12 +500,18 @@ def test_json_has_the_stable_keys(
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"state.pt", "progress.jsonl", "head"}
 
 
-def test_a_part_of_the_data_is_held_out_by_default(school: School, tmp_path: Path) -> None:
-    words = ["distill", "--target", school.target, "--data", school.data, "--data",
-             school.held_out, "--out", tmp_path, "--method", "eagle", "--steps", 1,
-             "--answer-tokens", 8]  # fmt: skip
-    assert main([str(word) for word in words]) == 0
-    assert json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[0])["tokens"] == 7
+def test_a_part_of_the_data_is_held_out_by_default(
+    school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of ten: the last, which the target answers with five tokens, or with one."""
+    words = ["distill", "--target", school.target, "--out", tmp_path / "out", "--method", "eagle",
+             "--steps", 1, "--answer-tokens", 8]  # fmt: skip
+    for files, code in (((school.data, school.held_out), 2), ((school.held_out, school.data), 0)):
+        given = [word for file in files for word in ("--data", file)]
+        assert main([str(word) for word in (*words, *given)]) == code
+    assert "nothing to evaluate" in capsys.readouterr().err
+    rows = (tmp_path / "out" / "progress.jsonl").read_text().splitlines()
+    assert [json.loads(row)["tokens"] for row in rows] == [4, 4]
 
 
 def test_overwrite_removes_its_own_files_only(
@@ -502,8 +565,9 @@ def test_mistakes_are_told_before_anything_is_written(
     assert message in err and out == "" and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("part", ["layers.3.mlp.up_proj", "linear_1", "layers.1.mlp.fc1"])
 def test_a_target_with_nan_is_refused(
-    school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    school: School, tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import shutil
 
@@ -512,7 +576,7 @@ def test_a_target_with_nan_is_refused(
     broken = tmp_path / "broken"
     shutil.copytree(school.target, broken)
     tensors = load_file(broken / "model.safetensors")
-    (name,) = [n for n in tensors if n.endswith("layers.3.mlp.up_proj.weight")]
+    (name,) = [n for n in tensors if n.endswith(f"{part}.weight")]
     tensors[name][0, 0] = np.nan
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     words = ("--method", "eagle", "--target", broken)
@@ -546,14 +610,21 @@ def test_two_processes_share_every_step(school: School, tmp_path: Path) -> None:
     words = ("--method", "specvlm", "--compressor", "elastic:select", "--steps", 6,
              "--evaluate-every", 3, "--json")  # fmt: skip
     alone = [sys.executable, "-m"]
-    launchers = {"one": ["accelerate.commands.launch", "--cpu", "--num_processes", "1",
-                         "--num_machines", "1", "--mixed_precision", "no",
-                         "--dynamo_backend", "no"],
-                 "two": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}  # fmt: skip
+    launchers = {
+        "one": "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 "
+        "--mixed_precision no --dynamo_backend no",
+        "two": "torch.distributed.run --standalone --nproc_per_node 2",
+    }
     results = []
     for name, launcher in launchers.items():
         done = subprocess.run(
-            [*alone, *launcher, "-m", "edgespec", *command(school, tmp_path / name, *words)],
+            [
+                *alone,
+                *launcher.split(),
+                "-m",
+                "edgespec",
+                *command(school, tmp_path / name, *words),
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

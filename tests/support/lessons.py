@@ -19,8 +19,8 @@ from tests.support.checkpoints import Geometry, picture, words, write_checkpoint
 TARGET = Geometry(
     "lessons", image_size=48, kv_heads=2, layers=7, max_positions=256, eos_ids=(2, 7, 60)
 )
-"""36 visual tokens: enough to prune by 20; seven layers: enough for EAGLE-3's three features. Answers
-of its questions are of many lengths; one of the seven and one of the three held out are empty."""
+"""36 visual tokens: enough to prune by 20; seven layers: enough for EAGLE-3's three features. Its
+answers are of many lengths; one of seven and one of three held out have nothing to draft."""
 HEADS = ("eagle", "eaglevlm", "msd", "vispec", "specvlm", "eagle3")
 SETTINGS: dict[str, Any] = {
     "steps": 6, "batch": 2, "warmup": 2, "pool": 4, "answer_tokens": 12, "rate": 3e-3,

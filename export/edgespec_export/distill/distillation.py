@@ -166,7 +166,8 @@ def plan_distillation(request: DistillRequest) -> Plan:
     options = request.draft
     if options.compressor is None:
         options = replace(options, compressor=method.compressor)
-    draft, geometry, compression, vocabulary = None, None, None, ()
+    draft, geometry, compression = None, None, None
+    vocabulary: tuple[int, ...] = ()
     if options.draft is not None:
         draft = _open_draft(options.draft, target)
         compression = _free_compression(options, draft)
@@ -175,13 +176,19 @@ def plan_distillation(request: DistillRequest) -> Plan:
         geometry = head_geometry(request.method, options, target.geometry)
         geometry = replace(geometry, draft_vocab=len(vocabulary))
     for model in (target, draft):
-        if model:  # reads every weight: NaN shall stop a run before it starts
-            _ = model.text_fingerprint, model.vision_fingerprint
+        if model:
+            _check_finite(model)
     settings = Settings(rate=default_rate((draft or target).geometry.text.hidden))
     return Plan(
         request.method, target, draft, geometry, compression, vocabulary, losses,
         replace(settings, **request.settings), questions, held_out,
     )  # fmt: skip
+
+
+def _check_finite(model: Model) -> None:
+    """Reads every weight: NaN shall stop a run before it starts. Raises CheckpointError."""
+    _ = model.text_fingerprint, model.vision_fingerprint
+    model.checkpoint.fingerprint(model.checkpoint.names("projector"))
 
 
 def check_folder(request: DistillRequest) -> None:
@@ -217,7 +224,7 @@ def _begin_as_target(head: Eagle3Head, teacher: Teacher, vocabulary: Sequence[in
     rows = teacher.head
     if vocabulary:
         ids = torch.tensor(vocabulary)
-        head.d2t.copy_(ids - torch.arange(len(ids)))
+        head.get_buffer("d2t").copy_(ids - torch.arange(len(ids)))
         rows = rows[ids]
     head.lm_head.weight.copy_(rows)
 

@@ -77,7 +77,7 @@ def find_method(name: str, given: Mapping[str, Any]) -> Method:
     return method
 
 
-def losses_of(method: Method, given: Mapping[str, float]) -> Losses:
+def losses_of(method: Method, given: Mapping[str, Any]) -> Losses:
     """The method's losses with what was given. Raises ConfigError where nothing is to be learnt."""
     losses = replace(method.losses, **given)
     if not losses.rollout and "decay" in given:

@@ -56,7 +56,7 @@ class HeadStudent(nn.Module):
         """[V_d]: the target's id of every row of a trimmed output head; None where it is whole."""
         if not self.head.geometry.draft_vocab:
             return None
-        offsets: torch.Tensor = self.head.d2t  # type: ignore[assignment]
+        offsets = self.head.get_buffer("d2t")
         return torch.arange(len(offsets), device=offsets.device) + offsets
 
     def forward(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -203,7 +203,7 @@ def soft_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 def list_mle(logits: torch.Tensor, target: torch.Tensor, best: int = 10) -> torch.Tensor:
     """Negative log-likelihood of the target's order of its ``best`` tokens under the draft's
-    scores (ListMLE, as ViSpec uses it), a mean over rows."""
+    scores (ListMLE, as ViSpec uses it), a mean over rows and places."""
     if not len(logits):
         return logits.sum()
     order = target.topk(min(best, target.shape[-1]), -1).indices
