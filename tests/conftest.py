@@ -19,7 +19,7 @@ settings.register_profile("edgespec", deadline=None, derandomize=True)
 settings.load_profile("edgespec")
 
 if TYPE_CHECKING:
-    from edgespec_export.exporter import Model
+    from edgespec_export.plan import Model
     from tests.support.zoo import Zoo
 
 
@@ -34,7 +34,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 @pytest.fixture(scope="session")
 def head_target(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The tiny target that the heads of tests/support/heads.py are for."""
-    from edgespec_export.exporter import open_model
+    from edgespec_export.plan import open_model
     from tests.support.heads import target_folder
 
     return open_model(str(target_folder(tmp_path_factory.mktemp("heads") / "target")))

@@ -15,7 +15,8 @@ import pytest
 from edgespec.errors import CheckpointError, ConfigError, InputError, MissingDependencyError
 from edgespec_export.assets import read_assets
 from edgespec_export.checkpoint import open_checkpoint
-from edgespec_export.exporter import ExportRequest, export_bundle, open_model, plan_export
+from edgespec_export.exporter import ExportRequest, export_bundle, plan_export
+from edgespec_export.plan import open_model
 from tests.support.tiny import (
     VOCAB,
     spelled,

@@ -23,6 +23,7 @@ from edgespec.errors import InputError
 from edgespec_export import builder, exporter
 from edgespec_export.checkpoint import PIECE_BYTES, open_checkpoint
 from edgespec_export.exporter import ExportRequest, export_bundle
+from edgespec_export.plan import Plan
 from edgespec_runtime.engines import open_engine
 from tests.support.tiny import (
     SPELLINGS,
@@ -226,7 +227,7 @@ def test_progress_counts_every_byte(target: Path, draft: Path, tmp_path: Path) -
     def progress(what: str, written: int) -> None:
         told[what] = told.get(what, 0) + written
 
-    def announce(plan: exporter.Plan) -> None:
+    def announce(plan: Plan) -> None:
         nonlocal total
         total = plan.weight_bytes
 
@@ -345,7 +346,7 @@ HANGING = """
         print("hanging", flush=True)
         time.sleep(60)
 
-    exporter._write_embedding = hang  # after the graphs
+    exporter._write_table = hang  # after the graphs
     arguments = ["--target", sys.argv[1], "--out", sys.argv[2], "--overwrite"]
     sys.exit(main(["export", *arguments]))
 """
@@ -398,7 +399,7 @@ def test_an_exception_half_way_leaves_nothing(
             assert len(left(tmp_path)) == 1
             raise error
 
-        monkeypatch.setattr(exporter, "_write_embedding", fail)
+        monkeypatch.setattr(exporter, "_write_table", fail)
         with pytest.raises(type(error)):
             export(target, tmp_path / "b")
         assert left(tmp_path) == []

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edgespec.errors import CheckpointError, MissingDependencyError
-from edgespec_export.exporter import Model, open_model
 from edgespec_export.heads.layouts import open_head
+from edgespec_export.plan import Model, open_model
 from tests.support import heads
 from tests.support.heads import PublishedHead
 

@@ -11,9 +11,9 @@ import pytest
 
 from edgespec.errors import CheckpointError
 from edgespec_export.compression import parse_compression
-from edgespec_export.exporter import Model
 from edgespec_export.heads.geometry import VARIANTS
 from edgespec_export.heads.layouts import open_head
+from edgespec_export.plan import Model
 from tests.support import heads
 from tests.support.heads import HIDDEN, KV, PUBLISHED, SIZE, VOCAB, PublishedHead, random
 from tests.support.opening import opened, refused

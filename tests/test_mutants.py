@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import edgespec_runtime
-from edgespec import acceptance, sampling
+from edgespec import acceptance, sampling, visual
 from edgespec.acceptance import StopRules
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, RollingBestN
@@ -26,17 +26,19 @@ from edgespec_export.distill import evaluate
 from edgespec_export.distill.student import HeadStudent
 from edgespec_export.distill.trainer import Trainer
 from edgespec_export.exporter import ExportRequest, export_bundle
-from edgespec_export.graphs import decoder as decoder_graph
+from edgespec_export.graphs import proposer as proposer_graph
 from edgespec_runtime import decoder, inputs, prefill
 from edgespec_runtime.drafts import cascade
 from edgespec_runtime.drafts.cascade import CascadeDraft
 from edgespec_runtime.drafts.continuations import Continuations
+from edgespec_runtime.drafts.feature import FeatureDraft, FeaturePrompt
+from edgespec_runtime.drafts.growing import GrowingDraft
 from edgespec_runtime.drafts.ngram import NgramDraft
+from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.engines.ort import OrtStepGraph
 from edgespec_runtime.inputs import VisualInputs
 from edgespec_runtime.kv import KVCache
-from edgespec_runtime.model import Model
 from edgespec_runtime.verifiers import LocalVerifier
 from tests import (
     test_acceptance,
@@ -44,7 +46,9 @@ from tests import (
     test_cascade,
     test_distill,
     test_distill_parts,
+    test_feature_draft,
     test_frequencies,
+    test_heads,
     test_law,
     test_lossless,
     test_ngram,
@@ -119,6 +123,23 @@ def nucleus_law(zoo: Zoo) -> None:
 def cascade_caches(zoo: Zoo) -> None:
     for policy in (test_lossless.POLICIES[2], test_lossless.POLICIES[4]):
         test_cascade.check_caches(zoo, policy)
+
+
+def guesses(
+    variant: str,
+    compressor: str = "",
+    images: int = 2,
+    policies: tuple[str, ...] = test_feature_draft.POLICIES[:2],
+) -> Check:
+    """Whether a feature-level draft guesses what its module would."""
+
+    def check(zoo: Zoo) -> None:
+        for policy in policies:
+            test_feature_draft.test_guesses_are_the_modules(
+                zoo, variant, compressor, images, policy
+            )
+
+    return check
 
 
 def calls(test: Callable[..., None], *arguments: Any) -> Check:
@@ -278,16 +299,16 @@ MUTANTS = [
     ),
     Mutant(
         "positions start again in every chunk of a long prompt",
-        prefill, "prefill", "np.arange(start, start + len(chunk)", "np.arange(0, len(chunk)",
+        prefill, "prefill", "where[start:end],", "where[: end - start],",
         long_prompt_against_transformers,
     ),
     Mutant(
         "the draft's nodes sit one position too far",
-        VlmDraft, "_expand", "start - 1 + depths[i]", "start + depths[i]", cache_oracle,
+        VlmDraft, "_beam_rows", "root + depths[i]", "root + 1 + depths[i]", cache_oracle,
     ),
     Mutant(
         "the draft's nodes do not see their own path",
-        VlmDraft, "_expand", "mask[i, [committed + row for row in rows]] = True",
+        GrowingDraft, "_expand", "mask[i, [committed + row for row in rows]] = True",
         "mask[i, committed + rows[-1]] = True", cache_oracle,
     ),
     Mutant(
@@ -314,7 +335,7 @@ MUTANTS = [
     ),
     Mutant(
         "the root's row is not committed",
-        LocalVerifier, "verify", "commit([0, *verdict.rows])", "commit([*verdict.rows])",
+        LocalVerifier, "verify", "kept = [0, *verdict.rows]", "kept = [*verdict.rows]",
         toy_greedy,
     ),
     Mutant(
@@ -328,7 +349,7 @@ MUTANTS = [
     ),
     Mutant(
         "the pictures never reach the draft",
-        Model, "_drafter", "visual.draft)", "visual.draft * 0)", drafted_pictures,
+        DraftModel, "open", "visual.draft)", "visual.draft * 0)", drafted_pictures,
     ),
     Mutant(
         "the draft sees the pictures as the target's projector shows them",
@@ -355,9 +376,9 @@ MUTANTS = [
     ),
     Mutant(
         "all requests draft in one session",
-        Model, "_drafter",
-        "step.open(length + budget + extra + 1, OUTPUTS)",
-        "self.__dict__.setdefault('one', step.open(480, OUTPUTS))",
+        DraftModel, "open",
+        "session = self.step.open(capacity, outputs)",
+        "session = self.__dict__.setdefault('one', self.step.open(480, outputs))",
         lambda zoo: test_lossless.test_interleaved_requests_are_independent(zoo),
     ),
     Mutant(
@@ -475,6 +496,49 @@ MUTANTS = [
         vocabulary, "trimmed", "[*always, *ids]", "[*ids, *always]",
         calls(test_frequencies.test_ends_of_text_are_kept_however_rare),
     ),
+    Mutant(
+        "guessed-features-stay-in-the-draft's-cache",
+        FeatureDraft, "commit", "cache.commit(())", "cache.commit(range(len(verdict.rows)))",
+        guesses("eagle", images=0),
+    ),
+    Mutant(
+        "a-node-feeds-on-its-own-output-instead-of-its-parent's",
+        FeatureDraft, "_beam_rows", "self._feedback[parents[i]]",
+        "next(iter(self._feedback.values()))",
+        guesses("eaglevlm", images=0),
+    ),
+    Mutant(
+        "the-engine's-buffer-is-kept-instead-of-a-copy",
+        FeatureDraft, "_learn", "outputs[2].copy()", "outputs[2]",
+        guesses("eagle", images=0, policies=("rolling:nodes=24,steps=10,top_k=4,width=2",)),
+    ),
+    Mutant(
+        "the-last-picture's-vector-is-forgotten-while-drafting",
+        FeatureDraft, "_tokens", "rows + self._offset", "rows", guesses("vispec"),
+    ),
+    Mutant(
+        "every-text-carries-the-first-picture's-vector",
+        FeaturePrompt, "rows", "runs.offsets[index]", "runs.offsets[0]", guesses("vispec"),
+    ),
+    Mutant(
+        "image-rows-are-not-one-ahead-of-their-embeddings",
+        FeaturePrompt, "rows", "max(start - 1, 0), end - 1", "start, end", guesses("msd", images=1),
+    ),
+    Mutant(
+        "features-of-pictures-are-taken-one-row-late",
+        FeaturePrompt, "_runs", "np.arange(start - 1, end - 1)", "np.arange(start, end)",
+        guesses("eagle", images=1),
+    ),
+    Mutant(
+        "compressed-rows-close-the-gap",
+        visual, "run_positions", "(2 * i + 1) * length // (2 * count)", "i",
+        calls(test_heads.test_run_positions_rules),
+    ),
+    Mutant(
+        "features-of-the-root-are-dropped",
+        LocalVerifier, "verify", "hidden[0][kept]", "hidden[0][[*kept[1:], kept[-1]]]",
+        guesses("eagle", images=0),
+    ),
 ]  # fmt: skip
 FAILURES = (AssertionError, pytest.fail.Exception)
 
@@ -493,7 +557,7 @@ def test_raw_logits_as_scores(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.Monk
     target, draft = str(zoo.checkpoint("gqa")), str(zoo.checkpoint("gqa", "shared"))
     plant(
         monkeypatch,
-        decoder_graph,
+        proposer_graph,
         "best",
         'b.node("LogSoftmax", logits, axis=-1)',
         'b.node("Identity", logits)',

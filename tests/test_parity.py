@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgespec.errors import EngineError, MissingDependencyError
-from edgespec_export import parity
+from edgespec_export import comparing
 from edgespec_export.blocks import rotary_tables
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.geometry import Rope
@@ -151,22 +151,22 @@ def test_a_wrong_candidate_is_found() -> None:
     logprobs = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
     best = -np.sort(-logprobs)[:, :2]
     ids = np.array([[1, 2]])
-    assert parity._check_top_k("draft", best, ids, logits, "torch")["max_abs_diff"] < 1e-6
+    assert comparing.check_top_k("draft", best, ids, logits, "torch")["max_abs_diff"] < 1e-6
     for wrong in ([[1, 0]], [[2, 1]]):
         with pytest.raises(EngineError, match="topk_ids"):
-            parity._check_top_k("draft", best, np.array(wrong), logits, "torch")
+            comparing.check_top_k("draft", best, np.array(wrong), logits, "torch")
     tie = np.zeros((1, 4), dtype=np.float32)
     flat = np.full((1, 2), -np.log(4), dtype=np.float32)
     with pytest.raises(EngineError, match="twice"):
-        parity._check_top_k("draft", flat, np.array([[1, 1]]), tie, "torch")
+        comparing.check_top_k("draft", flat, np.array([[1, 1]]), tie, "torch")
 
 
 def test_nan_never_passes() -> None:
     bad = np.array([1.0, np.nan], dtype=np.float32)
     with pytest.raises(EngineError, match="differs by up to nan"):
-        parity._compared("vision", bad, np.ones(2, dtype=np.float32), "torch")
+        comparing.compared("vision", bad, np.ones(2, dtype=np.float32), "torch")
     with pytest.raises(EngineError, match="gives"):
-        parity._compared("vision", bad, np.ones(3, dtype=np.float32), "torch")
+        comparing.compared("vision", bad, np.ones(3, dtype=np.float32), "torch")
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])

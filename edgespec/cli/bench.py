@@ -115,10 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
 def builtin_requests(folder: Path) -> list[ExportRequest]:
     """The built-in drafts, one bundle each, to be written into ``folder``."""
     from edgespec_export.exporter import ExportRequest
-    from edgespec_export.family import checkpoint_path
+    from edgespec_export.family import DRAFTS, checkpoint_path
 
-    target, draft = str(checkpoint_path("target")), str(checkpoint_path("draft"))
-    return [ExportRequest(target, folder / "builtin-vlm", draft, "pool:4")]
+    target = str(checkpoint_path("target"))
+    return [
+        ExportRequest(target, folder / f"builtin-{role}", str(checkpoint_path(role)), compressor)
+        for role, compressor in DRAFTS
+    ]
 
 
 def builtin_data() -> list[Path]:

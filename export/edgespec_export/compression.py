@@ -107,7 +107,7 @@ def check_fits(compression: Compression, visual: int) -> None:
     """Raises ConfigError where ``visual`` tokens per image cannot be compressed so."""
     parts = compression.branches or (compression,)
     for part in parts:
-        if part.kind in AMOUNTS and part.amount > visual:
+        if not compression.branches and part.amount > visual:
             raise ConfigError(f"compressor {part}: an image has only {visual} visual tokens")
     if compression.kind == "weighted" and len({p.tokens(visual) for p in parts}) > 1:
         counts = ", ".join(f"{part} gives {part.tokens(visual)}" for part in parts)

@@ -101,6 +101,7 @@ class DraftPlan:
     graphs: tuple[PlannedGraph, ...]
     identity: ModelIdentity
     table: Table
+    proposer: Proposer
     visual: Mapping[str, Any]
     """How it sees images: name and ratio of the compressor, tokens, position rule."""
     original: Any

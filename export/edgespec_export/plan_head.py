@@ -66,6 +66,7 @@ def plan_head(
             vision_fingerprint=target.vision_fingerprint,
         ),
         table=Table((folded.vocab, geometry.text.hidden), folded.table),
+        proposer=proposer,
         visual=describe_visual(name, tokens, visual, geometry.position_rule, True),
         original=head,
         compression=compression,

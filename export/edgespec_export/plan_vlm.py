@@ -56,6 +56,7 @@ def plan_vlm(
         graphs=tuple(_graphs(draft, lowering, compression, proposer, shared)),
         identity=draft.identity,
         table=embedding_table(draft),
+        proposer=proposer,
         visual=describe_visual(str(compression or "none"), tokens, visual, CONTIGUOUS, shared),
         original=draft,
         compression=compression,

@@ -42,6 +42,9 @@ class ToySession:
         positions: Sequence[int] | npt.NDArray[np.int64],
         mask: npt.NDArray[np.bool_],
         last_only: bool = False,
+        *,
+        hidden: Floats | None = None,
+        offset: Floats | None = None,
     ) -> list[npt.NDArray[Any]]:
         rows, used = len(embeds), self.cache.used
         assert mask.shape == (rows, used + rows), f"mask {mask.shape}, {used} used + {rows} new"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgespec.errors import CheckpointError
-from edgespec_export.exporter import Model
 from edgespec_export.heads.layouts import OpenedHead, open_head
+from edgespec_export.plan import Model
 from tests.support.heads import PublishedHead
 
 

@@ -21,6 +21,7 @@ from tests.support.checkpoints import (
     write_checkpoint,
     write_draft,
 )
+from tests.support.random_heads import write_random_head
 
 ORT_VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 HAS_NATIVE = ORT_VERSION >= (1, 24)
@@ -43,6 +44,7 @@ class Zoo:
         self._checkpoints: dict[tuple[str, str], Path] = {}
         self._bundles: dict[tuple[str, str, str], Path] = {}
         self._models: dict[tuple[str, str, str], Model] = {}
+        self._heads: dict[tuple[str, str, str], Path] = {}
         self.torch_model = cache(self._torch_model)
         self.processor = cache(self._processor)
 
@@ -81,6 +83,32 @@ class Zoo:
         if key not in self._models:
             self._models[key] = self.load(*key)
         return self._models[key]
+
+    def head_bundle(
+        self, name: str, variant: str, compressor: str = "", lowering: str = "ort"
+    ) -> Path:
+        """A bundle with a random feature-level draft; compressors of SpecVLM come with weights,
+        others are asked of the exporter."""
+        key = (name, f"{variant}@{compressor}", lowering)
+        if key not in self._heads:
+            folder, target = self.head_checkpoint(name, variant, compressor), self.checkpoint(name)
+            out = self._folder / f"{folder.name}-{lowering}.bundle"
+            asked = compressor if variant != "specvlm" else ""
+            request = ExportRequest(
+                str(target), out, str(folder), asked or None, lowering=lowering,
+                draft_variant=variant,
+            )  # fmt: skip
+            export_bundle(request)
+            self._heads[key] = out
+        return self._heads[key]
+
+    def head_checkpoint(self, name: str, variant: str, compressor: str = "") -> Path:
+        """The random head of such a bundle."""
+        folder = self._folder / f"{name}-{variant}-{compressor}".replace(":", "")
+        if not folder.exists():
+            own = compressor if variant == "specvlm" else ""
+            write_random_head(folder, self.checkpoint(name), variant, own, seed=sum(name.encode()))
+        return folder
 
     def load(self, name: str, draft: str = "shared", lowering: str = "ort") -> Model:
         """A loaded bundle of the caller's own, for tests that change it."""

@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from edgespec.errors import InputError
 from edgespec.visual import run_positions
 from edgespec_export.distill.settings import Losses
 from edgespec_export.distill.teacher import Sample
@@ -158,16 +157,12 @@ def lay_out(head: Head, samples: Sequence[Sample]) -> Laid:
 
 def _rows_of(head: Head, sample: Sample) -> tuple[torch.Tensor, list[int], torch.Tensor | None]:
     """(rows [N, D], their positions, the last global vector) of one sample."""
-    if sample.spans and sample.spans[0][0] == 0:
-        raise InputError(
-            "the prompt begins with a picture; a feature-level draft needs a token before it (a "
-            "beginning-of-sequence token in the chat template)"
-        )
     hidden = head.encode(sample.features)
     pieces: list[torch.Tensor] = []
     positions: list[int] = []
-    # What a gate reads: the mean of the prompt's text after its last image.
-    question = hidden[sample.spans[-1][1] if sample.spans else 0 : sample.prompt].mean(0)
+    # What a gate reads: the mean of the prompt's text after its last image, at least its last row.
+    asked = min(sample.spans[-1][1], sample.prompt - 1) if sample.spans else 0
+    question = hidden[asked : sample.prompt].mean(0)
     vispec = head.geometry.variant == "vispec"
     offset = torch.zeros_like(hidden[0]) if vispec else None
 
@@ -179,6 +174,7 @@ def _rows_of(head: Head, sample: Sample) -> tuple[torch.Tensor, list[int], torch
 
     at = 0
     for first, behind in sample.spans:
+        first = max(first, 1)  # no row holds a prompt's very first token
         start, end = first - 1, behind - 1  # rows are one ahead of their embeddings
         text(at, start)
         run, found = head.image_rows(sample.embeds[first:behind], hidden[start:end], question)

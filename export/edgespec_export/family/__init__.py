@@ -8,11 +8,20 @@ from edgespec.errors import CheckpointError
 
 
 def checkpoint_path(role: str) -> Path:
-    """The shipped checkpoint of "target" or "draft"."""
+    """The shipped checkpoint of "target", or of one of DRAFTS."""
     path = Path(__file__).parent / "checkpoints" / role
     if not path.is_dir():
         raise CheckpointError(f"the built-in family has no '{role}' at {path}; reinstall edgespec")
     return path
+
+
+DRAFTS: tuple[tuple[str, str | None], ...] = (
+    ("draft", "pool:4"),
+    ("eaglevlm", None),
+    ("vispec", None),
+    ("specvlm", None),
+)
+"""The shipped drafts: checkpoint, and the compressor it was trained with if it brings none."""
 
 
 def sample_folder() -> Path:

@@ -59,7 +59,8 @@ def build_decoder(
     logits = proposer.logits(b, rows)
     b.output(logits, "logits", "float32", ["B", "R", proposer.size])
     if features:
-        parts = [done.normed if k == -1 else done.entering[k] for k in features]
+        states = [*done.entering, done.normed]  # as transformers numbers them
+        parts = [states[k] for k in features]
         joined = b.node("Concat", *parts, axis=-1)
         b.output(joined, "hidden", "float32", ["B", "S", text.hidden * len(parts)])
     if top_k:

@@ -153,7 +153,7 @@ class Elastic(Compressor):
         soft = torch.softmax((scores + self.noise.to(scores)) / self.temperature, -1)
         best = int(soft.argmax())
         through: torch.Tensor = self.branches[best](x, question)
-        return through * (1.0 + soft[best] - soft[best].detach())
+        return through * (1.0 + (soft[best] - soft[best].detach()))  # exactly 1, with a gradient
 
 
 def build_compressor(compression: Compression, hidden: int, heads: int) -> Compressor:

@@ -27,7 +27,9 @@ class Head(nn.Module):
         """``embedding`` [V, H] and ``head`` [V, H] are the target's tables."""
         super().__init__()
         self.geometry = geometry
-        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=True)
+        rows, width = embedding.shape
+        # Given its weight it draws nothing, so that what is built next depends on the seed alone.
+        self.embed_tokens = nn.Embedding(rows, width, _weight=embedding, _freeze=True)
         self.register_buffer("target_head", head, persistent=False)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:

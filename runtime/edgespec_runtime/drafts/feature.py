@@ -75,11 +75,13 @@ class FeaturePrompt:
         runs = self._runs(hidden) if self.spans else None
         for index, (start, end) in enumerate(self.spans):
             assert runs is not None
-            start, end = max(start - 1, 0), end - 1  # rows are one ahead of their embeddings
+            # Rows are one ahead of their embeddings, so none holds a prompt's very first token.
+            cut = int(start == 0 and len(runs.embeds[index]) == end - start)
+            start, end = max(start - 1, 0), end - 1
             text(at, start)
-            embeds.append(runs.embeds[index])
-            states.append(runs.hidden[index])
-            count, length = len(runs.embeds[index]), end - start
+            embeds.append(runs.embeds[index][cut:])
+            states.append(runs.hidden[index][cut:])
+            count, length = len(embeds[-1]), end - start
             kept = count == length
             positions += range(start, end) if kept else run_positions(
                 self.rule, start, length, count
@@ -93,7 +95,8 @@ class FeaturePrompt:
         # The row before an image that stands first does not exist: its own first one serves.
         where = [np.maximum(np.arange(start - 1, end - 1), 0) for start, end in self.spans]
         at_images = np.stack([hidden[rows] for rows in where])
-        question = hidden[self.spans[-1][1] :].mean(axis=0, keepdims=True)
+        asked = min(self.spans[-1][1], len(hidden) - 1)
+        question = hidden[asked:].mean(axis=0, keepdims=True)
         return self.images(at_images, question)
 
 
