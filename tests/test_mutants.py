@@ -6,8 +6,10 @@ mutant is an edit of one function's source; its check is a test of this suite or
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, RollingBestN
 from edgespec.tree import Candidates, TokenTree
 from edgespec_export import vocabulary
+from edgespec_export.distill import evaluate
+from edgespec_export.distill.student import HeadStudent
+from edgespec_export.distill.trainer import Trainer
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.graphs import proposer as proposer_graph
 from edgespec_runtime import decoder, inputs, prefill
@@ -39,6 +44,8 @@ from tests import (
     test_acceptance,
     test_against_transformers,
     test_cascade,
+    test_distill,
+    test_distill_parts,
     test_feature_draft,
     test_frequencies,
     test_heads,
@@ -145,6 +152,28 @@ def calls(test: Callable[..., None], *arguments: Any) -> Check:
 
 
 # --- Mutants --------------------------------------------------------------------------------------
+
+
+@cache
+def school_of(zoo: Zoo) -> Any:
+    from tests.support.lessons import write_school
+
+    return write_school(Path(tempfile.mkdtemp(prefix="edgespec-school-")))
+
+
+def drafted_in_training(zoo: Zoo) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        test_distill.check_earned(school_of(zoo), Path(folder), "eaglevlm")
+
+
+def rolled_out(zoo: Zoo) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        test_distill.check_rollout(school_of(zoo), Path(folder), "vispec")
+
+
+def resumed_training(zoo: Zoo) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        test_distill.check_resumes(school_of(zoo), Path(folder), "eagle")
 
 
 @dataclass(frozen=True)
@@ -373,6 +402,30 @@ MUTANTS = [
         "scores are not cumulative",
         Candidates, "extend", "base + min(logprob, 0.0)", "min(logprob, 0.0)",
         calls(test_policies.test_raw_logits_would_rank_otherwise),
+    ),
+    Mutant(
+        "a rollout step stays at its row's position",
+        HeadStudent, "rollout", "where[:, :left] + step", "where[:, :left]", rolled_out,
+    ),
+    Mutant(
+        "a rollout step sees no earlier one of its row",
+        HeadStudent, "rollout", "memory.own = [", "memory.own = [] and [", rolled_out,
+    ),
+    Mutant(
+        "the evaluation compares with the token before",
+        HeadStudent, "matches", "ids == text[:, step:]", "ids == text[:, : ids.shape[1]]",
+        drafted_in_training,
+    ),
+    Mutant(
+        "a round of the evaluation has no bonus token",
+        evaluate, "rounds_of", "runs[at] + 1", "(runs[at] or 1)",
+        calls(test_distill_parts.test_rounds_of_chains),
+    ),
+    Mutant(
+        "a resumed training forgets its optimiser",
+        Trainer, "resume",
+        'self._optimizers[name].load_state_dict(saved["optimizers"][name])', "pass",
+        resumed_training,
     ),
     Mutant(
         "a look-up matches across pictures",

@@ -95,6 +95,17 @@ def _graphs(
 
 
 def _check_pair(target: Model, draft: Model) -> None:
+    check_language(target, draft)
+    wanted = draft.checkpoint.config.get("edgespec_target_fingerprint")
+    if wanted is not None and wanted != target.text_fingerprint:
+        raise CheckpointError(
+            f"draft '{draft.checkpoint.source}' was trained for another target "
+            f"({str(wanted)[:12]}...) than '{target.checkpoint.source}'"
+        )
+
+
+def check_language(target: Model, draft: Model) -> None:
+    """Raises CheckpointError unless both mean the same by a token id."""
     check_same_tokenizer(target.checkpoint, draft.checkpoint)
     for name, ours, theirs in (
         ("vocabulary size", target.geometry.text.vocab, draft.geometry.text.vocab),
@@ -105,9 +116,3 @@ def _check_pair(target: Model, draft: Model) -> None:
                 f"draft '{draft.checkpoint.source}' does not fit target "
                 f"'{target.checkpoint.source}': {name} {theirs} against {ours}"
             )
-    wanted = draft.checkpoint.config.get("edgespec_target_fingerprint")
-    if wanted is not None and wanted != target.text_fingerprint:
-        raise CheckpointError(
-            f"draft '{draft.checkpoint.source}' was trained for another target "
-            f"({str(wanted)[:12]}...) than '{target.checkpoint.source}'"
-        )

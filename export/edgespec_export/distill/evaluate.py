@@ -16,24 +16,39 @@ DEPTH = 12
 
 @dataclass(frozen=True)
 class Earned:
-    """Accepted length (bonus token counted) of chains of ``DEPTH``, and plain top-1 agreement."""
+    """Counts over drafted chains of ``DEPTH``; they add up over batches and processes."""
 
-    accepted_length: float
-    agreement: float
-    tokens: int
+    tokens: int = 0
+    """Answer tokens after each answer's first, which the prompt's own pass gives."""
+    rounds: int = 0
+    """Verifications that it took to emit them."""
+    agreed: int = 0
+    """Tokens that the draft names first when it is given the true text before."""
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens per round, the bonus token counted."""
+        return self.tokens / max(self.rounds, 1)
+
+    @property
+    def agreement(self) -> float:
+        return self.agreed / max(self.tokens, 1)
+
+    def __add__(self, other: Earned) -> Earned:
+        return Earned(
+            self.tokens + other.tokens, self.rounds + other.rounds, self.agreed + other.agreed
+        )
 
 
 def evaluate(student: Any, samples: Sequence[Sample], batch: int = 16) -> Earned:
-    """Exact for greedy decoding: where a chain agrees with the text, the text is what it sees."""
+    """Exact for the samples' text: as long as a chain agrees with it, it is what the chain sees."""
+    earned = Earned()
     student.eval()
-    tokens = rounds = agreed = 0
     for start in range(0, len(samples), batch):
         for match in student.matches(samples[start : start + batch], DEPTH):
-            tokens += len(match)
-            agreed += int(match[:, 0].sum())
-            rounds += rounds_of(match)
+            earned += Earned(len(match), rounds_of(match), int(match[:, 0].sum()))
     student.train()
-    return Earned(tokens / max(rounds, 1), agreed / max(tokens, 1), tokens)
+    return earned
 
 
 def rounds_of(match: torch.Tensor) -> int:

@@ -18,24 +18,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from edgespec.visual import run_positions
+from edgespec_export.distill.settings import Losses
 from edgespec_export.distill.teacher import Sample
 from edgespec_export.heads.modules import Head
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Weights of the parts of the loss. Defaults: SpecVLM's (its section on training)."""
-
-    logit: float = 0.1
-    """Soft-label cross-entropy against the target's distribution."""
-    feature: float = 1.0
-    """Smooth L1 against the target's features (not for EAGLE-3, whose features are its own)."""
-    rank: float = 0.0
-    """ListMLE over the target's ten best tokens (ViSpec)."""
-    decay: float = 0.8
-    """Weight of a rollout step relative to the one before (EAGLE-3)."""
-    rollout: int = 0
-    """Rollout steps after the first pass."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +39,24 @@ class Laid:
 
 
 class HeadStudent(nn.Module):
-    """Wraps a head so that one forward is one training step's loss."""
+    """Wraps a head so that one forward is one training step's loss.
+
+    Of a trimmed output head the loss knows only the tokens that it has, and only rows whose best
+    token is among them (EAGLE-3).
+    """
 
     def __init__(self, head: Head, losses: Losses) -> None:
         super().__init__()
         self.head = head
         self.losses = losses
+
+    @property
+    def vocabulary(self) -> torch.Tensor | None:
+        """[V_d]: the target's id of every row of a trimmed output head; None where it is whole."""
+        if not self.head.geometry.draft_vocab:
+            return None
+        offsets = self.head.get_buffer("d2t")
+        return torch.arange(len(offsets), device=offsets.device) + offsets
 
     def forward(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(loss, figures by name) of a batch."""
@@ -69,31 +66,42 @@ class HeadStudent(nn.Module):
         wanted = pad_sequence([s.logits for s in samples], batch_first=True)
         states = pad_sequence([s.states for s in samples], batch_first=True)
         for step, (out, valid) in enumerate(self.rollout(samples, losses.rollout)):
-            scale = losses.decay**step
-            target = wanted[:, step:][valid]
-            logits = self.head.logits(out[valid])
+            logits, target = self._known(self.head.logits(out[valid]), wanted[:, step:][valid])
             parts = {"logit": soft_cross_entropy(logits, target)}
             if losses.feature and self.head.geometry.variant != "eagle3":
                 parts["feature"] = functional.smooth_l1_loss(out[valid], states[:, step:][valid])
             if losses.rank:
                 parts["rank"] = list_mle(logits, target)
+            scale = losses.decay**step
             total = total + scale * sum(getattr(losses, name) * v for name, v in parts.items())
             weight += scale
             if step == 0:
-                agree = (logits.argmax(-1) == target.argmax(-1)).float().mean()
+                agree = (logits.argmax(-1) == target.argmax(-1)).float().sum() / max(1, len(target))
                 figures = {"agree": agree, **{k: v.detach() for k, v in parts.items()}}
         return total / weight, figures
 
     @torch.no_grad()
     def matches(self, samples: Sequence[Sample], depth: int) -> list[torch.Tensor]:
-        """Per sample [A, depth] bool: would token j of a greedy chain after answer token a be the
-        target's greedy one, all before it given?"""
-        wanted = pad_sequence([s.logits for s in samples], batch_first=True).argmax(-1)
-        found = torch.zeros(*wanted.shape, depth, dtype=torch.bool)
+        """Per sample [A, depth] bool: is token j of a greedy chain after answer token a the
+        text's, all before it given?"""
+        text, vocabulary = _continuations(samples), self.vocabulary
+        found = torch.zeros(*text.shape, depth, dtype=torch.bool)
         for step, (out, valid) in enumerate(self.rollout(samples, depth - 1)):
-            hit = (self.head.logits(out).argmax(-1) == wanted[:, step:]) & valid
+            best = self.head.logits(out).argmax(-1)
+            ids = best if vocabulary is None else vocabulary[best]
+            hit = (ids == text[:, step:]) & valid
             found[:, : hit.shape[1], step] = hit.cpu()
         return [found[i, : s.answers] for i, s in enumerate(samples)]
+
+    def _known(
+        self, logits: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both over the draft's vocabulary, rows whose best token lies outside it left out."""
+        vocabulary = self.vocabulary
+        if vocabulary is None:
+            return logits, target
+        inside = torch.isin(target.argmax(-1), vocabulary)
+        return logits[inside], target[inside][:, vocabulary]
 
     def rollout(
         self, samples: Sequence[Sample], steps: int
@@ -111,7 +119,7 @@ class HeadStudent(nn.Module):
         out = out[batch, rows]
         seen = causal[rows][:, None]  # [B, 1, A, N]
         where = laid.positions[batch, rows]
-        said = pad_sequence([s.ids[s.prompt + 1 :] for s in samples], batch_first=True)
+        said = _continuations(samples)
         yield out, each < laid.answers[:, None]
         for step in range(1, steps + 1):
             left = count - step
@@ -122,6 +130,11 @@ class HeadStudent(nn.Module):
             memory.own = [(k[:, :, :left], v[:, :, :left]) for k, v in memory.own]
             out, memory = head.layer(x, where[:, :left] + step, seen[:, :, :left], memory)
             yield out, each[:left] + step < laid.answers[:, None]
+
+
+def _continuations(samples: Sequence[Sample]) -> torch.Tensor:
+    """[B, A]: the token that follows each answer token but the last."""
+    return pad_sequence([s.ids[s.prompt + 1 :] for s in samples], batch_first=True)
 
 
 def lay_out(head: Head, samples: Sequence[Sample]) -> Laid:
@@ -178,13 +191,17 @@ def _rows_of(head: Head, sample: Sample) -> tuple[torch.Tensor, list[int], torch
 
 
 def soft_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of -sum softmax(target) log softmax(logits)."""
+    """Mean over rows of -sum softmax(target) log softmax(logits); 0 where there are none."""
+    if not len(logits):
+        return logits.sum()
     return functional.cross_entropy(logits, torch.softmax(target, -1))
 
 
 def list_mle(logits: torch.Tensor, target: torch.Tensor, best: int = 10) -> torch.Tensor:
     """Negative log-likelihood of the target's order of its ``best`` tokens under the draft's
-    scores (ListMLE, as ViSpec uses it), a mean over rows."""
+    scores (ListMLE, as ViSpec uses it), a mean over rows and places."""
+    if not len(logits):
+        return logits.sum()
     order = target.topk(min(best, target.shape[-1]), -1).indices
     scores = logits.gather(-1, order)
     remaining = scores.flip(-1).logcumsumexp(-1).flip(-1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edgespec.errors import CheckpointError, InputError
 from edgespec_export.distill.questions import Question
@@ -42,9 +42,11 @@ class Sample:
 
 
 class Teacher:
-    """A LLaVA target in float32 on one device."""
+    """A LLaVA target on one device; what it shows is float32 whatever it computes in."""
 
-    def __init__(self, source: Path, device: torch.device) -> None:
+    def __init__(
+        self, source: Path, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         import transformers
 
         hf: Any = transformers  # its annotations are not complete
@@ -52,9 +54,7 @@ class Teacher:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of deprecations in the checkpoint's own files
                 self.processor = hf.AutoProcessor.from_pretrained(source)
-                model = hf.LlavaForConditionalGeneration.from_pretrained(
-                    source, dtype=torch.float32
-                )
+                model = hf.LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"transformers cannot load target '{source}': {error}") from None
         self.model: Any = model.to(device).eval().requires_grad_(False)
@@ -62,35 +62,62 @@ class Teacher:
         self.device = device
         config = model.config
         self.image_token = int(config.image_token_id)
-        self.layers = int(config.text_config.num_hidden_layers)
+        self.context = int(config.text_config.max_position_embeddings)
         eos = model.generation_config.eos_token_id
-        self.eos = frozenset(eos if isinstance(eos, list) else [eos])
+        self.eos = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
         pad = model.generation_config.pad_token_id
-        self.pad = int(next(iter(self.eos)) if pad is None else pad)
+        self.pad = int(min(self.eos, default=0) if pad is None else pad)
+        # Answers are plain draws from the target: penalties and filters of the checkpoint's own
+        # defaults would give texts that its logits do not explain.
+        model.generation_config = hf.GenerationConfig(
+            eos_token_id=sorted(self.eos) or None, pad_token_id=self.pad
+        )
 
     @property
     def embedding(self) -> torch.Tensor:
+        """[V, H]."""
         table: torch.Tensor = self.model.get_input_embeddings().weight.detach()
-        return table
+        return table.float()
 
     @property
     def head(self) -> torch.Tensor:
+        """[V, H]."""
         table: torch.Tensor = self.model.get_output_embeddings().weight.detach()
-        return table
+        return table.float()
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raises InputError for prompts that write the picture's place themselves."""
+        token = self.processor.image_token
+        for question in questions:
+            if token in question.prompt:
+                raise InputError(
+                    f"prompt '{question.prompt[:60]}' contains {token}; leave it out: the chat "
+                    "template puts the picture of 'image' in its place"
+                )
 
     @torch.no_grad()
     def answer(
         self, questions: Sequence[Question], limit: int, temperature: float = 0.0, seed: int = 0
     ) -> list[list[int]]:
-        """The target's own answers as token ids, end-of-sequence token included."""
+        """The target's own answers as token ids, end-of-sequence token included.
+
+        Raises InputError where a prompt leaves no room for an answer in the target's context.
+        """
         inputs = self._inputs(questions)
-        draw = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+        prompts = inputs["attention_mask"].sum(1).tolist()
+        room = self.context - inputs["input_ids"].shape[1]
+        if room < 2:
+            longest = questions[prompts.index(max(prompts))]
+            raise InputError(
+                f"prompt '{longest.prompt[:60]}' takes {max(prompts)} tokens of the target's "
+                f"context of {self.context}; there is no room for an answer"
+            )
+        draw: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            draw = {"do_sample": True, "temperature": temperature, "top_k": 0}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            whole = self.model.generate(
-                **inputs, max_new_tokens=limit, pad_token_id=self.pad,
-                **({"do_sample": False} | draw),
-            )  # fmt: skip
+            whole = self.model.generate(**inputs, max_new_tokens=min(limit, room), **draw)
         rows = whole[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._cut(row) for row in rows]
 
@@ -105,21 +132,13 @@ class Teacher:
         inputs = self._inputs(questions)
         real = inputs["attention_mask"].bool()
         asked = [ids[keep].tolist() for ids, keep in zip(inputs["input_ids"], real, strict=True)]
-        whole = [[*q, *a] for q, a in zip(asked, answers, strict=True)]
+        whole = [[*q, *map(int, a)] for q, a in zip(asked, answers, strict=True)]
         width = max(map(len, whole))
         ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in whole])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole])
         extra = {"pixel_values": inputs["pixel_values"]} if "pixel_values" in inputs else {}
-        states = self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            output_hidden_states=True,
-            use_cache=False,
-            logits_to_keep=1,
-            **extra,
-        ).hidden_states
-        last, embeds = states[-1], states[0]
-        features = torch.cat([states[k] for k in feature_layers], -1) if feature_layers else last
+        seen = self._shown(ids.to(self.device), mask.to(self.device), extra, feature_layers)
+        features = torch.cat([seen[k] for k in feature_layers or (-1,)], -1)
         pictures = (
             torch.split(inputs["pixel_values"], [int(q.image is not None) for q in questions])
             if extra
@@ -128,13 +147,13 @@ class Teacher:
         samples = []
         for row, (all_ids, prompt) in enumerate(zip(whole, map(len, asked), strict=True)):
             length = len(all_ids)
-            known = last[row, prompt : length - 1]
+            known = seen[-1][row, prompt : length - 1]
             samples.append(
                 Sample(
                     ids=torch.tensor(all_ids, device=self.device),
                     spans=spans_of(all_ids, self.image_token),
                     prompt=prompt,
-                    embeds=embeds[row, :length],
+                    embeds=seen[0][row, :length],
                     features=features[row, :length],
                     logits=known @ self.head.T,
                     states=known,
@@ -142,6 +161,43 @@ class Teacher:
                 )
             )
         return samples
+
+    def _shown(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        extra: dict[str, torch.Tensor],
+        layers: Sequence[int],
+    ) -> dict[int, torch.Tensor]:
+        """One pass: the embeddings (0), what enters each of ``layers``, the last normed state (-1).
+
+        Only these are kept: all hidden states of a 7B target would be 0.5 GB a sample.
+        """
+        seen: dict[int, torch.Tensor] = {}
+        decoder = self.model.get_decoder()
+
+        def before(index: int) -> Callable[..., None]:
+            def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen[index] = (args[0] if args else kwargs["hidden_states"]).float()
+
+            return keep
+
+        def after(module: Any, args: Any, out: torch.Tensor) -> None:
+            seen[-1] = out.float()
+
+        hooks = [
+            decoder.layers[k].register_forward_pre_hook(before(k), with_kwargs=True)
+            for k in {0, *layers}
+        ]
+        hooks.append(decoder.norm.register_forward_hook(after))
+        try:
+            self.model(
+                input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **extra
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
 
     def _inputs(self, questions: Sequence[Question]) -> dict[str, Any]:
         texts, images = [], []
@@ -182,5 +238,5 @@ def spans_of(ids: Sequence[int], image_token: int) -> tuple[tuple[int, int], ...
 def _picture(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError) as error:  # the last two: damaged inside
         raise InputError(f"picture '{path}' cannot be read: {error}") from None

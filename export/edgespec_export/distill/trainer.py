@@ -7,11 +7,11 @@ one GPU or many; a step's questions are divided among the processes.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +20,26 @@ from torch import nn
 from tqdm import tqdm
 
 from edgespec.errors import InputError
+from edgespec_export.distill.answers import Answer, Answers, teachable
 from edgespec_export.distill.evaluate import Earned, evaluate
-from edgespec_export.distill.questions import Course, Question
+from edgespec_export.distill.interruption import Interruption
+from edgespec_export.distill.progress import Progress
+from edgespec_export.distill.questions import Question
+from edgespec_export.distill.settings import Settings
 from edgespec_export.distill.teacher import Sample, Teacher
 from edgespec_export.heads.compressors import Elastic
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How long and how: the optimiser's part of a distillation."""
-
-    steps: int = 1000
-    batch: int = 16
-    rate: float = 1e-3
-    warmup: int = 50
-    floor: float = 0.05
-    clip: float = 1.0
-    answer_tokens: int = 256
-    answer_temperature: float = 0.0
-    pool: int = 64
-    seed: int = 0
-    evaluate_every: int = 100
-    save_every: int = 100
-
-    def factor(self, step: int) -> float:
-        """Learning rate of a step relative to the peak: linear warm-up, then a cosine."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+Asked = Sequence[tuple[Question, Answer]]
+FREE = ("evaluate_every", "save_every")
+"""Settings that may differ when a run is resumed."""
 
 
 class Trainer:
-    """Trains several students on the same samples; one is what the command asks for."""
+    """Trains several students on the same samples; one is what the command asks for.
+
+    ``recipe`` names whatever else the weights depend on (method, data, target); a run is resumed
+    with the same one only.
+    """
 
     def __init__(
         self,
@@ -65,16 +52,19 @@ class Trainer:
         *,
         accelerator: Any,
         feature_layers: Sequence[int] = (),
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings
         self.step = 0
+        self.progress = Progress(folder / "progress.jsonl")
         self._teacher = teacher
-        self._questions, self._held_out = questions, held_out
+        self._held_out = held_out
         self._folder = folder
         self._accelerator = accelerator
         self._feature_layers = feature_layers
-        self._course = Course(len(questions), settings.batch, settings.pool, settings.seed)
-        self._answers: dict[int, dict[int, list[int]]] = {}
+        self._recipe = dict(recipe or {})
+        self._answers = Answers(teacher, questions, settings, accelerator)
+        self._loss: dict[str, float] = {}
         self._students: dict[str, Any] = {}
         self._optimizers: dict[str, Any] = {}
         for name, student in students.items():
@@ -82,38 +72,49 @@ class Trainer:
             optimizer = torch.optim.AdamW(
                 trained, lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0
             )
-            self._students[name], self._optimizers[name] = accelerator.prepare(student, optimizer)
+            with warnings.catch_warnings():
+                # torch >= 2.13 wants a name that earlier ones do not know
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                prepared = accelerator.prepare(student, optimizer)
+            self._students[name], self._optimizers[name] = prepared
 
     @property
     def state_file(self) -> Path:
         return self._folder / "state.pt"
 
     def run(self, until: int | None = None) -> dict[str, Earned]:
-        """Trains to the end (or ``until``) and returns the last evaluation of every student."""
-        last = min(self.settings.steps, until or self.settings.steps)
-        samples = self._study(self._held_out, self._answer(self._held_out))
+        """Trains to the end (or ``until``) and returns the last evaluation of every student.
+
+        At Ctrl-C it finishes its step, saves, and raises KeyboardInterrupt.
+        """
+        settings = self.settings
+        last = min(settings.steps, until or settings.steps)
         earned: dict[str, Earned] = {}
         main = self._accelerator.is_main_process
-        if self.step == 0:
-            earned = self._evaluate(samples)
-        with tqdm(
-            total=self.settings.steps, initial=self.step, desc="distill", file=sys.stderr,
-            mininterval=2, disable=None if main else True,
-        ) as bar:  # fmt: skip
+        with Interruption(quiet=not main) as interruption, self._bar() as bar:
+            examined = self._examined()
+            if self.step == 0:
+                if main:
+                    self.progress.keep(-1)
+                earned = self._evaluate(examined)
             while self.step < last:
                 figures = self._train_step()
                 self.step += 1
                 bar.update()
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
-                at_end = self.step == last
-                if self.step % self.settings.evaluate_every == 0 or at_end:
-                    earned = self._evaluate(samples)
+                stop = self._told_to_stop(interruption)
+                if self.step % settings.evaluate_every == 0 or self.step == last:
+                    earned = self._evaluate(examined)
                     text = ", ".join(f"{n} {e.accepted_length:.2f}" for n, e in earned.items())
                     if main:
                         bar.write(f"step {self.step}: accepted length {text}", file=sys.stderr)
-                if self.step % self.settings.save_every == 0 or at_end:
+                if self.step % settings.save_every == 0 or self.step == last or stop:
                     self.save()
-        return earned
+                if stop and self.step < last:
+                    if main:
+                        bar.write(f"saved at step {self.step}; --resume goes on", file=sys.stderr)
+                    raise KeyboardInterrupt
+            return earned or self._evaluate(examined)
 
     def student(self, name: str) -> Any:
         """A student as it was given."""
@@ -128,6 +129,7 @@ class Trainer:
                 "step": self.step,
                 "workers": self._accelerator.num_processes,
                 "settings": asdict(self.settings),
+                "recipe": self._recipe,
                 "students": {name: self.student(name).state_dict() for name in self._students},
                 "optimizers": {n: o.state_dict() for n, o in self._optimizers.items()},
             }
@@ -137,14 +139,16 @@ class Trainer:
 
     def resume(self) -> None:
         """Goes on where ``save`` left off. Raises InputError where the settings have changed."""
-        saved = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch and pickle raise many unrelated types
+            raise InputError(f"{self.state_file} cannot be read: {error}") from None
         workers = self._accelerator.num_processes
-        ours = {**asdict(self.settings), "workers": workers}
-        theirs = {**saved["settings"], "workers": saved["workers"]}
-        free = ("evaluate_every", "save_every")
-        changed = [k for k in ours if k not in free and ours[k] != theirs.get(k)]
+        ours = {**asdict(self.settings), **self._recipe, "workers": workers}
+        theirs = {**saved["settings"], **saved.get("recipe", {}), "workers": saved["workers"]}
+        changed = [k for k in ours if k not in FREE and k in theirs and ours[k] != theirs[k]]
         if changed or set(saved["students"]) != set(self._students):
-            told = ", ".join(f"{k} was {theirs.get(k)}, is {ours[k]}" for k in changed)
+            told = ", ".join(f"{k} was {theirs[k]}, is {ours[k]}" for k in changed)
             raise InputError(
                 f"{self.state_file} was begun with other settings ({told or 'other students'}); "
                 "resume with the same ones, or train into a new folder"
@@ -153,14 +157,28 @@ class Trainer:
             self.student(name).load_state_dict(saved["students"][name])
             self._optimizers[name].load_state_dict(saved["optimizers"][name])
         self.step = int(saved["step"])
+        if self._accelerator.is_main_process:
+            self.progress.keep(self.step)
+
+    def _bar(self) -> Any:
+        main = self._accelerator.is_main_process
+        return tqdm(
+            total=self.settings.steps, initial=self.step, desc="distill", file=sys.stderr,
+            mininterval=2, disable=None if main else True,
+        )  # fmt: skip
 
     def _train_step(self) -> dict[str, float]:
         settings, accelerator = self.settings, self._accelerator
-        pool, chosen = self._course.step(self.step)
+        asked = self._answers.step(self.step)
+        if not asked:  # none of them has a token to draft, in any process
+            return {}
         rank, workers = accelerator.process_index, accelerator.num_processes
-        mine = chosen[rank::workers] or chosen[:1]
-        answers = self._pool(pool)
-        samples = self._study([self._questions[i] for i in mine], [answers[i] for i in mine])
+        mine = asked[rank::workers]
+        # Processes average their gradients: weighted so that every row counts the same, and a
+        # process without a question of its own not at all.
+        share = _rows(mine) * workers / _rows(asked)
+        samples = self._study(mine or asked[:1])
+        torch.manual_seed(settings.seed * 1_000_003 + self.step)  # a draft may have dropout
         shown: dict[str, float] = {}
         for name, student in self._students.items():
             optimizer = self._optimizers[name]
@@ -168,20 +186,20 @@ class Trainer:
                 group["lr"] = settings.rate * settings.factor(self.step)
             self._draw_gates(student)
             loss, figures = student(samples)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(student.parameters(), settings.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise InputError(
                     f"the loss of '{name}' is {value} at step {self.step}; lower --rate, or check "
-                    "the target for NaN"
+                    "the target for overflow"
                 )
+            accelerator.backward(loss * share)
+            accelerator.clip_grad_norm_(student.parameters(), settings.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            self._loss[name] = value
             prefix = "" if len(self._students) == 1 else f"{name} "
-            shown |= {
-                f"{prefix}{k}": float(v.detach()) for k, v in {"loss": loss, **figures}.items()
-            }
+            shown[f"{prefix}loss"] = value
+            shown |= {f"{prefix}{k}": float(v.detach()) for k, v in figures.items()}
         return shown
 
     def _draw_gates(self, student: Any) -> None:
@@ -193,50 +211,47 @@ class Trainer:
                 )
                 module.draw(generator, 1.0 - 0.5 * self.step / max(1, self.settings.steps))
 
-    def _pool(self, pool: int) -> dict[int, list[int]]:
-        """Answers of a pool's questions, given by the target when they are first needed."""
-        if pool not in self._answers:
-            members = self._course.members(pool)
-            rank, workers = self._accelerator.process_index, self._accelerator.num_processes
-            mine = members[rank::workers]
-            said = self._answer([self._questions[i] for i in mine], seed=pool)
-            known = list(zip(mine, said, strict=True))
-            if workers > 1:
-                from accelerate.utils import gather_object
+    def _told_to_stop(self, interruption: Interruption) -> bool:
+        """Whether a signal has reached any of the processes: all stop after the same step."""
+        if interruption.asked:
+            self._accelerator.set_trigger()
+        return bool(self._accelerator.check_trigger())
 
-                known = gather_object(known)
-            self._answers[pool] = dict(known)
-        return self._answers[pool]
+    def _study(self, asked: Asked) -> list[Sample]:
+        questions, answers = zip(*asked, strict=True)
+        return self._teacher.study(questions, answers, self._feature_layers)
 
-    def _answer(self, questions: Sequence[Question], seed: int = 0) -> list[list[int]]:
-        said: list[list[int]] = []
-        settings = self.settings
-        for start in range(0, len(questions), settings.pool):
-            said += self._teacher.answer(
-                questions[start : start + settings.pool],
-                settings.answer_tokens,
-                settings.answer_temperature,
-                settings.seed * 7919 + seed,
+    def _examined(self) -> Asked:
+        """This process's share of the held-out questions; their answers are always greedy."""
+        rank, workers = self._accelerator.process_index, self._accelerator.num_processes
+        mine = self._held_out[rank::workers]
+        answers = self._answers.given(mine, temperature=0.0)
+        return [(q, a) for q, a in zip(mine, answers, strict=True) if teachable(a)]
+
+    def _evaluate(self, examined: Asked) -> dict[str, Earned]:
+        """Studies the held-out answers anew: kept, their logits would fill the memory."""
+        earned = dict.fromkeys(self._students, Earned())
+        size = self.settings.batch
+        for start in range(0, len(examined), size):
+            samples = self._study(examined[start : start + size])
+            for name in earned:
+                earned[name] += evaluate(self.student(name), samples)
+        if self._accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object([earned])
+            earned = {name: sum((p[name] for p in parts), Earned()) for name in earned}
+        if not all(e.tokens for e in earned.values()):
+            raise InputError(
+                "the target ends its answers to all held-out questions at once; there is nothing "
+                "to evaluate: hold out questions with longer answers"
             )
-        return said
-
-    def _study(
-        self, questions: Sequence[Question], answers: Sequence[Sequence[int]]
-    ) -> list[Sample]:
-        """Samples of questions with at least two answer tokens (one leaves nothing to draft)."""
-        pairs = [(q, a) for q, a in zip(questions, answers, strict=True) if len(a) > 1]
-        samples: list[Sample] = []
-        for start in range(0, len(pairs), self.settings.batch):
-            asked, said = zip(*pairs[start : start + self.settings.batch], strict=True)
-            samples += self._teacher.study(asked, said, self._feature_layers)
-        return samples
-
-    def _evaluate(self, samples: Sequence[Sample]) -> dict[str, Earned]:
-        earned = {name: evaluate(self.student(name), samples) for name in self._students}
         if self._accelerator.is_main_process:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / "progress.jsonl").open("a", encoding="utf-8") as out:
-                for name, result in earned.items():
-                    row = {"step": self.step, "student": name, **asdict(result)}
-                    out.write(json.dumps(row) + "\n")
+            for name, result in earned.items():
+                self.progress.add(self.step, name, result, self._loss.get(name))
         return earned
+
+
+def _rows(asked: Asked) -> int:
+    """Tokens to draft."""
+    return sum(len(answer) - 1 for _, answer in asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edgespec.errors import CheckpointError
 from edgespec_export.compression import Compression
-from edgespec_export.distill.student import Losses, soft_cross_entropy
+from edgespec_export.distill.settings import Losses
+from edgespec_export.distill.student import list_mle, soft_cross_entropy
 from edgespec_export.distill.teacher import Sample
 from edgespec_export.heads.compressors import build_compressor
 
@@ -27,16 +29,16 @@ class VlmStudent(nn.Module):
 
         hf: Any = transformers  # its annotations are not complete
         try:
-            self.model: Any = hf.LlavaForConditionalGeneration.from_pretrained(
-                source, dtype=torch.float32
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of deprecations in the checkpoint's own files
+                self.model: Any = hf.LlavaForConditionalGeneration.from_pretrained(
+                    source, dtype=torch.float32
+                )
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"transformers cannot load draft '{source}': {error}") from None
-        self.core: Any = getattr(self.model, "model", self.model)
-        self.core.vision_tower.requires_grad_(False)
-        config = self.model.config
-        text = config.text_config
-        self.image_token = int(config.image_token_id)
+        tower = getattr(self.model, "model", self.model).vision_tower
+        tower.requires_grad_(False)
+        text = self.model.config.text_config
         self.compressor = (
             build_compressor(compression, text.hidden_size, text.num_attention_heads)
             if compression
@@ -48,16 +50,19 @@ class VlmStudent(nn.Module):
         """(loss, figures by name) of a batch."""
         logits = torch.cat(self._logits(samples))
         target = torch.cat([sample.logits for sample in samples])
-        loss = soft_cross_entropy(logits, target)
+        parts = {"logit": soft_cross_entropy(logits, target)}
+        if self.losses.rank:
+            parts["rank"] = list_mle(logits, target)
+        loss = torch.stack([getattr(self.losses, n) * v for n, v in parts.items()]).sum()
         agree = (logits.argmax(-1) == target.argmax(-1)).float().mean()
-        return loss, {"agree": agree, "logit": loss.detach()}
+        return loss, {"agree": agree, **{n: v.detach() for n, v in parts.items()}}
 
     @torch.no_grad()
     def matches(self, samples: Sequence[Sample], depth: int) -> list[torch.Tensor]:
         """As ``HeadStudent.matches``: it reads true tokens only, so one pass tells every depth."""
         found = []
         for logits, sample in zip(self._logits(samples), samples, strict=True):
-            agree = (logits.argmax(-1) == sample.logits.argmax(-1)).cpu()
+            agree = (logits.argmax(-1) == sample.ids[sample.prompt + 1 :]).cpu()
             padded = torch.cat([agree, torch.zeros(depth, dtype=torch.bool)])
             found.append(padded.unfold(0, depth, 1)[: len(agree)])
         return found
@@ -70,9 +75,8 @@ class VlmStudent(nn.Module):
         mask = torch.tensor(
             [[1] * n + [0] * (padded.shape[1] - n) for n in lengths], device=padded.device
         )
-        inner = getattr(self.core, "language_model", self.core)
-        inner = getattr(inner, "model", inner)
-        states = inner(inputs_embeds=padded, attention_mask=mask, use_cache=False).last_hidden_state
+        decoder = self.model.get_decoder()
+        states = decoder(inputs_embeds=padded, attention_mask=mask, use_cache=False)[0]
         head = self.model.get_output_embeddings()
         logits = head(torch.cat([
             states[i, n - 1 - sample.answers : n - 1]
