@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from edgespec_export.compression import parse_compression
-from edgespec_export.distill.student import HeadStudent, Losses, lay_out
+from edgespec_export.distill.settings import Losses
+from edgespec_export.distill.student import HeadStudent, lay_out
 from edgespec_export.distill.teacher import Sample
 from edgespec_export.heads.modules import Head
 from tests.support.headzoo import plain, tiny_head, tiny_sample
