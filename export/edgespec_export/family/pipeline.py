@@ -25,6 +25,7 @@ from edgespec_export.family import (
     distill,
     emoji,
     evaluate,
+    lessons,
     models,
     samples,
     tokenizer,
@@ -36,6 +37,7 @@ from edgespec_export.family.loop import Schedule, crew
 from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import Writer
 from edgespec_export.family.scenes import SpriteBank
+from edgespec_export.vocabulary import write_frequencies
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,9 @@ def run(
         processes: Any = torch.multiprocessing
         processes.spawn(_worker, args=(job, str(meeting)), nprocs=workers)
         meeting.unlink(missing_ok=True)
+    counts = lessons.count_tokens(shop.tokenizer, seed=seed)
+    ends = [shop.writer().words.eos]
+    write_frequencies(out / "frequencies.json", shop.tokenizer.get_vocab_size(), counts, ends)
     train_heads(
         out / "checkpoints" / "target",
         out / "heads",
