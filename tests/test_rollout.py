@@ -92,14 +92,14 @@ def test_matches_tell_where_a_greedy_chain_agrees() -> None:
     samples = batch(head)
     for i, found in enumerate(HeadStudent(head, Losses()).matches(samples, STEPS)):
         sample = samples[i]
-        wanted = sample.logits.argmax(-1)
+        text = sample.ids[sample.prompt + 1 :]  # what follows each answer token
         assert found.shape == (sample.answers, STEPS)
         for answer in range(sample.answers):
             for step in range(STEPS):
                 hit = False
                 if answer + step < sample.answers:
                     out = chained(head, sample, answer, step)[-1]
-                    hit = bool(head.logits(out).argmax() == wanted[answer + step])
+                    hit = bool(head.logits(out).argmax() == text[answer + step])
                 assert bool(found[answer, step]) == hit
 
 
