@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,41 +124,6 @@ def check_earned(school: School, out: Path, name: str) -> Earned:
     return earned
 
 
-def check_rollout(school: School, out: Path, method: str) -> None:
-    """Every row of every rollout step, against the layer run anew over the true rows up to there
-    and then the draft's own outputs with the text's tokens. An untrained head shows it."""
-    trainer = school.trainer(school.request(method, out))
-    samples = school.samples(read_questions([school.data]), 6, trainer)
-    student = trainer.student(method).eval()
-    with torch.no_grad():
-        steps = [out for out, _ in student.rollout(samples, 3)]
-        for number, sample in enumerate(samples):
-            check_rollout_of(student.head, sample, [step[number] for step in steps])
-
-
-def check_rollout_of(head: Any, sample: Sample, steps: Sequence[Any]) -> None:
-    laid = lay_out(head, [sample])
-    for row in range(sample.answers):
-        known = int(laid.start[0]) + row + 1
-        rows, positions = laid.rows[:, :known], laid.positions[:, :known]
-        for step in range(min(len(steps), sample.answers - row)):
-            count = rows.shape[1]
-            causal = torch.ones(count, count, dtype=torch.bool).tril()[None, None]
-            last = head.layer(rows, positions, causal)[0][:, -1:]
-            assert torch.allclose(steps[step][row], last[0, 0], atol=1e-5)
-            token = sample.ids[None, None, sample.prompt + row + 1 + step]
-            fed = head.rows(head.embed_tokens(token), head.feedback(last), laid.offset)
-            rows = torch.cat([rows, fed], 1)
-            positions = torch.cat([positions, positions[:, -1:] + 1], 1)
-
-
-@pytest.mark.parametrize("method", HEADS)
-def test_a_rollout_is_the_draft_run_on_its_own_outputs(
-    school: School, tmp_path: Path, method: str
-) -> None:
-    check_rollout(school, tmp_path, method)
-
-
 @pytest.mark.parametrize("name", CHAINS)
 def test_evaluation_equals_drafting_token_by_token(
     school: School, tmp_path: Path, name: str
@@ -211,6 +176,13 @@ def test_only_the_draft_is_trained(school: School, tmp_path: Path) -> None:
                 assert torch.equal(value, start[name]) == still, name
     after = school.teacher.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_nothing_held_out_nothing_evaluated(school: School, tmp_path: Path) -> None:
+    trainer = school.trainer(school.request("msd", tmp_path))
+    trainer._held_out = []
+    assert trainer.run()["msd"] == Earned() and trainer.step == 6
+    assert trainer.progress.rows() == []
 
 
 # --- Killed and resumed, the same weights ---------------------------------------------------------

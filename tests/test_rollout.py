@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from edgespec_export.compression import parse_compression
-from edgespec_export.distill.student import HeadStudent, Losses, lay_out
+from edgespec_export.distill.settings import Losses
+from edgespec_export.distill.student import HeadStudent, lay_out
 from edgespec_export.distill.teacher import Sample
 from edgespec_export.heads.modules import Head
 from tests.support.headzoo import plain, tiny_head, tiny_sample
@@ -86,12 +87,12 @@ def test_rows_of_an_answer_continue_its_tokens() -> None:
 
 @torch.no_grad()
 def test_matches_tell_where_a_greedy_chain_agrees() -> None:
-    """Where they hold from the first on, a greedy chain of the draft is the target's text."""
+    """Where they hold from the first on, a greedy chain of the draft is the sample's text."""
     head = tiny_head("eagle")
     samples = batch(head)
     for i, found in enumerate(HeadStudent(head, Losses()).matches(samples, STEPS)):
         sample = samples[i]
-        wanted = sample.logits.argmax(-1)
+        wanted = sample.ids[sample.prompt + 1 :]
         assert found.shape == (sample.answers, STEPS)
         for answer in range(sample.answers):
             for step in range(STEPS):
