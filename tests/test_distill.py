@@ -341,6 +341,7 @@ CHANGED: dict[str, tuple[tuple[object, ...], str]] = {
     "method": (("--method", "eagle"), "method was eaglevlm, is eagle"),
     "loss": (("--logit-weight", 0.5), "logit (loss) was 0.1, is 0.5"),
     "size": (("--intermediate", 32), "geometry was"),
+    "precision": (("--target-dtype", "bfloat16"), "target dtype was float32, is bfloat16"),
     "held out": (("--held-out", "DATA"), "held-out data was"),
 }
 

@@ -133,7 +133,8 @@ def distill(request: DistillRequest) -> Distilled | None:
         check_tower(student.model, dtype)
     trainer = Trainer(
         teacher, {request.method: student}, plan.questions, plan.held_out, plan.settings,
-        request.out, accelerator=accelerator, recipe=plan.recipe,
+        request.out, accelerator=accelerator,
+        recipe={**plan.recipe, "target dtype": request.target_dtype},
         feature_layers=plan.geometry.feature_layers if plan.geometry else (),
     )  # fmt: skip
     if accelerator.is_main_process and not request.resume:
