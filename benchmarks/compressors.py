@@ -22,10 +22,10 @@ from accelerate import Accelerator
 from edgespec_export.compression import parse_compression
 from edgespec_export.distill.evaluate import evaluate
 from edgespec_export.distill.questions import Question, read_questions
-from edgespec_export.distill.settings import Losses
+from edgespec_export.distill.settings import Losses, Settings
 from edgespec_export.distill.student import HeadStudent
 from edgespec_export.distill.teacher import Teacher
-from edgespec_export.distill.trainer import Settings, Trainer
+from edgespec_export.distill.trainer import Trainer
 from edgespec_export.family import checkpoint_path, emoji, lessons, sample_folder
 from edgespec_export.family.scenes import SpriteBank
 from edgespec_export.heads.geometry import HeadGeometry

@@ -43,10 +43,9 @@ def head_target(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture(scope="session")
 def builtin_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in family, target and draft, as `edgespec demo` exports it."""
-    from edgespec_export.exporter import ExportRequest, export_bundle
-    from edgespec_export.family import checkpoint_path
+    from edgespec_export.exporter import export_bundle
+    from edgespec_export.family import export_request
 
     out = tmp_path_factory.mktemp("builtin") / "builtin.bundle"
-    target, draft = str(checkpoint_path("target")), str(checkpoint_path("draft"))
-    export_bundle(ExportRequest(target, out, draft, "pool:4"))
+    export_bundle(export_request("draft", out))
     return out

@@ -373,7 +373,9 @@ def test_without_a_bundle_the_built_in_family_is_measured(
     words = ["bench", "--task", "detailed", "--prompts", "1", "--repeats", "1", "--json"]
     assert main([*words, "--max-new-tokens", "6", "--threads", "1"]) == 0
     cells = json.loads(capsys.readouterr().out)
-    assert [cell["domain"] for cell in cells] == ["in_domain", "out_of_domain"]
+    assert {cell["domain"] for cell in cells} == {"in_domain", "out_of_domain"}
+    assert {cell["method"] for cell in cells} == {"vlm", "eaglevlm", "vispec", "specvlm"}
+    assert all(cell["exact_match"] == 1 for cell in cells)
 
 
 def test_a_bundle_that_is_filtered_out_is_not_loaded(

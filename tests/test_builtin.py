@@ -15,7 +15,8 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import edgespec_runtime
-from edgespec_export.family import checkpoint_path, sample_folder
+from edgespec_export.exporter import export_bundle
+from edgespec_export.family import DRAFTS, checkpoint_path, export_request, sample_folder
 from edgespec_runtime import Model
 from tests.support.compare import TIE, first_difference
 
@@ -103,3 +104,24 @@ def test_speculation_pays(model: Model) -> None:
         for image, prompt in questions("in_domain", "detailed", 10)
     ]
     assert sum(lengths) / len(lengths) > 3
+
+
+@pytest.mark.parametrize("role", [role for role, _ in DRAFTS])
+def test_every_shipped_draft_is_exact_and_pays(role: str, tmp_path: Path) -> None:
+    """Greedy and sampled, chains and trees: the target's text, several tokens a round."""
+    export_bundle(export_request(role, tmp_path / "b"))
+    model = edgespec_runtime.load(tmp_path / "b")
+    lengths = []
+    for image, prompt in [
+        *questions("in_domain", "detailed", 4),
+        *questions("in_domain", "naming", 2),
+    ]:
+        for temperature in (0.0, 1.0):
+            given: dict[str, Any] = {"temperature": temperature, "seed": 11, "max_new_tokens": 96}
+            plain = model.generate(image, prompt, draft="none", **given)
+            for policy in (None, "eagle2:nodes=16,depth=5,top_k=3"):
+                ours = model.generate(image, prompt, policy=policy, **given)
+                assert ours.token_ids == plain.token_ids
+                if policy is None and temperature == 0 and len(plain.token_ids) > 40:
+                    lengths.append(ours.stats.accepted_length)
+    assert len(lengths) == 4 and sum(lengths) / len(lengths) > 5

@@ -444,12 +444,8 @@ def test_a_draft_whose_images_are_of_another_size(base: Path, tmp_path: Path) ->
         pair(base, folder)
 
 
-def test_pooling_needs_a_grid(base: Path, tmp_path: Path) -> None:
-    config = tiny_config(vision_feature_select_strategy="full")
-    draft = write_tiny(tmp_path / "d", config, seed=1)
-    with pytest.raises(ConfigError, match="17 tokens, not 4 x 4"):
-        pair(base, draft, compressor="pool:4")
-    with pytest.raises(ConfigError, match="pool:25 is larger than the 4 x 4 patch grid"):
+def test_a_ratio_beyond_the_image(base: Path) -> None:
+    with pytest.raises(ConfigError, match="pool:25: an image has only 16 visual tokens"):
         pair(base, base, compressor="pool:25")
 
 
@@ -460,10 +456,10 @@ def test_pooling_needs_a_grid(base: Path, tmp_path: Path) -> None:
         ({"lowering": "qnn"}, "lowering 'qnn'.*ort, native"),
         ({"compressor": "pool:4"}, "needs --draft"),
         ({"compressor": "pool:4", "draft": "x"}, None),
-        ({"compressor": "pool:5", "draft": "x"}, "pool:5.*square"),
         ({"compressor": "pool", "draft": "x"}, "pool:N"),
-        ({"compressor": "pool:1", "draft": "x"}, "compresses nothing"),
-        ({"compressor": "qformer:4", "draft": "x"}, "qformer:4"),
+        ({"compressor": "pool:1", "draft": "x"}, "a ratio of at least 2"),
+        ({"compressor": "resampler:0", "draft": "x"}, "a number of queries of at least 1"),
+        ({"compressor": "qformer:4", "draft": "x"}, "qformer:4.*There are: pool"),
     ],
 )
 def test_requests_that_make_no_sense(base: Path, more: dict[str, Any], words: str | None) -> None:

@@ -153,7 +153,7 @@ def test_export_refuses_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--target", target, *out, "--precision", "int3"], "precision"),
         (["--target", target, *out, "--lowering", "tpu"], "lowering"),
         (["--target", target, *out, "--compressor", "pool:4"], "--draft"),
-        (["--target", target, *out, "--draft", target, "--compressor", "pool:5"], "square"),
+        (["--target", target, *out, "--draft", target, "--compressor", "pol:5"], "did you mean"),
     )
     for words, expected in cases:
         assert main(["export", *words]) == 2

@@ -22,8 +22,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from safetensors.torch import load_file  # noqa: E402
+
 import edgespec_runtime  # noqa: E402
 from edgespec.cli import main  # noqa: E402
+from edgespec.errors import InputError  # noqa: E402
+from edgespec_export.distill.distillation import (  # noqa: E402
+    build_student,
+    distill,
+    plan_distillation,
+)
 from edgespec_export.distill.evaluate import DEPTH, Earned, evaluate  # noqa: E402
 from edgespec_export.distill.methods import DraftOptions  # noqa: E402
 from edgespec_export.distill.questions import read_questions  # noqa: E402
@@ -620,3 +628,24 @@ def test_two_processes_share_every_step(school: School, tmp_path: Path) -> None:
     assert (one["workers"], two["workers"]) == (1, 2)
     for name, value in one["students"]["specvlm"].items():
         assert torch.allclose(value, two["students"]["specvlm"][name], atol=1e-4), name
+
+
+def test_a_second_stage_begins_with_the_first_ones_weights(school: School, tmp_path: Path) -> None:
+    first = distill(school.request("vispec", tmp_path / "one"))
+    assert first is not None
+    options = DraftOptions(begin_from=str(first.out))
+    request = replace(school.request("vispec", tmp_path / "two"), draft=options)
+    begun = build_student(plan_distillation(request), school.teacher).head.state_dict()
+    for name, tensor in load_file(first.out / "model.safetensors").items():
+        assert torch.equal(begun[name], tensor.float()), name
+    second = distill(request)
+    assert second is not None and second.history[0][1] >= 1.0
+    wider = replace(options, intermediate=48)
+    for method, given, message in (
+        ("eaglevlm", options, "its tensors are those of"),
+        ("vispec", wider, "another draft than the one asked for; they differ in: text"),
+        ("vlm", options, "means nothing"),
+    ):
+        wrong = replace(school.request(method, tmp_path / "three"), draft=given)
+        with pytest.raises(InputError, match=message):
+            plan_distillation(wrong)

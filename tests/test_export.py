@@ -87,8 +87,8 @@ def test_a_draft_on_the_same_tower_shares_its_features(
     manifest = export(target, tmp_path / "b", draft=str(draft), compressor="pool:4")
     assert roles(manifest)[3:] == ["draft_projector", "compressor", "draft", "draft_chain"]
     assert manifest.compressor == {
-        "kind": "pool", "ratio": 4, "draft_visual_tokens": 4, "positions": "contiguous",
-        "shared_vision": True,
+        "name": "pool:4", "ratio": 4.0, "visual_tokens": 16, "draft_visual_tokens": 4,
+        "positions": "contiguous", "shared_vision": True,
     }  # fmt: skip
     ours, theirs = manifest.models["target"], manifest.models["draft"]
     assert ours.vision_fingerprint == theirs.vision_fingerprint

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 
 from edgespec.errors import InputError
 from edgespec_export.family import emoji, pipeline, train  # noqa: E402
+from edgespec_export.family.heads import METHODS, HeadRecipe, Stage  # noqa: E402
 from edgespec_export.family.loop import Schedule  # noqa: E402
 from edgespec_export.family.objects import objects  # noqa: E402
 
@@ -26,6 +27,8 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
         drawings = rng.integers(0, 256, (len(objects()), 8, 8, 4), np.uint8)
         np.save(downloads / f"{style.name}-{len(objects())}.npy", drawings)
     once = Schedule(steps=1, rate=1e-4, warmup=1)
+    # An untrained target rambles: its answers are cut short, or every one would be 256 tokens.
+    lesson = Stage(3, {"steps": 1, "batch": 2, "pool": 3, "answer_tokens": 6}, {"rollout": 1})
     recipe = pipeline.Recipe(
         variants=1,
         pictures=2,
@@ -36,21 +39,21 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
         draft=once,
         draft_size=train.Size(rows=2, tokens=300, dense=0),
         told=2,
+        heads=HeadRecipe(intermediate=32, first=lesson, second=lesson),
         scenes=1,
         measured=1,
     )
     out = tmp_path / "out"
 
-    def trained() -> tuple[bytes, bytes]:
+    def trained() -> tuple[bytes, ...]:
         report = pipeline.run(
             out, resume=True, downloads=downloads, device="cpu", workers=1, recipe=recipe
         )
         assert set(json.loads(report.read_text())) == {"in_domain", "out_of_domain", "minutes"}
-        target, draft = (
+        return tuple(
             (out / "checkpoints" / name / "model.safetensors").read_bytes()
-            for name in ("target", "draft")
+            for name in ("target", "draft", *METHODS)
         )
-        return target, draft
 
     first = trained()
     assert trained() == first

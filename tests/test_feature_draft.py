@@ -281,3 +281,17 @@ def test_policies_that_the_graphs_cannot_serve_are_refused(zoo: Zoo) -> None:
     policy: Policy = parse_policy("eagle2:nodes=20,depth=2,top_k=40")
     with pytest.raises(ConfigError, match="top_k=40"):
         load(zoo, "eagle").stream(None, "x", policy=policy)
+
+
+def test_what_is_fed_back_outlives_the_engines_buffers(zoo: Zoo) -> None:
+    """An older node may be expanded later: its parent's output must not be overwritten by then."""
+    policy = "rolling:nodes=24,steps=6,top_k=4,width=2"
+    request: Any = load(zoo, "eagle").stream(None, "x", policy=policy, max_new_tokens=20)
+    next(request)
+    next(request)
+    drafter = request._draft
+    drafter.grow(parse_policy(policy), 10)
+    buffers = [array for array, _ in drafter._session._results.values()]
+    assert len(drafter._feedback) > 6
+    for kept in drafter._feedback.values():
+        assert not any(np.shares_memory(kept, buffer) for buffer in buffers)

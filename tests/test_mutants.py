@@ -510,7 +510,7 @@ MUTANTS = [
     Mutant(
         "the-engine's-buffer-is-kept-instead-of-a-copy",
         FeatureDraft, "_learn", "outputs[2].copy()", "outputs[2]",
-        guesses("eagle", images=0, policies=("rolling:nodes=24,steps=10,top_k=4,width=2",)),
+        test_feature_draft.test_what_is_fed_back_outlives_the_engines_buffers,
     ),
     Mutant(
         "the-last-picture's-vector-is-forgotten-while-drafting",

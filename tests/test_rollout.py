@@ -87,19 +87,19 @@ def test_rows_of_an_answer_continue_its_tokens() -> None:
 
 @torch.no_grad()
 def test_matches_tell_where_a_greedy_chain_agrees() -> None:
-    """Where they hold from the first on, a greedy chain of the draft is the sample's text."""
+    """Where they hold from the first on, a greedy chain of the draft is the target's text."""
     head = tiny_head("eagle")
     samples = batch(head)
     for i, found in enumerate(HeadStudent(head, Losses()).matches(samples, STEPS)):
         sample = samples[i]
-        wanted = sample.ids[sample.prompt + 1 :]
+        text = sample.ids[sample.prompt + 1 :]  # what follows each answer token
         assert found.shape == (sample.answers, STEPS)
         for answer in range(sample.answers):
             for step in range(STEPS):
                 hit = False
                 if answer + step < sample.answers:
                     out = chained(head, sample, answer, step)[-1]
-                    hit = bool(head.logits(out).argmax() == wanted[answer + step])
+                    hit = bool(head.logits(out).argmax() == text[answer + step])
                 assert bool(found[answer, step]) == hit
 
 

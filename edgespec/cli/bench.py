@@ -114,14 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def builtin_requests(folder: Path) -> list[ExportRequest]:
     """The built-in drafts, one bundle each, to be written into ``folder``."""
-    from edgespec_export.exporter import ExportRequest
-    from edgespec_export.family import DRAFTS, checkpoint_path
+    from edgespec_export.family import DRAFTS, export_request
 
-    target = str(checkpoint_path("target"))
-    return [
-        ExportRequest(target, folder / f"builtin-{role}", str(checkpoint_path(role)), compressor)
-        for role, compressor in DRAFTS
-    ]
+    return [export_request(role, folder / f"builtin-{role}") for role, _ in DRAFTS]
 
 
 def builtin_data() -> list[Path]:

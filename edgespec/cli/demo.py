@@ -75,16 +75,15 @@ def run(arguments: argparse.Namespace) -> int:
     import edgespec_runtime
 
     with needs_extra("edgespec demo", "ort,export"):
-        from edgespec_export.exporter import ExportRequest
-        from edgespec_export.family import checkpoint_path, sample_image
+        import edgespec_export.exporter  # noqa: F401 - what is missing is named here
+        from edgespec_export.family import export_request, sample_image
 
     from edgespec.cli.export import export_with_progress
 
     with tempfile.TemporaryDirectory(prefix="edgespec-demo-") as scratch:
         out = Path(arguments.bundle_out or Path(scratch, "builtin.bundle"))
         note("exporting the built-in family ...")
-        target, draft = checkpoint_path("target"), checkpoint_path("draft")
-        export_with_progress(ExportRequest(str(target), out, str(draft), "pool:4"))
+        export_with_progress(export_request("draft", out))
         model = edgespec_runtime.load(out, threads=arguments.threads)
         image = Path(arguments.image) if arguments.image else sample_image()
         note(f"picture: {image.name}; prompt: {arguments.prompt}\n")

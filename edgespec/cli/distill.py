@@ -99,6 +99,12 @@ def _add_draft(group: argparse._ArgumentGroup) -> None:
         help="eagle3: propose only the first N tokens of a list from `edgespec frequencies`",
     )
     group.add_argument(
+        "--begin-from",
+        metavar="HEAD",
+        help="a head of these sizes whose weights training begins with, for recipes in stages "
+        "(ViSpec's are two) or more data later",
+    )
+    group.add_argument(
         "--dtype",
         choices=("float16", "float32"),
         help="of the weights written (float16; vlm: as --draft is stored)",
@@ -197,7 +203,7 @@ def run(arguments: argparse.Namespace) -> int:
         held_out=arguments.held_out,
         draft=DraftOptions(
             arguments.draft, arguments.compressor, arguments.intermediate, arguments.kv_heads,
-            arguments.queries, arguments.draft_vocab,
+            arguments.queries, arguments.draft_vocab, arguments.begin_from,
         ),
         settings={name: given[name] for name in SETTINGS if given[name] is not None},
         losses={short: given[n] for n, short in LOSSES.items() if given[n] is not None},

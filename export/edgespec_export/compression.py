@@ -117,4 +117,4 @@ def check_fits(compression: Compression, visual: int) -> None:
 def _unknown(text: str, name: str, known: Any, prefix: str = "") -> str:
     near = get_close_matches(name, known, n=1)
     hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
-    return f"compressor '{text}' is not understood{hint} There are: {', '.join(known)}"
+    return f"compressor '{text}' is not understood{hint or '.'} There are: {', '.join(known)}"

@@ -41,8 +41,9 @@ from edgespec_export.distill.trainer import Trainer
 from edgespec_export.distill.vlm import VlmStudent
 from edgespec_export.distill.vlm_checkpoint import DTYPES, check_tower, stored_dtype, write_vlm
 from edgespec_export.heads.geometry import HeadGeometry
+from edgespec_export.heads.layouts import OpenedHead, open_head
 from edgespec_export.heads.modules import Eagle3Head, build_head
-from edgespec_export.heads.save import write_head
+from edgespec_export.heads.save import load_head, write_head
 from edgespec_export.plan import Model, open_model
 from edgespec_export.plan_vlm import check_language
 from edgespec_export.vocabulary import parse_vocabulary
@@ -93,6 +94,7 @@ class Plan:
     target: Model
     draft: Model | None
     geometry: HeadGeometry | None
+    begin_from: OpenedHead | None
     compression: Compression | None
     vocabulary: tuple[int, ...]
     losses: Losses
@@ -110,9 +112,16 @@ class Plan:
             "target": self.target.text_fingerprint[:16],
             "draft": self.draft.text_fingerprint[:16] if self.draft else "",
             "geometry": repr(self.geometry or self.compression),
+            "first weights": self._first_weights(),
             "draft vocabulary": hashlib.sha256(repr(self.vocabulary).encode()).hexdigest()[:16],
             **{f"{name} (loss)": value for name, value in asdict(self.losses).items()},
         }
+
+    def _first_weights(self) -> str:
+        if self.begin_from is None:
+            return "random"
+        checkpoint = self.begin_from.checkpoint
+        return checkpoint.fingerprint(checkpoint.entries)[:16]
 
 
 def distill(request: DistillRequest) -> Distilled | None:
@@ -167,7 +176,7 @@ def plan_distillation(request: DistillRequest) -> Plan:
     options = request.draft
     if options.compressor is None:
         options = replace(options, compressor=method.compressor)
-    draft, geometry, compression = None, None, None
+    draft, geometry, compression, first = None, None, None, None
     vocabulary: tuple[int, ...] = ()
     if options.draft is not None:
         draft = _open_draft(options.draft, target)
@@ -176,12 +185,13 @@ def plan_distillation(request: DistillRequest) -> Plan:
         vocabulary = _vocabulary(options.draft_vocab, target)
         geometry = head_geometry(request.method, options, target.geometry)
         geometry = replace(geometry, draft_vocab=len(vocabulary))
+        first = _first(options.begin_from, target, geometry)
     for model in (target, draft):
         if model:
             _check_finite(model)
     settings = Settings(rate=default_rate((draft or target).geometry.text.hidden))
     return Plan(
-        request.method, target, draft, geometry, compression, vocabulary, losses,
+        request.method, target, draft, geometry, first, compression, vocabulary, losses,
         replace(settings, **request.settings), questions, held_out,
     )  # fmt: skip
 
@@ -214,7 +224,10 @@ def build_student(plan: Plan, teacher: Teacher) -> Any:
         return VlmStudent(plan.draft.checkpoint.path, plan.compression, plan.losses)
     assert plan.geometry is not None
     head = build_head(plan.geometry, teacher.embedding, teacher.head)
-    if isinstance(head, Eagle3Head):
+    if plan.begin_from is not None:
+        begun = load_head(plan.begin_from, teacher.embedding, teacher.head)
+        head.load_state_dict(begun.state_dict(), strict=True)
+    elif isinstance(head, Eagle3Head):
         _begin_as_target(head, teacher, plan.vocabulary)
     return HeadStudent(head, plan.losses)
 
@@ -228,6 +241,21 @@ def _begin_as_target(head: Eagle3Head, teacher: Teacher, vocabulary: Sequence[in
         head.get_buffer("d2t").copy_(ids - torch.arange(len(ids)))
         rows = rows[ids]
     head.lm_head.weight.copy_(rows)
+
+
+def _first(source: str | None, target: Model, geometry: HeadGeometry) -> OpenedHead | None:
+    """The head to begin from, if it is of the sizes asked for. Raises CheckpointError."""
+    if source is None:
+        return None
+    opened = open_head(source, target, geometry.variant)
+    ours, theirs = asdict(geometry), asdict(opened.geometry)
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    if differing:
+        raise CheckpointError(
+            f"--begin-from '{source}' is another draft than the one asked for; they differ in: "
+            f"{', '.join(differing)} ({opened.description})"
+        )
+    return opened
 
 
 def _open_draft(source: str, target: Model) -> Model:

@@ -13,7 +13,7 @@ from edgespec_export.distill.settings import Losses
 from edgespec_export.geometry import LlavaGeometry
 from edgespec_export.heads.geometry import HeadGeometry, captured_layers
 
-HEAD_FLAGS = frozenset({"intermediate", "kv_heads"})
+HEAD_FLAGS = frozenset({"intermediate", "kv_heads", "begin_from"})
 LOSS_FLAGS = frozenset({"logit", "rank"})
 ROLLOUT_FLAGS = frozenset({"rollout", "decay"})
 FEATURE = LOSS_FLAGS | ROLLOUT_FLAGS | {"feature"} | HEAD_FLAGS
@@ -44,7 +44,7 @@ FLAGS = {
     "logit": "--logit-weight", "feature": "--feature-weight", "rank": "--rank-weight",
     "rollout": "--rollout", "decay": "--rollout-decay", "intermediate": "--intermediate",
     "kv_heads": "--kv-heads", "queries": "--queries", "compressor": "--compressor",
-    "draft": "--draft", "draft_vocab": "--draft-vocab",
+    "draft": "--draft", "draft_vocab": "--draft-vocab", "begin_from": "--begin-from",
 }  # fmt: skip
 
 
@@ -58,6 +58,8 @@ class DraftOptions:
     kv_heads: int | None = None
     queries: int | None = None
     draft_vocab: str | None = None
+    begin_from: str | None = None
+    """A head of the same sizes whose weights the training begins with."""
 
 
 def find_method(name: str, given: Mapping[str, Any]) -> Method:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgespec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from edgespec_export.exporter import ExportRequest
 
 
 def checkpoint_path(role: str) -> Path:
@@ -22,6 +26,20 @@ DRAFTS: tuple[tuple[str, str | None], ...] = (
     ("specvlm", None),
 )
 """The shipped drafts: checkpoint, and the compressor it was trained with if it brings none."""
+
+
+def export_request(role: str, out: Path) -> ExportRequest:
+    """What exports the family with the draft ``role``, as it was trained to be used; drafts keep
+    to the words that the family says (``frequencies.json``)."""
+    from edgespec_export.exporter import ExportRequest
+
+    return ExportRequest(
+        target=str(checkpoint_path("target")),
+        out=out,
+        draft=str(checkpoint_path(role)),
+        compressor=dict(DRAFTS)[role],
+        draft_vocab=str(Path(__file__).parent / "frequencies.json"),
+    )
 
 
 def sample_folder() -> Path:

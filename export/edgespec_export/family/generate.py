@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,12 @@ from transformers import DynamicCache
 from edgespec_export.family import models
 from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import Writer
+
+
+def _cache_name(model: Llava) -> str:
+    """What the installed transformers calls the cache: 5.24 renamed it."""
+    known = inspect.signature(type(model.model.language_model).forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 @torch.no_grad()
@@ -46,8 +53,8 @@ def decode(
             inputs_embeds=embeds,
             attention_mask=real,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{_cache_name(model): cache},
         ).last_hidden_state[:, -1]
         logits = model.lm_head(states)
         if temperature > 0:

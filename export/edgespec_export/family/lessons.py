@@ -1,18 +1,21 @@
-"""Pictures and prompts to distil heads on: scenes of the training drawings, no answers.
+"""Pictures and prompts to distil heads on, and the words that drafts need.
 
-The target answers them itself while a head trains; nothing here is among the committed samples.
+The target answers the prompts itself while a head trains; no scene is among the committed samples.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
 
 from edgespec_export.family import sentences
 from edgespec_export.family.scenes import SpriteBank, render, sample_scene
+from edgespec_export.family.tokenizer import words
 
 LONG_SHARE = 0.75
 """Share of questions that ask for a long description; the others are short ones."""
@@ -43,3 +46,16 @@ def write(folder: Path, bank: SpriteBank, *, seed: int, questions: int) -> Path:
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(file)
     return file
+
+
+def count_tokens(tokenizer: Tokenizer, *, seed: int, scenes: int = 4000) -> Counter[int]:
+    """How often each token occurs in answers about composed scenes, long ones and short ones:
+    what a draft of the family has to be able to say."""
+    counts: Counter[int] = Counter()
+    for index in range(scenes):
+        rng = np.random.default_rng([seed, 13, index])
+        scene = sample_scene(rng)
+        for exchange in (sentences.detailed(scene, rng), sentences.question(scene, rng)):
+            ids = tokenizer.encode(f" {exchange.answer}", add_special_tokens=False).ids
+            counts.update([*ids, words(tokenizer).eos])
+    return counts

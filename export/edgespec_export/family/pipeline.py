@@ -25,16 +25,19 @@ from edgespec_export.family import (
     distill,
     emoji,
     evaluate,
+    lessons,
     models,
     samples,
     tokenizer,
     tower,
     train,
 )
+from edgespec_export.family.heads import HeadRecipe, train_heads
 from edgespec_export.family.loop import Schedule, crew
 from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import Writer
 from edgespec_export.family.scenes import SpriteBank
+from edgespec_export.vocabulary import write_frequencies
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Recipe:
     )
     draft_size: train.Size = field(default_factory=lambda: train.Size(rows=8, tokens=344, dense=0))
     told: int = 1536
+    heads: HeadRecipe = field(default_factory=HeadRecipe)
     scenes: int = 48
     measured: int = 200
 
@@ -108,7 +112,8 @@ def run(
 ) -> Path:
     """Train the family into `out` and return the path of the measured report (`report.json`).
 
-    `out` receives `checkpoints/target`, `checkpoints/draft`, `samples/` and the training state.
+    `out` receives `checkpoints/` (target, draft and the feature-level drafts), `samples/` and the
+    training state.
     With `resume` an interrupted training goes on and ends as if it had never stopped. `downloads`
     is where the drawings are kept (default: `out`/downloads). `device` defaults to the GPU that
     torch sees, else the CPU; `workers` to one process on a GPU and to two on a CPU, which share
@@ -137,6 +142,17 @@ def run(
         processes: Any = torch.multiprocessing
         processes.spawn(_worker, args=(job, str(meeting)), nprocs=workers)
         meeting.unlink(missing_ok=True)
+    counts = lessons.count_tokens(shop.tokenizer, seed=seed)
+    ends = [shop.writer().words.eos]
+    write_frequencies(out / "frequencies.json", shop.tokenizer.get_vocab_size(), counts, ends)
+    train_heads(
+        out / "checkpoints" / "target",
+        out / "heads",
+        out / "checkpoints",
+        shop.bank(31, strength=0.7),
+        shop.recipe.heads,
+        seed,
+    )
     compose(shop, out / "samples")
     report = measure(shop, out / "checkpoints", out / "samples")
     report["minutes"] = round((time.monotonic() - begun) / 60, 1)
