@@ -27,13 +27,10 @@ from safetensors.torch import load_file  # noqa: E402
 import edgespec_runtime  # noqa: E402
 from edgespec.cli import main  # noqa: E402
 from edgespec.errors import InputError  # noqa: E402
-from edgespec_export.distill.distillation import (  # noqa: E402
-    build_student,
-    distill,
-    plan_distillation,
-)
+from edgespec_export.distill.distillation import build_student, distill  # noqa: E402
 from edgespec_export.distill.evaluate import DEPTH, Earned, evaluate  # noqa: E402
 from edgespec_export.distill.methods import DraftOptions  # noqa: E402
+from edgespec_export.distill.plan import plan_distillation  # noqa: E402
 from edgespec_export.distill.questions import read_questions  # noqa: E402
 from edgespec_export.distill.student import HeadStudent, lay_out  # noqa: E402
 from edgespec_export.distill.teacher import Sample  # noqa: E402
