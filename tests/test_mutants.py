@@ -53,6 +53,7 @@ from tests import (
     test_lossless,
     test_ngram,
     test_policies,
+    test_rollout,
     test_sampling,
     test_tree,
 )
@@ -167,8 +168,7 @@ def drafted_in_training(zoo: Zoo) -> None:
 
 
 def rolled_out(zoo: Zoo) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        test_distill.check_rollout(school_of(zoo), Path(folder), "vispec")
+    test_rollout.test_rollout_equals_drafting_token_by_token({"variant": "vispec"})
 
 
 def resumed_training(zoo: Zoo) -> None:

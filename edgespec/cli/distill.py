@@ -192,8 +192,9 @@ def run(arguments: argparse.Namespace) -> int:
         import accelerate  # noqa: F401 - named before hours of work, not after
         import transformers  # noqa: F401
 
-        from edgespec_export.distill.distillation import DistillRequest, distill
+        from edgespec_export.distill.distillation import distill
         from edgespec_export.distill.methods import DraftOptions
+        from edgespec_export.distill.plan import DistillRequest
     given = vars(arguments)
     request = DistillRequest(
         target=arguments.target,

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgespec_export.distill.distillation import DistillRequest, build_student, plan_distillation
+from edgespec_export.distill.distillation import build_student
 from edgespec_export.distill.methods import DraftOptions
+from edgespec_export.distill.plan import DistillRequest, plan_distillation
 from edgespec_export.distill.questions import Question
 from edgespec_export.distill.teacher import Sample, Teacher
 from edgespec_export.distill.trainer import Trainer

@@ -38,7 +38,7 @@ class Trainer:
     """Trains several students on the same samples; one is what the command asks for.
 
     ``recipe`` names whatever else the weights depend on (method, data, target); a run is resumed
-    with the same one only.
+    with the same one only. Without ``held_out`` questions nothing is evaluated.
     """
 
     def __init__(
@@ -231,6 +231,8 @@ class Trainer:
     def _evaluate(self, examined: Asked) -> dict[str, Earned]:
         """Studies the held-out answers anew: kept, their logits would fill the memory."""
         earned = dict.fromkeys(self._students, Earned())
+        if not self._held_out:
+            return earned
         size = self.settings.batch
         for start in range(0, len(examined), size):
             samples = self._study(examined[start : start + size])

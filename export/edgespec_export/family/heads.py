@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgespec_export.distill.distillation import DistillRequest, distill
+from edgespec_export.distill.distillation import distill
 from edgespec_export.distill.methods import DraftOptions
+from edgespec_export.distill.plan import DistillRequest
 from edgespec_export.family import lessons
 from edgespec_export.family.scenes import SpriteBank
 
