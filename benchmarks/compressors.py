@@ -21,7 +21,6 @@ from accelerate import Accelerator
 
 from edgespec_export.compression import parse_compression
 from edgespec_export.distill.evaluate import evaluate
-from edgespec_export.distill.questions import Question, read_questions
 from edgespec_export.distill.settings import Losses, Settings
 from edgespec_export.distill.student import HeadStudent
 from edgespec_export.distill.teacher import Teacher
@@ -31,6 +30,7 @@ from edgespec_export.family.scenes import SpriteBank
 from edgespec_export.heads.geometry import HeadGeometry
 from edgespec_export.heads.modules import Head, ViSpecHead, build_head
 from edgespec_export.plan import open_model
+from edgespec_export.questions import Question, read_questions
 
 COMPRESSORS = (
     "text-only", "prune:4", "prune:20", "pool:4", "pool:16", "conv:3", "resampler:2",

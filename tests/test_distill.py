@@ -31,7 +31,6 @@ from edgespec_export.distill.distillation import build_student, distill  # noqa:
 from edgespec_export.distill.evaluate import DEPTH, Earned, evaluate  # noqa: E402
 from edgespec_export.distill.methods import DraftOptions  # noqa: E402
 from edgespec_export.distill.plan import plan_distillation  # noqa: E402
-from edgespec_export.distill.questions import read_questions  # noqa: E402
 from edgespec_export.distill.student import HeadStudent, lay_out  # noqa: E402
 from edgespec_export.distill.teacher import Sample  # noqa: E402
 from edgespec_export.distill.trainer import Trainer  # noqa: E402
@@ -40,6 +39,7 @@ from edgespec_export.exporter import ExportRequest, export_bundle  # noqa: E402
 from edgespec_export.heads.layouts import open_head  # noqa: E402
 from edgespec_export.heads.save import load_head  # noqa: E402
 from edgespec_export.plan import open_model  # noqa: E402
+from edgespec_export.questions import read_questions  # noqa: E402
 from tests.support.lessons import HEADS, School, write_school  # noqa: E402
 
 

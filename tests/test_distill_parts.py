@@ -21,6 +21,7 @@ pytest.importorskip("accelerate")
 
 from edgespec.errors import ConfigError, InputError  # noqa: E402
 from edgespec_export.distill.answers import Answers, teachable  # noqa: E402
+from edgespec_export.distill.course import Course, digest_of, split_questions  # noqa: E402
 from edgespec_export.distill.evaluate import rounds_of  # noqa: E402
 from edgespec_export.distill.methods import (  # noqa: E402
     METHODS,
@@ -28,18 +29,12 @@ from edgespec_export.distill.methods import (  # noqa: E402
     default_rate,
     head_geometry,
 )
-from edgespec_export.distill.questions import (  # noqa: E402
-    Course,
-    Question,
-    digest_of,
-    read_questions,
-    split_questions,
-)
 from edgespec_export.distill.settings import Settings  # noqa: E402
 from edgespec_export.distill.student import list_mle, soft_cross_entropy  # noqa: E402
 from edgespec_export.distill.teacher import Teacher  # noqa: E402
 from edgespec_export.heads.geometry import VARIANTS  # noqa: E402
 from edgespec_export.plan import open_model  # noqa: E402
+from edgespec_export.questions import Question, read_questions  # noqa: E402
 from tests.support.lessons import School, write_school  # noqa: E402
 
 

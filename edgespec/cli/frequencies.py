@@ -84,9 +84,10 @@ def _count_answers(arguments: argparse.Namespace) -> Counted:
     from tqdm import tqdm
 
     import edgespec_runtime
-    from edgespec_export.frequencies import count_answers, read_questions
+    from edgespec_export.frequencies import count_answers
+    from edgespec_export.questions import read_questions
 
-    questions = read_questions(Path(arguments.data), arguments.limit)
+    questions = read_questions([Path(arguments.data)], arguments.limit)
     model = edgespec_runtime.load(arguments.bundle, threads=arguments.threads)
     with tqdm(total=len(questions), unit="answer", disable=None, leave=False) as bar:
         return count_answers(model, questions, arguments.max_new_tokens, bar.update)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgespec.errors import CheckpointError, ConfigError, InputError
+from edgespec_export.questions import Question
 from edgespec_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,16 +29,6 @@ class Counted:
     counts: Mapping[int, int]
     eos_ids: tuple[int, ...]
     documents: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """The first turn of one row of MMSpec-style data."""
-
-    where: str
-    """File and line, for messages."""
-    text: str
-    image: Path | None
 
 
 def count_texts(
@@ -79,7 +70,7 @@ def count_answers(
         try:
             answer = model.generate(
                 question.image,
-                question.text,
+                question.prompt,
                 draft="none",
                 temperature=0.0,
                 max_new_tokens=max_new_tokens,
@@ -92,34 +83,6 @@ def count_answers(
     manifest = model.manifest
     eos_ids = tuple(int(token) for token in manifest.generation["eos_token_ids"])
     return Counted(int(manifest.text["vocab_size"]), counts, eos_ids, documents)
-
-
-def read_questions(path: Path, limit: int | None = None) -> list[Question]:
-    """The first turns of a JSON-lines file with MMSpec's fields (id, image, turns, category,
-    topic); image paths are relative to the file. Raises ConfigError naming the line at fault."""
-    lines = ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
-    questions = [_question(path, number, line) for number, line in islice(lines, limit)]
-    if not questions:
-        raise ConfigError(f"'{path}' holds no rows; give a file with one JSON object a line")
-    return questions
-
-
-def _question(path: Path, number: int, line: str) -> Question:
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where} is no JSON object with the fields image and turns")
-    turns, image = row.get("turns"), row.get("image")
-    if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
-        raise ConfigError(f"{where}: 'turns' must be a list of questions; found {turns!r:.80}")
-    if image is not None and not isinstance(image, str):
-        raise ConfigError(f"{where}: 'image' must be a path or null; found {image!r:.80}")
-    if image is not None and not (path.parent / image).is_file():
-        raise ConfigError(f"{where}: there is no picture '{path.parent / image}'")
-    return Question(where, turns[0], path.parent / image if image is not None else None)
 
 
 def _documents(files: Sequence[Path], progress: Progress) -> Iterator[str]:

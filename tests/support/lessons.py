@@ -12,9 +12,9 @@ from typing import Any
 from edgespec_export.distill.distillation import build_student
 from edgespec_export.distill.methods import DraftOptions
 from edgespec_export.distill.plan import DistillRequest, plan_distillation
-from edgespec_export.distill.questions import Question
 from edgespec_export.distill.teacher import Sample, Teacher
 from edgespec_export.distill.trainer import Trainer
+from edgespec_export.questions import Question
 from tests.support.checkpoints import Geometry, picture, words, write_checkpoint, write_draft
 
 TARGET = Geometry(

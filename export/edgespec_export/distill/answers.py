@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.errors import InputError
-from edgespec_export.distill.questions import Course, Question
+from edgespec_export.distill.course import Course
 from edgespec_export.distill.settings import Settings
 from edgespec_export.distill.teacher import Teacher
+from edgespec_export.questions import Question
 
 Answer = NDArray[np.int32]
 

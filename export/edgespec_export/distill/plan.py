@@ -11,6 +11,7 @@ from typing import Any
 from edgespec.errors import CheckpointError, ConfigError
 from edgespec_export.assets import read_assets
 from edgespec_export.compression import FREE, Compression
+from edgespec_export.distill.course import digest_of, split_questions
 from edgespec_export.distill.methods import (
     DraftOptions,
     compression_of,
@@ -20,17 +21,12 @@ from edgespec_export.distill.methods import (
     losses_of,
     trained_parts,
 )
-from edgespec_export.distill.questions import (
-    Question,
-    digest_of,
-    read_questions,
-    split_questions,
-)
 from edgespec_export.distill.settings import Losses, Settings
 from edgespec_export.heads.geometry import HeadGeometry
 from edgespec_export.heads.layouts import OpenedHead, open_head
 from edgespec_export.plan import Model, open_model
 from edgespec_export.plan_vlm import check_language
+from edgespec_export.questions import Question, read_questions
 from edgespec_export.vocabulary import parse_vocabulary
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from edgespec.errors import CheckpointError, InputError
-from edgespec_export.distill.questions import Question
+from edgespec_export.questions import Question
 
 
 @dataclass(frozen=True)

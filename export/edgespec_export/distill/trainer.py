@@ -24,10 +24,10 @@ from edgespec_export.distill.answers import Answer, Answers, teachable
 from edgespec_export.distill.evaluate import Earned, evaluate
 from edgespec_export.distill.interruption import Interruption
 from edgespec_export.distill.progress import Progress
-from edgespec_export.distill.questions import Question
 from edgespec_export.distill.settings import Settings
 from edgespec_export.distill.teacher import Sample, Teacher
 from edgespec_export.heads.compressors import Elastic
+from edgespec_export.questions import Question
 
 Asked = Sequence[tuple[Question, Answer]]
 FREE = ("evaluate_every", "save_every")

@@ -1,4 +1,4 @@
-"""What to ask the target: pictures and prompts from JSON-lines files in MMSpec's fields."""
+"""Which questions a distillation asks, and when."""
 
 from __future__ import annotations
 
@@ -6,70 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from edgespec.errors import ConfigError, InputError
+from edgespec.errors import ConfigError
+from edgespec_export.questions import Question
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 48
 """What is put aside for evaluation where no file is given."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One picture (or none) and one prompt."""
-
-    image: Path | None
-    prompt: str
-
-
-def read_questions(files: Sequence[Path]) -> list[Question]:
-    """First turns of every line; image paths are relative to their file.
-
-    Raises InputError naming file and line.
-    """
-    found: list[Question] = []
-    for file in files:
-        try:
-            lines = file.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"data file '{file}' cannot be read: {error}") from None
-        found += [
-            _question(file, number, line) for number, line in enumerate(lines, 1) if line.strip()
-        ]
-    if not found:
-        raise InputError(f"no questions in {', '.join(map(str, files))}")
-    return found
-
-
-def _question(file: Path, number: int, line: str) -> Question:
-    where = f"{file}, line {number}"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}") from None
-    turns = row.get("turns") if isinstance(row, dict) else None
-    first = turns[0] if isinstance(turns, list) and turns else None
-    if not isinstance(first, str) or not first.strip():
-        raise InputError(f"{where} has no 'turns': a list of prompts, of which the first is asked")
-    name = row.get("image")
-    image = file.parent / str(name) if name else None
-    if image is not None:
-        _check_picture(image, where)
-    return Question(image, first)
-
-
-def _check_picture(path: Path, where: str) -> None:
-    """Reads the header only: a bad file shall stop a run before it starts, not hours later."""
-    try:
-        with Image.open(path):
-            pass
-    except FileNotFoundError:
-        raise InputError(f"{where}: picture '{path}' does not exist") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}: picture '{path}' cannot be read: {error}") from None
 
 
 def split_questions(
