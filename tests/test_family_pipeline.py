@@ -39,7 +39,7 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
         draft=once,
         draft_size=train.Size(rows=2, tokens=300, dense=0),
         told=2,
-        heads=HeadRecipe(intermediate=32, first=lesson, second=lesson),
+        heads=HeadRecipe(32, held_out=2, counted=20, first=lesson, second=lesson),
         scenes=1,
         measured=1,
     )

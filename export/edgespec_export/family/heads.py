@@ -33,6 +33,9 @@ class HeadRecipe:
 
     intermediate: int = 512
     kv_heads: int = 2
+    held_out: int = 24
+    counted: int = 4000
+    """Scenes whose answers say which tokens drafts keep to."""
     first: Stage = field(
         default_factory=lambda: Stage(
             1600,
@@ -53,7 +56,7 @@ def train_heads(
     target: Path, folder: Path, checkpoints: Path, bank: SpriteBank, recipe: HeadRecipe, seed: int
 ) -> None:
     """Writes ``checkpoints``/METHOD for every method; resumes what ``folder`` holds."""
-    held_out = lessons.write(folder / "held-out", bank, seed=seed + 90, questions=24)
+    held_out = lessons.write(folder / "held-out", bank, seed=seed + 90, questions=recipe.held_out)
     for method in METHODS:
         begin_from: str | None = None
         for number, stage in enumerate((recipe.first, recipe.second), 1):

@@ -48,7 +48,7 @@ def write(folder: Path, bank: SpriteBank, *, seed: int, questions: int) -> Path:
     return file
 
 
-def count_tokens(tokenizer: Tokenizer, *, seed: int, scenes: int = 4000) -> Counter[int]:
+def count_tokens(tokenizer: Tokenizer, *, seed: int, scenes: int) -> Counter[int]:
     """How often each token occurs in answers about composed scenes, long ones and short ones:
     what a draft of the family has to be able to say."""
     counts: Counter[int] = Counter()

@@ -140,7 +140,8 @@ def run(
         processes: Any = torch.multiprocessing
         processes.spawn(_worker, args=(job, str(meeting)), nprocs=workers)
         meeting.unlink(missing_ok=True)
-    counts = lessons.count_tokens(shop.tokenizer, seed=seed)
+    scenes = shop.recipe.heads.counted
+    counts = lessons.count_tokens(shop.tokenizer, seed=seed, scenes=scenes)
     ends = [shop.writer().words.eos]
     write_frequencies(out / "frequencies.json", shop.tokenizer.get_vocab_size(), counts, ends)
     train_heads(
