@@ -9,7 +9,6 @@ its end ("tail": ViSpec, arXiv 2509.15235, its code).
 from __future__ import annotations
 
 CONTIGUOUS, SPREAD, TAIL = "contiguous", "spread", "tail"
-RULES = (CONTIGUOUS, SPREAD, TAIL)
 
 
 def run_positions(rule: str, start: int, length: int, count: int) -> list[int]:

@@ -17,30 +17,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
-from safetensors.torch import load_file  # noqa: E402
-
-import edgespec_runtime  # noqa: E402
-from edgespec.cli import main  # noqa: E402
-from edgespec.errors import InputError  # noqa: E402
-from edgespec_export.distill.distillation import build_student, distill  # noqa: E402
-from edgespec_export.distill.evaluate import DEPTH, Earned, evaluate  # noqa: E402
-from edgespec_export.distill.methods import DraftOptions  # noqa: E402
-from edgespec_export.distill.plan import plan_distillation  # noqa: E402
-from edgespec_export.distill.student import HeadStudent, lay_out  # noqa: E402
-from edgespec_export.distill.teacher import Sample  # noqa: E402
-from edgespec_export.distill.trainer import Trainer  # noqa: E402
-from edgespec_export.distill.vlm import VlmStudent  # noqa: E402
-from edgespec_export.exporter import ExportRequest, export_bundle  # noqa: E402
-from edgespec_export.heads.layouts import open_head  # noqa: E402
-from edgespec_export.heads.save import load_head  # noqa: E402
-from edgespec_export.plan import open_model  # noqa: E402
-from edgespec_export.questions import read_questions  # noqa: E402
-from tests.support.lessons import HEADS, School, write_school  # noqa: E402
+import edgespec_runtime
+from edgespec.cli import main
+from edgespec.errors import InputError
+from edgespec_export.distill.distillation import build_student, distill
+from edgespec_export.distill.evaluate import DEPTH, Earned, evaluate
+from edgespec_export.distill.methods import DraftOptions
+from edgespec_export.distill.plan import plan_distillation
+from edgespec_export.distill.student import HeadStudent, lay_out
+from edgespec_export.distill.teacher import Sample
+from edgespec_export.distill.trainer import Trainer
+from edgespec_export.distill.vlm import VlmStudent
+from edgespec_export.exporter import ExportRequest, export_bundle
+from edgespec_export.heads.layouts import open_head
+from edgespec_export.heads.save import load_head
+from edgespec_export.plan import open_model
+from edgespec_export.questions import read_questions
+from tests.support.lessons import HEADS, School, write_school
 
 
 @pytest.fixture(scope="module")

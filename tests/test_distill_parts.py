@@ -11,31 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
-from edgespec.errors import ConfigError, InputError  # noqa: E402
-from edgespec_export.distill.answers import Answers, teachable  # noqa: E402
-from edgespec_export.distill.course import Course, digest_of, split_questions  # noqa: E402
-from edgespec_export.distill.evaluate import rounds_of  # noqa: E402
-from edgespec_export.distill.methods import (  # noqa: E402
+from edgespec.errors import ConfigError, InputError
+from edgespec_export.distill.answers import Answers, teachable
+from edgespec_export.distill.course import Course, digest_of, split_questions
+from edgespec_export.distill.evaluate import rounds_of
+from edgespec_export.distill.methods import (
     METHODS,
     DraftOptions,
     default_rate,
     head_geometry,
 )
-from edgespec_export.distill.settings import Settings  # noqa: E402
-from edgespec_export.distill.student import list_mle, soft_cross_entropy  # noqa: E402
-from edgespec_export.distill.teacher import Teacher  # noqa: E402
-from edgespec_export.heads.geometry import VARIANTS  # noqa: E402
-from edgespec_export.plan import open_model  # noqa: E402
-from edgespec_export.questions import Question, read_questions  # noqa: E402
-from tests.support.lessons import School, write_school  # noqa: E402
+from edgespec_export.distill.settings import Settings
+from edgespec_export.distill.student import list_mle, soft_cross_entropy
+from edgespec_export.distill.teacher import Teacher
+from edgespec_export.heads.geometry import VARIANTS
+from edgespec_export.plan import open_model
+from edgespec_export.questions import Question, read_questions
+from tests.support.lessons import School, write_school
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgespec.errors import CheckpointError, MissingDependencyError
 from edgespec_export.heads.layouts import open_head
@@ -40,7 +41,6 @@ def test_an_interrupted_download(tmp_path: Path, head_target: Model) -> None:
 
 
 def as_pickle(head: PublishedHead, folder: Path, value: Any = None) -> str:
-    torch = pytest.importorskip("torch")
     heads_folder = Path(head.write(folder))
     (heads_folder / "model.safetensors").unlink()
     state = {name: torch.from_numpy(tensor) for name, tensor in head.tensors.items()}

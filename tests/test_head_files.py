@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from edgespec.errors import CheckpointError, ConfigError, InputError  # noqa: E402
-from edgespec_export.compression import parse_compression  # noqa: E402
-from edgespec_export.geometry import Rope, TextGeometry  # noqa: E402
-from edgespec_export.heads.geometry import HeadGeometry, captured_layers  # noqa: E402
-from edgespec_export.heads.layouts import OpenedHead, open_head  # noqa: E402
-from edgespec_export.heads.modules import Head, build_head  # noqa: E402
-from edgespec_export.heads.save import load_head, write_head  # noqa: E402
-from edgespec_export.heads.shapes import head_shapes  # noqa: E402
-from edgespec_export.plan import Model, open_model  # noqa: E402
-from tests.support import heads  # noqa: E402
-from tests.support.heads import HIDDEN, PUBLISHED, VOCAB  # noqa: E402
+from edgespec.errors import CheckpointError, ConfigError, InputError
+from edgespec_export.compression import parse_compression
+from edgespec_export.geometry import Rope, TextGeometry
+from edgespec_export.heads.geometry import HeadGeometry, captured_layers
+from edgespec_export.heads.layouts import OpenedHead, open_head
+from edgespec_export.heads.modules import Head, build_head
+from edgespec_export.heads.save import load_head, write_head
+from edgespec_export.heads.shapes import head_shapes
+from edgespec_export.plan import Model, open_model
+from tests.support import heads
+from tests.support.heads import HIDDEN, PUBLISHED, VOCAB
 
 LAYER = TextGeometry(
     hidden=64, intermediate=80, layers=1, heads=4, kv_heads=2, head_dim=16, vocab=VOCAB,

@@ -4,11 +4,13 @@ reports it; and that a graph which differs is not published."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgespec.errors import ConfigError, EngineError
 from edgespec_export.exporter import ExportRequest, export_bundle, plan_export
@@ -103,12 +105,22 @@ def test_a_graph_that_differs_is_not_published(
     assert not (tmp_path / "b").exists()
 
 
-def test_a_table_that_lacks_rows_is_completed_from_the_targets(zoo: Zoo) -> None:
+def test_a_table_that_lacks_rows_is_completed_from_the_targets(zoo: Zoo, tmp_path: Path) -> None:
     """MSD's original LLaVA has 32,000 words, Hugging Face's 32,064 rows."""
     target = open_model(str(zoo.checkpoint("gqa")))
-    opened = open_head(str(zoo.head_checkpoint("gqa", "msd")), target, "msd")
+    folder = tmp_path / "msd"
+    shutil.copytree(zoo.head_checkpoint("gqa", "msd"), folder)
+    own = np.random.default_rng(0).standard_normal((300, 64), dtype=np.float32)
+    tensors = {**load_file(folder / "model.safetensors"), "embed_tokens.weight": own}
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+    opened = open_head(str(folder), target, "msd")
+    assert opened.geometry.own_embedding
     whole = Folded(opened.checkpoint, opened.geometry, target.checkpoint).table_array()
-    assert whole.shape == (320, 64)
+    rows = np.concatenate([own, target.checkpoint.tensor("text.embed_tokens.weight")[300:]])
+    wanted = rows @ tensors["fc.weight"][:, :64].T + tensors["fc.bias"]
+    np.testing.assert_allclose(whole, wanted, atol=1e-4)
 
 
 def test_compressors_that_make_no_sense_are_refused(zoo: Zoo, tmp_path: Path) -> None:

@@ -146,7 +146,9 @@ class Model:
         )
         budget = self._new_tokens(max_new_tokens, len(built.ids))
         visual = self._visual_inputs(pictures, choice.model)
-        own = self._drafter(built, visual, policy, budget) if choice.model else NoDraft()
+        own: Drafter = NoDraft()
+        if self.draft and choice.model:
+            own = self.draft.open(built, visual, policy, budget)
         return Request(
             self._verifier(built, visual, params, budget + policy.max_nodes, choice.model),
             choice.complete(own, built.ids.tolist(), text["image_token_id"]),
@@ -193,12 +195,6 @@ class Model:
             Sampler(params, int(step.spec.meta["vocab"])),
             features=features,
         )
-
-    def _drafter(
-        self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int
-    ) -> Drafter:
-        assert self.draft is not None
-        return self.draft.open(prompt, visual, policy, budget)
 
     def _open_draft(self) -> DraftModel | None:
         if "draft" not in self._steps:

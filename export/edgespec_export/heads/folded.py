@@ -99,8 +99,13 @@ class Folded:
             start += len(piece)
 
     def table_array(self) -> Floats:
-        """The whole table."""
-        return np.concatenate(list(self.table()))
+        """The whole table, filled piece by piece: it is large, and must not be there twice."""
+        whole = np.empty((self.vocab, self.geometry.text.hidden), dtype=np.float32)
+        start = 0
+        for piece in self.table():
+            whole[start : start + len(piece)] = piece
+            start += len(piece)
+        return whole
 
     def _fused(self, piece: Floats) -> Floats:
         fused: Floats = (piece @ self.token_map + self.constant).astype(np.float32)

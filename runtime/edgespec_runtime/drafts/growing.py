@@ -51,6 +51,8 @@ class GrowingDraft:
         self._max_positions = max_positions
         self._chain = chain
         self._rows: dict[int, list[int]] = {}  # expanded candidate -> pending rows of its path
+        # What a chain adds to every token's embedding [H]: ViSpec's global vector.
+        self._offset: Floats | None = None
 
     @property
     def engine_s(self) -> float:
@@ -152,6 +154,3 @@ class GrowingDraft:
             first = len(candidates)
             candidates.extend(parent, ids, values)
             parent = first
-
-    _offset: Floats | None = None
-    """What a chain adds to every token's embedding [H]: ViSpec's global vector."""

@@ -186,7 +186,8 @@ class OrtStepSession:
         """Binds the buffers of this row count; a step of the same size finds them bound."""
         inputs = self._inputs.get(rows)
         if inputs is None:
-            inputs = self._inputs[rows] = _Inputs(rows, self._hidden, self._wrap)
+            fed = self._hidden if "hidden" in self._given else 0
+            inputs = self._inputs[rows] = _Inputs(rows, self._hidden, fed, self._wrap)
         bind = self._binding.bind_ortvalue_input
         bind("inputs_embeds", inputs.bound_embeds)
         bind("position_ids", inputs.bound_positions)
@@ -223,12 +224,13 @@ class OrtStepSession:
 class _Inputs:
     """Input buffers of one row count, bound once."""
 
-    def __init__(self, rows: int, hidden: int, wrap: Any) -> None:
+    def __init__(self, rows: int, hidden: int, fed: int, wrap: Any) -> None:
+        """``fed``: width of a feature-level draft's hidden states, 0 for other graphs."""
         self.embeds = np.zeros((1, rows, hidden), dtype=np.float32)
         self.positions = np.zeros((1, rows), dtype=np.int64)
-        self.hidden = np.zeros((1, rows, hidden), dtype=np.float32)
+        self.hidden = np.zeros((1, rows, fed), dtype=np.float32)
         self.bound_embeds, self.bound_positions = wrap(self.embeds), wrap(self.positions)
-        self.bound_hidden = wrap(self.hidden)
+        self.bound_hidden = wrap(self.hidden) if fed else None
         self.all_rows = wrap(np.arange(rows, dtype=np.int64))
         self.last_row = wrap(np.array([rows - 1], dtype=np.int64))
 
