@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
+import edgespec_runtime
 from edgespec.errors import ConfigError, EngineError
+from edgespec.sizing import parse_policy
 from edgespec_export.exporter import ExportRequest, export_bundle, plan_export
 from edgespec_export.heads.folded import Folded
 from edgespec_export.heads.layouts import open_head
+from edgespec_export.heads.modules import build_head
+from edgespec_export.heads.save import write_head
 from edgespec_export.plan import open_model
 from edgespec_export.vocabulary import write_frequencies
-from tests.support.random_heads import VARIANTS
+from tests.support.random_heads import VARIANTS, random_head
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
 
 CASES = [
@@ -86,6 +92,26 @@ def test_a_trimmed_vocabulary_of_a_draft_vlm(zoo: Zoo, tmp_path: Path) -> None:
     )  # fmt: skip
     report = export_bundle(request).parity
     assert report["draft"]["argmax_equal"] and report["draft_chain"]["max_abs_diff"] < 1e-3
+
+
+def test_a_vocabulary_of_its_own(zoo: Zoo, tmp_path: Path) -> None:
+    """Published EAGLE-3 heads have d2t: the graphs' candidates are the target's tokens."""
+    target = open_model(str(zoo.checkpoint("gqa")))
+    whole = random_head(target, "eagle3")
+    geometry = replace(whole.geometry, draft_vocab=40)
+    head = build_head(geometry, whole.embed_tokens.weight, whole.get_buffer("target_head"))
+    ids = torch.arange(40) * 7 + 4
+    weights = {**whole.state_dict(), "d2t": ids - torch.arange(40)}
+    head.load_state_dict({**weights, "lm_head.weight": weights["lm_head.weight"][ids]})
+    folder = write_head(tmp_path / "head", head, target_fingerprint=target.text_fingerprint)
+    request = ExportRequest(str(zoo.checkpoint("gqa")), tmp_path / "b", str(folder), parity=True)
+    report = export_bundle(request).parity
+    assert report["draft"]["argmax_equal"] and report["draft_chain"]["max_abs_diff"] < 1e-3
+    model = edgespec_runtime.load(tmp_path / "b", threads=1)
+    stream: Any = model.stream(None, "x", policy="eagle2:nodes=9,depth=2,top_k=3")
+    stream._draft.begin(stream._verifier.begin())
+    candidates = stream._draft.grow(parse_policy("eagle2:nodes=9,depth=2,top_k=3"), 5)
+    assert len(candidates) > 3 and set(candidates.tokens) <= set(ids.tolist())
 
 
 @pytest.mark.parametrize("defect", ["token_map", "hidden_map", "offset_map"])
