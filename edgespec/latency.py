@@ -1,0 +1,190 @@
+"""A device's profile: what every operation of a bundle costs there, measured or estimated.
+
+Costs are milliseconds at the contracts of the runtime (a whole ``Verifier.verify``, a whole draft
+call), not of bare engine calls, so that they add up to a round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Milliseconds of one operation over its size, at several context lengths."""
+
+    sizes: tuple[int, ...]
+    """Ascending: rows, tokens or pictures."""
+    contexts: tuple[int, ...]
+    """Ascending: rows in the cache before the operation; (0,) where there is none."""
+    median_ms: tuple[tuple[float, ...], ...]
+    """[contexts][sizes]"""
+    p95_ms: tuple[tuple[float, ...], ...]
+    """[contexts][sizes]"""
+
+    def at(self, size: float, context: float = 0) -> float:
+        """Median at any size and context: linear between measured points, by the last slope
+        above them, and the smallest measured value below."""
+        return float(self._line(context, np.asarray([size], dtype=np.float64))[0])
+
+    def row(self, context: float, most: int) -> Floats:
+        """Medians of the sizes 0..most at ``context``, [most + 1]."""
+        return self._line(context, np.arange(most + 1, dtype=np.float64))
+
+    def _line(self, context: float, sizes: Floats) -> Floats:
+        raise NotImplementedError  # completed by its own commit
+
+
+@dataclass(frozen=True)
+class Device:
+    """The machine."""
+
+    name: str
+    processor: str = ""
+    cores: int = 0
+    accelerator: str = ""
+    memory_mb: int = 0
+    system: str = ""
+    power_mode: str = ""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What ran the graphs."""
+
+    name: str
+    version: str
+    provider: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What was measured; a profile fits no other bundle."""
+
+    name: str
+    target: str
+    """Fingerprint of the target."""
+    draft: str | None
+    variant: str | None
+    compressor: str
+    lowering: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class GraphCard:
+    """The static facts of one graph."""
+
+    role: str
+    precision: str
+    weight_bytes: int
+    kv_bytes_per_token: int
+    flops_per_row: float
+    """Multiply-adds counted twice, attention over the cache left out."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What can be said without running: weights, cache, and the machine's ceiling."""
+
+    graphs: tuple[GraphCard, ...]
+    bandwidth_gb_s: float
+    """Memory bandwidth: measured, or a datasheet's."""
+    gflops: float
+    """Arithmetic rate: measured, or a datasheet's."""
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of every operation; None where the bundle has no such graph."""
+
+    vision: Curve
+    """Pictures -> the target's visual tokens: tower and projector; size = pictures."""
+    prefill: Curve
+    """The target's prompt; size = tokens."""
+    verify: Curve
+    """One verification, mask to commit, greedy; size = rows (nodes + 1), over the context."""
+    draft_vision: Curve | None
+    """The draft's side of pictures: own tower, projector, compressor; size = pictures."""
+    draft_prefill: Curve | None
+    """The draft's prompt without its pictures' graphs; size = tokens."""
+    draft_first: Curve | None
+    """First step of a round: the committed rows taken in; size = rows."""
+    draft_step: Curve | None
+    """A further step; size = width of the beam."""
+    chain_first: Curve | None
+    """First call of the chain graph in a round; size = committed rows taken in."""
+    chain_next: Curve | None
+    """A further call of the chain graph; size 1."""
+    chain_steps: int
+    """Levels of one chain call, 0 without a chain graph."""
+    commit_ms: float
+    """The draft's side of a commit, per round."""
+    pick_ms: float
+    """Drawing one token at temperature > 0, per visited node, beyond greedy."""
+    host_round_ms: float
+    """Everything else of a round: bookkeeping, text, records."""
+    host_token_ms: float
+    """The same per emitted token."""
+
+
+@dataclass(frozen=True)
+class RemoteCosts:
+    """A remote target as seen from here."""
+
+    url: str
+    round_trip_ms: float
+    round_trip_p95_ms: float
+    verify: Curve
+    """Server time; size = rows."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory, megabytes of 2**20 bytes, and cache growth."""
+
+    base_mb: float
+    """Interpreter and engine without a model."""
+    target_mb: float
+    draft_mb: float
+    """What the draft's graphs add."""
+    target_kv_bytes: int
+    """Per token of the target's cache."""
+    draft_kv_bytes: int
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """A profile file, version ``edgespec.latency.VERSION``."""
+
+    kind: str
+    """"measured" or "estimate"."""
+    created: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """How long measuring took; 0 for an estimate."""
+    device: Device
+    engine: EngineFacts
+    bundle: BundleFacts
+    card: Card
+    costs: Costs
+    memory: Memory
+    noise: float
+    """Median over all measured points of p95 / median: 1 is a quiet machine."""
+    remote: RemoteCosts | None = None
+    telemetry: dict[str, Any] | None = None
+    """Power (W), temperature (C), clocks while measuring, where the platform tells; else None."""
+    sources: tuple[str, ...] = ()
+    """Where an estimate's figures are from."""
+
+
+VERSION = 1
+"""Of the profile file."""
