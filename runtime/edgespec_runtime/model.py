@@ -12,9 +12,9 @@ import numpy as np
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import BundleError, ConfigError, PromptError
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Policy, parse_policy
+from edgespec.sizing import Eagle2, Plain, Policy, Setting, parse_policy
 from edgespec_runtime.drafts import Drafter, NoDraft
-from edgespec_runtime.drafts.choice import choose_draft
+from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
 from edgespec_runtime.inputs import VisualInputs, splice
@@ -129,9 +129,8 @@ class Model:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        policy = parse_policy(policy) if isinstance(policy, str) else (policy or DEFAULT_POLICY)
         choice = choose_draft(draft, has_model=self.has_draft, bundle=self.bundle.path)
-        self._check_policy(policy)
+        policy = self._policy(policy, choice)
         pictures = _as_list(images)
         text = self.manifest.text
         built = build_prompt(
@@ -149,10 +148,11 @@ class Model:
         own: Drafter = NoDraft()
         if self.draft and choice.model:
             own = self.draft.open(built, visual, policy, budget)
+        setting = self._setting(built, choice, params, budget)
         return Request(
             self._verifier(built, visual, params, budget + policy.max_nodes, choice.model),
             choice.complete(own, built.ids.tolist(), text["image_token_id"]),
-            policy,
+            policy.start(setting),
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
@@ -214,6 +214,28 @@ class Model:
         own_tower = speculate and "draft_vision" in self._graphs
         draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None
         return VisualInputs(self._graphs, pixels, draft_pixels)
+
+    def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
+        """What was asked for; plain decoding where nothing drafts."""
+        policy = parse_policy(asked) if isinstance(asked, str) else (asked or DEFAULT_POLICY)
+        self._check_policy(policy)
+        return policy if choice.model or choice.ngram else Plain()
+
+    def _setting(
+        self, prompt: Prompt, choice: DraftChoice, params: SamplingParams, budget: int
+    ) -> Setting:
+        """What a policy may know of the request."""
+        own = self.draft if choice.model else None
+        return Setting(
+            prompt_tokens=len(prompt.ids),
+            draft_prompt_tokens=own.prompt_length(prompt) if own else 0,
+            images=len(prompt.image_spans),
+            max_new_tokens=budget,
+            temperature=params.temperature,
+            chain_steps=own.chain_steps if own else 0,
+            draft=choice.name,
+            question=hash(prompt.ids.tobytes()),
+        )
 
     def _check_policy(self, policy: Policy) -> None:
         """Refuses a tree that the bundle's graphs were not built for."""

@@ -40,17 +40,26 @@ class DraftModel:
         """Whether it feeds on the target's hidden states."""
         return self.variant != "vlm"
 
+    @property
+    def chain_steps(self) -> int:
+        """Levels of one call of the chain graph, 0 without one."""
+        return int(self.chain.spec.meta["steps"]) if self.chain else 0
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Rows of the prompt in the draft's cache."""
+        per_image = int(self.visual["draft_visual_tokens"])
+        return spliced_length(prompt.ids, prompt.image_spans, per_image)
+
     def open(self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int) -> Drafter:
         """A drafter for one request that may emit ``budget`` tokens."""
-        per_image = int(self.visual["draft_visual_tokens"])
-        length = spliced_length(prompt.ids, prompt.image_spans, per_image)
-        steps = int(self.chain.spec.meta["steps"]) if self.chain else 0
-        capacity = length + budget + max(policy.max_drafted, steps) + 1
+        length, steps = self.prompt_length(prompt), self.chain_steps
+        segments = -(-policy.levels // steps) if steps else 0
+        capacity = length + budget + max(policy.max_drafted, segments * steps) + 1
         outputs = feature.OUTPUTS if self.wants_features else vlm.OUTPUTS
         session = self.step.open(capacity, outputs)
         chain = None
         if self.chain is not None:
-            chain = Chain(self.chain.open(0, vlm.OUTPUTS, session.cache), steps)
+            chain = Chain(self.chain.open(0, outputs, session.cache), steps)
         limit = int(self.step.spec.meta["max_positions"])
         if self.wants_features:
             return feature.FeatureDraft(session, self._prompt(prompt, visual), limit, chain)
