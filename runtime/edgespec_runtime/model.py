@@ -12,7 +12,10 @@ import numpy as np
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import BundleError, ConfigError, PromptError
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Plain, Policy, Setting, parse_policy
+from edgespec.latency import DeviceProfile
+from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
+from edgespec.sizing.budgets import Budget
+from edgespec.sizing.experience import Experience
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.drafts.opening import DraftModel
@@ -39,8 +42,13 @@ STEP_ROLES = ("target", "draft", "draft_chain")
 class Model:
     """A bundle on an engine. Requests are independent of each other; weights are shared."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: Engine, profile: DeviceProfile | None = None
+    ) -> None:
         self.bundle = bundle
+        self.profile = profile
+        self.experience = Experience()
+        """What requests teach about sizing; shared by them."""
         self.manifest = bundle.manifest
         self._graphs: dict[str, Graph] = {}
         self._steps: dict[str, StepGraph] = {}
@@ -74,6 +82,11 @@ class Model:
         return self.draft is not None
 
     @property
+    def default_policy(self) -> Policy:
+        """Sizing by measured cost where there is a profile to measure by."""
+        return Sized() if self.profile else DEFAULT_POLICY
+
+    @property
     def variant(self) -> str | None:
         """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
         return self.manifest.variant
@@ -105,6 +118,7 @@ class Model:
         *,
         draft: str = "auto",
         policy: Policy | str | None = None,
+        budget: Budget | None = None,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         temperature: float | None = None,
@@ -143,20 +157,20 @@ class Model:
             image_seq_len=text["visual_tokens"],
             max_context=text["max_positions"] - 1,
         )
-        budget = self._new_tokens(max_new_tokens, len(built.ids))
+        new_tokens = self._new_tokens(max_new_tokens, len(built.ids))
         visual = self._visual_inputs(pictures, choice.model)
         own: Drafter = NoDraft()
         if self.draft and choice.model:
-            own = self.draft.open(built, visual, policy, budget)
-        setting = self._setting(built, choice, params, budget)
+            own = self.draft.open(built, visual, policy, new_tokens)
+        setting = self._setting(built, choice, params, new_tokens, budget)
         return Request(
-            self._verifier(built, visual, params, budget + policy.max_nodes, choice.model),
+            self._verifier(built, visual, params, new_tokens + policy.max_nodes, choice.model),
             choice.complete(own, built.ids.tolist(), text["image_token_id"]),
             policy.start(setting),
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
-            max_new_tokens=budget,
+            max_new_tokens=new_tokens,
             prompt_tokens=len(built.ids),
         )
 
@@ -217,12 +231,17 @@ class Model:
 
     def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
         """What was asked for; plain decoding where nothing drafts."""
-        policy = parse_policy(asked) if isinstance(asked, str) else (asked or DEFAULT_POLICY)
+        policy = parse_policy(asked) if isinstance(asked, str) else (asked or self.default_policy)
         self._check_policy(policy)
         return policy if choice.model or choice.ngram else Plain()
 
     def _setting(
-        self, prompt: Prompt, choice: DraftChoice, params: SamplingParams, budget: int
+        self,
+        prompt: Prompt,
+        choice: DraftChoice,
+        params: SamplingParams,
+        new_tokens: int,
+        budget: Budget | None,
     ) -> Setting:
         """What a policy may know of the request."""
         own = self.draft if choice.model else None
@@ -230,11 +249,14 @@ class Model:
             prompt_tokens=len(prompt.ids),
             draft_prompt_tokens=own.prompt_length(prompt) if own else 0,
             images=len(prompt.image_spans),
-            max_new_tokens=budget,
+            max_new_tokens=new_tokens,
             temperature=params.temperature,
             chain_steps=own.chain_steps if own else 0,
             draft=choice.name,
             question=hash(prompt.ids.tobytes()),
+            profile=self.profile,
+            budget=budget,
+            experience=self.experience,
         )
 
     def _check_policy(self, policy: Policy) -> None:
