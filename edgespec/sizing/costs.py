@@ -132,6 +132,10 @@ class RoundCosts:
         """Milliseconds to verify 0..nodes nodes, [nodes + 1]."""
         return self._at(context).verify * self.drift.verify.table(self._nodes)
 
+    def verify_one(self, nodes: int, context: int) -> float:
+        """The same for one size."""
+        return float(self._at(context).verify[nodes]) * self.drift.verify.of(nodes)
+
     def host(self, tokens: float) -> float:
         """Of one round, beyond drafting and verifying."""
         bare = self._costs.host_round_ms + self._costs.host_token_ms * tokens

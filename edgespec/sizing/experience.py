@@ -5,77 +5,19 @@ Nothing here can change a text; it only makes the next tree a better guess.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgespec.sizing.calibration import Calibrator
 from edgespec.sizing.contract import Growth, Setting
 from edgespec.sizing.costs import Drift
-from edgespec.sizing.lengths import Lengths
-
-QUESTIONS = 256
-
-
-@dataclass
-class Rate:
-    """Tokens per millisecond as a fading mean: sums that halve every ``half_life`` rounds."""
-
-    half_life: float
-    tokens: float = 0.0
-    ms: float = 0.0
-    rounds: float = 0.0
-
-    def add(self, tokens: float, ms: float) -> None:
-        """Takes one round."""
-        fade = 0.5 ** (1.0 / self.half_life)
-        self.tokens = self.tokens * fade + tokens
-        self.ms = self.ms * fade + ms
-        self.rounds = self.rounds * fade + 1.0
-
-    @property
-    def value(self) -> float:
-        """0 before the first round."""
-        return self.tokens / self.ms if self.ms else 0.0
-
-    def lightly(self, half_life: float, rounds: float) -> Rate:
-        """A copy that weighs ``rounds`` at most, so that what follows soon outweighs it."""
-        share = min(1.0, rounds / self.rounds) if self.rounds else 0.0
-        return Rate(half_life, self.tokens * share, self.ms * share, self.rounds * share)
-
-
-SHARED, LOCAL, CARRIED = 200.0, 16.0, 8.0
-"""Half-lives of shared and of one answer's rates, and the rounds that an answer starts with."""
-
-
-@dataclass
-class Arms:
-    """Rates by kind of growth, and over all."""
-
-    half_life: float = SHARED
-    overall: Rate = field(init=False)
-    by: dict[Growth, Rate] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.overall = Rate(self.half_life)
-        self.by = {growth: Rate(self.half_life) for growth in Growth}
-
-    def add(self, growth: Growth, tokens: float, ms: float) -> None:
-        """Takes one round."""
-        self.overall.add(tokens, ms)
-        self.by[growth].add(tokens, ms)
-
-    def lightly(self) -> Arms:
-        """What an answer starts with."""
-        copy = Arms(LOCAL)
-        copy.overall = self.overall.lightly(LOCAL, CARRIED)
-        copy.by = {growth: rate.lightly(LOCAL, CARRIED) for growth, rate in self.by.items()}
-        return copy
+from edgespec.sizing.questions import Questions
+from edgespec.sizing.rates import Arms, Spread
 
 
 @dataclass
 class Forecast:
-    """Predicted against realised: tokens and milliseconds per drafted round."""
+    """Predicted against realised: tokens and milliseconds per round."""
 
     rounds: int = 0
     tokens_predicted: float = 0.0
@@ -90,16 +32,6 @@ class Forecast:
         self.tokens += tokens
         self.ms_predicted += ms_predicted
         self.ms += ms
-
-    def since(self, earlier: Forecast) -> Forecast:
-        """Of the rounds after ``earlier``, a copy of this taken before."""
-        return Forecast(
-            self.rounds - earlier.rounds,
-            self.tokens_predicted - earlier.tokens_predicted,
-            self.tokens - earlier.tokens,
-            self.ms_predicted - earlier.ms_predicted,
-            self.ms - earlier.ms,
-        )
 
     def as_json(self) -> dict[str, Any]:
         """Means per round."""
@@ -119,26 +51,17 @@ class Lesson:
 
     calibrator: Calibrator = field(default_factory=Calibrator)
     arms: Arms = field(default_factory=Arms)
+    spread: dict[Growth, Spread] = field(
+        default_factory=lambda: {growth: Spread() for growth in Growth}
+    )
     forecast: Forecast = field(default_factory=Forecast)
     allowance_ms: float = 0.0
     """Time that may still be lost on trying what looks worse."""
     kept: float = 0.8
     """Of a path's probability, what its best child keeps: the expected gain of one level more."""
-    _questions: OrderedDict[int, Arms] = field(default_factory=OrderedDict)
 
-    def of(self, question: int) -> Arms:
-        """The rates of a question; those of all questions until it is known."""
-        arms = self._questions.get(question)
-        return arms if arms and arms.overall.rounds >= CARRIED else self.arms
 
-    def add(self, question: int, growth: Growth, tokens: float, ms: float) -> None:
-        """Takes one round."""
-        self.arms.add(growth, tokens, ms)
-        own = self._questions.setdefault(question, Arms())
-        own.add(growth, tokens, ms)
-        self._questions.move_to_end(question)
-        if len(self._questions) > QUESTIONS:
-            self._questions.popitem(last=False)
+LessonKey = tuple[str, float, bool]
 
 
 class Experience:
@@ -146,12 +69,15 @@ class Experience:
 
     def __init__(self) -> None:
         self.drift = Drift()
-        self.lengths = Lengths()
-        self._lessons: dict[tuple[str, float, bool], Lesson] = {}
+        self.questions = Questions()
+        self._lessons: dict[LessonKey, Lesson] = {}
 
-    def lesson(self, setting: Setting) -> Lesson:
-        """What there is to know of the setting's drafter at its temperature."""
-        key = (setting.draft, round(setting.temperature, 1), setting.coupled)
+    def key(self, setting: Setting) -> LessonKey:
+        """Names the lesson of the setting's drafter at its temperature."""
+        return (setting.draft, round(setting.temperature, 1), setting.coupled)
+
+    def lesson(self, key: LessonKey) -> Lesson:
+        """What there is to know."""
         return self._lessons.setdefault(key, Lesson())
 
     def as_json(self) -> dict[str, Any]:
@@ -169,8 +95,3 @@ class Experience:
                 for (draft, temperature, coupled), lesson in self._lessons.items()
             ],
         }
-
-
-def snapshot(forecast: Forecast) -> Forecast:
-    """A copy, to tell one answer's part later."""
-    return replace(forecast)

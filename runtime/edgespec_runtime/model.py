@@ -11,8 +11,8 @@ import numpy as np
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import BundleError, ConfigError, PromptError
-from edgespec.sampling import Sampler, SamplingParams
 from edgespec.latency import DeviceProfile
+from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
@@ -253,7 +253,7 @@ class Model:
             temperature=params.temperature,
             chain_steps=own.chain_steps if own else 0,
             draft=choice.name,
-            question=hash(prompt.ids.tobytes()),
+            question=tuple(np.unique(prompt.ids).tolist()),
             profile=self.profile,
             budget=budget,
             experience=self.experience,

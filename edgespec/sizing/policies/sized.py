@@ -26,8 +26,9 @@ from edgespec.sizing.contract import (
     newest,
 )
 from edgespec.sizing.costs import RoundCosts
-from edgespec.sizing.experience import Experience, snapshot
+from edgespec.sizing.experience import Experience
 from edgespec.sizing.lengths import start_after
+from edgespec.sizing.rates import Arms
 from edgespec.sizing.rule import best_count, tree_order, worth_of_levels
 from edgespec.tree import Candidates
 
@@ -82,9 +83,15 @@ class SizedTrees:
         self.policy = policy
         self._setting = setting
         self.experience = setting.experience or Experience()
-        self._lesson = self.experience.lesson(setting)
-        self._arms = self._lesson.of(setting.question).lightly()
-        self._before = snapshot(self._lesson.forecast)
+        key = self.experience.key(setting)
+        self._lesson = self.experience.lesson(key)
+        self._asked = self.experience.questions.ask(setting.question)
+        self._near = self.experience.questions.near(self._asked)
+        self._own = self._asked.arms.setdefault(key, Arms())
+        known = [(weight, asked.arms[key]) for weight, asked in self._near if key in asked.arms]
+        self._arms = Arms.blended(known)
+        self._known = {growth: rate.rounds for growth, rate in self._arms.by.items()}
+        self._arms.lighten()
         self._costs = RoundCosts(
             setting.profile.costs,
             self.experience.drift,
@@ -93,6 +100,7 @@ class SizedTrees:
             sampled=setting.temperature > 0,
         )
         self._limit = _round_limit(setting.budget)
+        self._mine = Arms()  # of this answer alone
         self._start: int | None = None
         self._paths = Paths(self._lesson.calibrator)
         # Of the round at hand.
@@ -104,13 +112,13 @@ class SizedTrees:
 
     def begin(self, root: Root) -> Growth:
         costs = self._costs
-        self._verify = costs.verify(root.context)
-        self._plain_ms = float(self._verify[0]) + costs.host(1)
+        self._plain_ms = costs.verify_one(0, root.context) + costs.host(1)
         self._rate = max(self._arms.overall.value, 1.0 / self._plain_ms)
         self._tokens = 1.0
         growth = self._pick(root)
         self._growth, self._spent = growth, 0.0
         if growth is not Growth.NONE:
+            self._verify = costs.verify(root.context)
             self._paths = Paths(self._lesson.calibrator)
             self._spent = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
         return growth
@@ -137,7 +145,10 @@ class SizedTrees:
         return [Growth.STEPS]
 
     def _value(self, growth: Growth) -> float:
-        return self._arms.by[growth].value
+        """Its rate; of a question in words never heard, what it may hopefully be."""
+        known = self._known[growth]
+        value, hope = self._arms.by[growth].value, self._lesson.spread[growth].hopeful
+        return value if hope <= value else (known * value + TRIES * hope) / (known + TRIES)
 
     def _fits(self, growth: Growth, root: Root) -> bool:
         """Whether the smallest round of this kind keeps the budget."""
@@ -145,7 +156,7 @@ class SizedTrees:
             return True
         costs = self._costs
         least = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
-        least += float(self._verify[1]) + costs.host(1)
+        least += costs.verify_one(1, root.context) + costs.host(1)
         if not root.prepared:
             least += self._prepare_ms
         return least * self._tail <= self._limit
@@ -165,7 +176,7 @@ class SizedTrees:
         if self._start is None:
             setting, rate = self._setting, self._value(best)
             self._start = start_after(
-                self.experience.lengths.of(setting.question),
+                self._near,
                 setting.max_new_tokens,
                 self._prepare_ms,
                 1.0 / plain - 1.0 / rate if rate else 0.0,
@@ -273,8 +284,9 @@ class SizedTrees:
             self._learn_paths(feedback)
         ms += costs.host(tokens)
         costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
-        self._arms.add(growth, self._tokens, ms)
-        lesson.add(self._setting.question, growth, self._tokens, ms)
+        for arms in (self._arms, self._own, lesson.arms, self._mine):
+            arms.add(growth, self._tokens, ms)
+        self._known[growth] += 1
         lesson.allowance_ms += self.policy.explore * ms
         lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
 
@@ -296,7 +308,10 @@ class SizedTrees:
             self._lesson.kept += 0.05 * (inner / above - self._lesson.kept)
 
     def finish(self, emitted: int, ended: bool) -> None:
-        self.experience.lengths.add(self._setting.question, emitted)
+        self._asked.lengths.append(emitted)
+        for growth, rate in self._mine.by.items():
+            if rate.rounds >= TRIES:
+                self._lesson.spread[growth].add(rate.value)
 
 
 def _round_limit(budget: Budget | None) -> float:
