@@ -1,9 +1,9 @@
 """What answers to similar questions were like: how long, and how fast with and without a draft.
 
 Robots ask the same few things again and again. Whether drafting will pay is decided before any of
-the answer is known, so it is learnt from answers to questions in similar words: past questions weigh
-by the words they share with this one, rare words more than common ones (the chat template's say
-nothing). Nothing here can change a text.
+the answer is known, so it is learnt from answers to questions in similar words: past questions
+weigh by the words they share with this one, rare words more than common ones (the chat template's
+say nothing). Nothing here can change a text.
 """
 
 from __future__ import annotations
