@@ -9,36 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from edgespec.latency.curve import Curve
+from edgespec.latency.strict import plain
 
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Milliseconds of one operation over its size, at several context lengths."""
-
-    sizes: tuple[int, ...]
-    """Ascending: rows, tokens or pictures."""
-    contexts: tuple[int, ...]
-    """Ascending: rows in the cache before the operation; (0,) where there is none."""
-    median_ms: tuple[tuple[float, ...], ...]
-    """[contexts][sizes]"""
-    p95_ms: tuple[tuple[float, ...], ...]
-    """[contexts][sizes]"""
-
-    def at(self, size: float, context: float = 0) -> float:
-        """Median at any size and context: linear between measured points, by the last slope
-        above them, and the smallest measured value below."""
-        return float(self._line(context, np.asarray([size], dtype=np.float64))[0])
-
-    def row(self, context: float, most: int) -> Floats:
-        """Medians of the sizes 0..most at ``context``, [most + 1]."""
-        return self._line(context, np.arange(most + 1, dtype=np.float64))
-
-    def _line(self, context: float, sizes: Floats) -> Floats:
-        raise NotImplementedError  # completed by its own commit
+VERSION = 1
+"""Of the profile file."""
+KINDS = ("measured", "estimate")
 
 
 @dataclass(frozen=True)
@@ -76,6 +52,8 @@ class BundleFacts:
     compressor: str
     lowering: str
     precision: str
+    chain_steps: int = 0
+    """Levels of one call of the chain graph, 0 without one."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +113,16 @@ class Costs:
     host_token_ms: float
     """The same per emitted token."""
 
+    def __post_init__(self) -> None:
+        if (self.draft_first is None) != (self.draft_step is None):
+            raise ValueError("draft_first and draft_step belong together; one of them is null")
+        chain = self.chain_first is not None
+        if chain != (self.chain_next is not None) or chain != (self.chain_steps > 0):
+            raise ValueError(
+                f"chain_first, chain_next and chain_steps ({self.chain_steps}) belong together: "
+                "two curves and at least one step, or null, null and 0"
+            )
+
 
 @dataclass(frozen=True)
 class RemoteCosts:
@@ -185,6 +173,12 @@ class DeviceProfile:
     sources: tuple[str, ...] = ()
     """Where an estimate's figures are from."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is '{self.kind}'; there are: {', '.join(KINDS)}")
+        if self.noise < 1:
+            raise ValueError(f"noise is {self.noise}; p95 over median is 1 or more")
 
-VERSION = 1
-"""Of the profile file."""
+    def as_json(self) -> dict[str, Any]:
+        """The content of a profile file in plain containers, its version first."""
+        return {"version": VERSION, **plain(self)}
