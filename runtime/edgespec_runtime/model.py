@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import BundleError, ConfigError, PromptError
@@ -29,6 +30,7 @@ from edgespec_runtime.vision import ImageProcessor, preprocess
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
 
+Floats = npt.NDArray[np.float32]
 DEFAULT_NEW_TOKENS = 512
 # A chain is the cheapest shape where a draft step is dear: one engine call. Measured on the
 # built-in family (docs/performance.md); sizing by measured cost will choose per round.
@@ -42,6 +44,7 @@ class Model:
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
+        self.engine = engine.facts
         self._graphs: dict[str, Graph] = {}
         self._steps: dict[str, StepGraph] = {}
         for spec in self.manifest.graphs:
@@ -53,7 +56,7 @@ class Model:
             if role not in self._graphs:
                 raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
         # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
-        self._tables = {
+        self._tables: dict[str, Floats] = {
             role: np.asarray(np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r"))
             for role in self._steps
             if role != "draft_chain"
@@ -72,6 +75,21 @@ class Model:
     @property
     def has_draft(self) -> bool:
         return self.draft is not None
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """The graphs without memory, by role."""
+        return self._graphs
+
+    @property
+    def steps(self) -> Mapping[str, StepGraph]:
+        """The decoder graphs, by role."""
+        return self._steps
+
+    @property
+    def tables(self) -> Mapping[str, Floats]:
+        """Token tables [V, H] of target and draft, by role."""
+        return self._tables
 
     @property
     def variant(self) -> str | None:
