@@ -32,7 +32,12 @@ def check_budget(budget: Budget, profile: DeviceProfile, load: Load) -> None:
         first += tail(profile.costs.vision, load.images)
     tokens = f"{load.prompt_tokens} prompt and {load.new_tokens} new tokens"
     checks = (
-        ("--budget-ms-per-round", budget.ms_per_round, plain, f"one plain step at {context} tokens"),
+        (
+            "--budget-ms-per-round",
+            budget.ms_per_round,
+            plain,
+            f"one plain step at {context} tokens",
+        ),
         ("--budget-p95-itl-ms", budget.p95_itl_ms, plain, f"one plain step at {context} tokens"),
         (
             "--budget-ttft-ms",

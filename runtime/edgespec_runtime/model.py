@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import BundleError, ConfigError, PromptError
-from edgespec.latency import DeviceProfile
+from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
 from edgespec.sizing.budgets import Budget
@@ -34,6 +35,7 @@ from edgespec_runtime.vision import ImageProcessor, preprocess
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
 
+Floats = npt.NDArray[np.float32]
 DEFAULT_NEW_TOKENS = 512
 # A chain is the cheapest shape where a draft step is dear: one engine call. Measured on the
 # built-in family (docs/performance.md); sizing by measured cost will choose per round.
@@ -58,6 +60,7 @@ class Model:
         self.experience = Experience()
         """What requests teach about sizing; shared by them."""
         self.manifest = bundle.manifest
+        self.engine = engine.facts
         self._graphs: dict[str, Graph] = {}
         self._steps: dict[str, StepGraph] = {}
         self.draft_left_out = self._draft_too_large()
@@ -73,7 +76,7 @@ class Model:
             if role not in self._graphs:
                 raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
         # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
-        self._tables = {
+        self._tables: dict[str, Floats] = {
             role: np.asarray(np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r"))
             for role in self._steps
             if role != "draft_chain"
@@ -97,6 +100,21 @@ class Model:
     def default_policy(self) -> Policy:
         """Sizing by measured cost where there is a profile to measure by."""
         return Sized() if self.profile else DEFAULT_POLICY
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """The graphs without memory, by role."""
+        return self._graphs
+
+    @property
+    def steps(self) -> Mapping[str, StepGraph]:
+        """The decoder graphs, by role."""
+        return self._steps
+
+    @property
+    def tables(self) -> Mapping[str, Floats]:
+        """Token tables [V, H] of target and draft, by role."""
+        return self._tables
 
     @property
     def variant(self) -> str | None:
@@ -368,7 +386,14 @@ def load(
     opened = read_bundle(bundle, check_hashes=check_hashes)
     runner = open_engine(engine, threads=threads)
     if isinstance(profile, (str, Path)):
-        profile = fitting_profile(profile, opened, runner.facts)
+        given, profile = profile, profile_for(profile, opened)
+        check_fits(
+            profile,
+            bundle=bundle_facts(opened),
+            device=this_device(),
+            engine=runner.facts,
+            path=str(given),
+        )
     return Model(opened, runner, profile, budget)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
+from edgespec.latency import EngineFacts
 from edgespec_runtime.kv import KVCache
 
 Array = npt.NDArray[Any]
@@ -78,7 +79,9 @@ class StepGraph(Protocol):
 class Engine(Protocol):
     """Loads graphs of a bundle."""
 
-    name: str
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs the graphs: a profile measured with it fits no other."""
 
     def load(self, spec: GraphSpec, folder: Path) -> Graph:
         """A memoryless graph. Raises EngineError where the engine refuses it."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError, MissingDependencyError
+from edgespec.latency import EngineFacts
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.kv import CacheShape, KVCache
 
@@ -24,8 +25,6 @@ CPU = "CPUExecutionProvider"
 
 class OrtEngine:
     """Opens sessions on one execution provider and checks that it is the one that runs."""
-
-    name = "ort"
 
     def __init__(self, threads: int = 0, provider: str = CPU) -> None:
         try:
@@ -41,6 +40,10 @@ class OrtEngine:
         self._ort = onnxruntime
         self._provider = provider
         self._threads = threads or len(os.sched_getaffinity(0))
+
+    @property
+    def facts(self) -> EngineFacts:
+        return EngineFacts("ort", self._ort.__version__, self._provider, self._threads)
 
     def load(self, spec: GraphSpec, folder: Path) -> OrtGraph:
         return OrtGraph(self._session(spec, folder))
