@@ -30,27 +30,15 @@ def check_budget(budget: Budget, profile: DeviceProfile, load: Load) -> None:
     first = tail(profile.costs.prefill, load.prompt_tokens)
     if load.images:
         first += tail(profile.costs.vision, load.images)
-    tokens = f"{load.prompt_tokens} prompt and {load.new_tokens} new tokens"
+    step = f"one plain step at {context} tokens"
+    prompt = f"{load.images} pictures and {load.prompt_tokens} prompt tokens"
+    whole = f"the target with {load.prompt_tokens} prompt and {load.new_tokens} new tokens"
+    least_mb = memory_mb(profile, load, drafts=False)
     checks = (
-        (
-            "--budget-ms-per-round",
-            budget.ms_per_round,
-            plain,
-            f"one plain step at {context} tokens",
-        ),
-        ("--budget-p95-itl-ms", budget.p95_itl_ms, plain, f"one plain step at {context} tokens"),
-        (
-            "--budget-ttft-ms",
-            budget.ttft_ms,
-            first,
-            f"{load.images} pictures and {load.prompt_tokens} prompt tokens",
-        ),
-        (
-            "--budget-memory-mb",
-            budget.memory_mb,
-            memory_mb(profile, load, drafts=False),
-            f"the target with {tokens}",
-        ),
+        ("--budget-ms-per-round", budget.ms_per_round, plain, step),
+        ("--budget-p95-itl-ms", budget.p95_itl_ms, plain, step),
+        ("--budget-ttft-ms", budget.ttft_ms, first, prompt),
+        ("--budget-memory-mb", budget.memory_mb, least_mb, whole),
     )
     for flag, limit, least, what in checks:
         if limit < least:
