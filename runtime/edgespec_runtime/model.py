@@ -196,12 +196,14 @@ class Model:
         limits = budget or self.budget
         policy = self._within(limits, policy, choice, built, new_tokens)
         visual = self._visual_inputs(pictures, choice.model)
+        sampler = Sampler(params, int(self._steps["target"].spec.meta["vocab"]))
+        couples = coupled and choice.model and not params.greedy
         own: Drafter = NoDraft()
         if self.draft and choice.model:
-            own = self.draft.open(built, visual, policy, new_tokens)
-        setting = self._setting(built, choice, params, new_tokens, limits)
+            own = self.draft.open(built, visual, policy, new_tokens, sampler if couples else None)
+        setting = self._setting(built, choice, params, new_tokens, limits, couples)
         return Request(
-            self._verifier(built, visual, params, new_tokens + policy.max_nodes, choice.model),
+            self._verifier(built, visual, sampler, new_tokens + policy.max_nodes, choice.model),
             choice.complete(own, built.ids.tolist(), text["image_token_id"]),
             policy.start(setting),
             self.tokenizer,
@@ -232,7 +234,7 @@ class Model:
         self,
         prompt: Prompt,
         visual: VisualInputs,
-        params: SamplingParams,
+        sampler: Sampler,
         extra: int,
         speculate: bool,
     ) -> LocalVerifier:
@@ -243,19 +245,21 @@ class Model:
             table,
             lambda: splice(prompt.ids, prompt.image_spans, table, visual.target),
             prompt.ids.tolist(),
-            Sampler(params, int(step.spec.meta["vocab"])),
+            sampler,
             features=features,
         )
 
     def _open_draft(self) -> DraftModel | None:
         if "draft" not in self._steps:
             return None
+        names = "draft.ids.npy"
         return DraftModel(
             self._steps["draft"],
             self._steps.get("draft_chain"),
             self._tables["draft"],
             self._graphs,
             self.manifest.compressor or {},
+            np.load(self.bundle.file(names)) if names in self.manifest.files else None,
         )
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
@@ -279,6 +283,7 @@ class Model:
         params: SamplingParams,
         new_tokens: int,
         budget: Budget,
+        coupled: bool,
     ) -> Setting:
         """What a policy may know of the request."""
         own = self.draft if choice.model else None
@@ -288,6 +293,7 @@ class Model:
             images=len(prompt.image_spans),
             max_new_tokens=new_tokens,
             temperature=params.temperature,
+            coupled=coupled,
             chain_steps=own.chain_steps if own else 0,
             draft=choice.name,
             question=tuple(np.unique(prompt.ids).tolist()),
