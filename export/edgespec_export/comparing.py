@@ -58,14 +58,17 @@ class Graphs:
         return table
 
     def session(self, role: str, rows: int) -> StepSession:
-        names = {output.name for output in self.specs[role].outputs}
-        wanted = ("logits", *(n for n in STEP_OUTPUTS if n in names))
+        wanted = ("logits", *self._wanted(role))
         return self._engine.load_step(self.specs[role], self._folder).open(rows, wanted)
 
     def chain(self, session: StepSession) -> StepSession:
         """The draft's chain graph on the cache of a session of its step graph."""
         graph = self._engine.load_step(self.specs["draft_chain"], self._folder)
-        return graph.open(0, ("topk_logprobs", "topk_ids"), session.cache)
+        return graph.open(0, self._wanted("draft_chain"), session.cache)
+
+    def _wanted(self, role: str) -> tuple[str, ...]:
+        given = {output.name for output in self.specs[role].outputs}
+        return tuple(name for name in STEP_OUTPUTS if name in given)
 
 
 def check_top_k(

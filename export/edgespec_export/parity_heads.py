@@ -185,7 +185,7 @@ def _check_chain(case: _Case) -> dict[str, Any]:
     embeds = table[prefix] if offset is None else table[prefix] + offset
     session = case.graphs.session("draft", PREFIX + steps)
     chain = case.graphs.chain(session)
-    logprobs, ids = chain.step(
+    logprobs, ids, last = chain.step(
         embeds, range(PREFIX), causal_mask(0, PREFIX), hidden=hidden, offset=offset
     )
     tokens, wanted = list(prefix), []
@@ -194,4 +194,6 @@ def _check_chain(case: _Case) -> dict[str, Any]:
         wanted.append(logits[-1])
         tokens.append(int(ids[step, 0]))
         hidden = np.concatenate([hidden, feedback[-1:]])
-    return check_top_k("draft_chain", logprobs, ids, np.stack(wanted), case.against)
+    figures = check_top_k("draft_chain", logprobs, ids, np.stack(wanted), case.against)
+    figures["feedback"] = compared("draft_chain: feedback", last, feedback[-1:], case.against)
+    return figures

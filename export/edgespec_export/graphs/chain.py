@@ -3,7 +3,8 @@
 One engine call instead of ``steps``: what a small draft costs on a small CPU is mostly the calls
 (docs/performance.md). Inputs are the decoder's, without ``logit_index``; outputs are
 ``topk_logprobs`` and ``topk_ids`` [B, steps, K], row j the candidates after j chain tokens. The
-cache gains S + steps - 1 rows: the S given ones, then the chain's.
+cache gains S + steps - 1 rows: the S given ones, then the chain's. The best token of the last step
+has no row yet: given as the one new row of another call, it continues the chain.
 
 Every step reads the graph's own cache inputs and publishes its caches (``present_key.i.j`` for step
 j > 0), all to be bound to one buffer per layer: each step then finds the rows of the one before in

@@ -45,7 +45,8 @@ def build_feature_chain(
     folded: Folded, proposer: Proposer, lowering: Lowering, *, name: str, top_k: int, steps: int
 ) -> GraphBuilder:
     """All steps of a greedy chain in one call (see ``graphs/chain.py``); ViSpec's rows also carry
-    the input ``offset`` [B, 1, H], which the first step's embeddings hold already."""
+    the input ``offset`` [B, 1, H], which the first step's embeddings hold already. ``feedback``
+    [B, 1, H] is the last step's: the ``hidden`` of the row that continues the chain."""
     b = GraphBuilder(name, lowering.opset)
     text = folded.geometry.text
     first, caches = begin_step(b, text, lowering)
@@ -67,6 +68,7 @@ def build_feature_chain(
             x = b.node("Gather", table, token, axis=0)
             x = b.node("Add", x, offset) if offset else x
     join_steps(b, found, top_k)
+    b.output(hidden, "feedback", "float32", ["B", 1, text.hidden])
     return b
 
 

@@ -118,8 +118,7 @@ class OrtStepSession:
         self._counts_on = spec.lowering == "ort"
         self._steps = int(meta.get("steps", 1))  # > 1: a chain graph, which appends its own rows
         self._given = {tensor.name for tensor in spec.inputs}
-        self._widths = {t.name: (t.axes[-1], t.dtype) for t in spec.outputs}
-        self._all_rows = {t.name for t in spec.outputs if t.axes[1] == "S"}  # whatever is picked
+        self._produced = {t.name: t for t in spec.outputs}
         self._past = np.zeros(1, dtype=np.int64)
         self._inputs: dict[int, _Inputs] = {}
         self._results: dict[tuple[str, int], tuple[Array, Any]] = {}
@@ -195,10 +194,8 @@ class OrtStepSession:
             bind("hidden", inputs.bound_hidden)
         if "logit_index" in self._given:
             bind("logit_index", inputs.last_row if last_only else inputs.all_rows)
-        picked = self._steps if self._steps > 1 else 1 if last_only else rows
-        self._returned = [
-            self._result(name, rows if name in self._all_rows else picked) for name in self._outputs
-        ]
+        sizes = {"S": rows, "R": 1 if last_only else rows}  # a chain's outputs say theirs
+        self._returned = [self._result(name, sizes) for name in self._outputs]
         self._bound, self._bound_for = inputs, (rows, last_only)
 
     def _spread(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -210,12 +207,15 @@ class OrtStepSession:
             mask = full
         return mask[None, None]
 
-    def _result(self, name: str, rows: int) -> Array:
-        """A reused output buffer [rows, width], bound for the coming run."""
+    def _result(self, name: str, sizes: Mapping[str, int]) -> Array:
+        """A reused output buffer [rows, width], bound for the coming run; ``sizes`` are those of
+        axes that have a name."""
+        tensor = self._produced[name]
+        _, axis, width = tensor.axes
+        rows = axis if isinstance(axis, int) else sizes[axis]
         found = self._results.get((name, rows))
         if found is None:
-            width, dtype = self._widths[name]
-            array = np.zeros((1, rows, int(width)), dtype=dtype)
+            array = np.zeros((1, rows, int(width)), dtype=tensor.dtype)
             found = self._results[name, rows] = (array[0], self._wrap(array))
         self._binding.bind_ortvalue_output(name, found[1])
         return found[0]
