@@ -252,9 +252,7 @@ class RequestBench:
             head = clocked[at][0]
             total = sum(ms for _, ms in clocked[at : at + head.accepted])
             if index and head.tree_nodes:
-                rounds.append(
-                    HostRound(head.accepted, *draft.rounds[index], head.verify_ms, total)
-                )
+                rounds.append(HostRound(head.accepted, *draft.rounds[index], head.verify_ms, total))
             at, index = at + head.accepted, index + 1
         return rounds
 
