@@ -49,6 +49,9 @@ class SteeredSession:
     def engine_s(self) -> float:
         return self._session.engine_s
 
+    def set_temperature(self, temperature: float) -> None:
+        self._session.set_temperature(temperature)
+
     def step(
         self,
         embeds: npt.NDArray[np.float32],
@@ -58,9 +61,10 @@ class SteeredSession:
         *,
         hidden: npt.NDArray[np.float32] | None = None,
         offset: npt.NDArray[np.float32] | None = None,
+        noise: npt.NDArray[np.float32] | None = None,
     ) -> list[Array]:
         outputs = self._session.step(
-            embeds, positions, mask, last_only, hidden=hidden, offset=offset
+            embeds, positions, mask, last_only, hidden=hidden, offset=offset, noise=noise
         )
         for row, token in self.wanted.items():
             outputs[0][row, token] = WANTED
