@@ -31,6 +31,7 @@ class Settings:
     """Counted runs of every side, after one that warms up."""
     max_new_tokens: int | None = None
     seed: int = 0
+    coupled: bool = True
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def _run(model: Model, turn: Turn, side: Side, history: list[Message], settings:
         policy=side.policy if side.policy not in ("", DEFAULT) else None,
         max_new_tokens=settings.max_new_tokens,
         temperature=turn.temperature,
+        coupled=settings.coupled,
         seed=turn.seed,
     )
     records, arrivals = [], [started]

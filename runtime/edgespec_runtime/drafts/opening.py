@@ -13,7 +13,7 @@ from edgespec.sizing import Policy
 from edgespec_runtime.drafts import feature, vlm
 from edgespec_runtime.drafts.base import Drafter
 from edgespec_runtime.drafts.growing import Chain
-from edgespec_runtime.engines.base import Graph, StepGraph
+from edgespec_runtime.engines.base import Graph, StepGraph, StepSession
 from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
 from edgespec_runtime.prompt import Prompt
 
@@ -40,17 +40,35 @@ class DraftModel:
         """Whether it feeds on the target's hidden states."""
         return self.variant != "vlm"
 
+    @property
+    def chain_steps(self) -> int:
+        """Levels of one call of the chain graph, 0 without one."""
+        return int(self.chain.spec.meta["steps"]) if self.chain else 0
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Rows of the prompt in the draft's cache."""
+        per_image = int(self.visual["draft_visual_tokens"])
+        return spliced_length(prompt.ids, prompt.image_spans, per_image)
+
     def open(self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int) -> Drafter:
         """A drafter for one request that may emit ``budget`` tokens."""
-        per_image = int(self.visual["draft_visual_tokens"])
-        length = spliced_length(prompt.ids, prompt.image_spans, per_image)
-        steps = int(self.chain.spec.meta["steps"]) if self.chain else 0
-        capacity = length + budget + max(policy.max_drafted, steps) + 1
+        length, steps = self.prompt_length(prompt), self.chain_steps
+        segments = -(-policy.levels // steps) if steps else 0
+        capacity = length + budget + max(policy.max_drafted, segments * steps) + 1
+        return self.drafter(*self.sessions(capacity), prompt, visual)
+
+    def sessions(self, capacity: int) -> tuple[StepSession, Chain | None]:
+        """A fresh cache of ``capacity`` rows, as its step graph and its chain graph hold it."""
         outputs = feature.OUTPUTS if self.wants_features else vlm.OUTPUTS
         session = self.step.open(capacity, outputs)
-        chain = None
-        if self.chain is not None:
-            chain = Chain(self.chain.open(0, vlm.OUTPUTS, session.cache), steps)
+        if self.chain is None:
+            return session, None
+        return session, Chain(self.chain.open(0, outputs, session.cache), self.chain_steps)
+
+    def drafter(
+        self, session: StepSession, chain: Chain | None, prompt: Prompt, visual: VisualInputs
+    ) -> Drafter:
+        """A drafter over ``sessions``, whose cache holds nothing that is not to be built on."""
         limit = int(self.step.spec.meta["max_positions"])
         if self.wants_features:
             return feature.FeatureDraft(session, self._prompt(prompt, visual), limit, chain)
@@ -69,7 +87,7 @@ class DraftModel:
             prompt.image_spans,
             self.table,
             str(self.visual["positions"]),
-            lambda hidden, question: self._image_rows(visual, hidden, question),
+            lambda hidden, question: self.image_rows(visual, hidden, question),
             self._encode,
         )
 
@@ -77,9 +95,11 @@ class DraftModel:
         encoder = self.graphs.get("draft_features")
         return encoder.run({"features": features})["hidden"] if encoder else features
 
-    def _image_rows(
+    def image_rows(
         self, visual: VisualInputs, hidden: Floats, question: Floats
     ) -> feature.ImageRows:
+        """A feature-level draft's image runs from the target's states [N, P, H] at the image rows
+        and their mean [1, H] over the question."""
         embeds = visual.target
         assert embeds is not None
         direct = bool(self.step.spec.meta["direct_images"])
