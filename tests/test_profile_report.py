@@ -26,13 +26,13 @@ from edgespec.latency import (
     Memory,
     RemoteCosts,
 )
+from edgespec_runtime.profiling.ceiling import floor_ms, usual_context
 from edgespec_runtime.profiling.page.charts import Frame, Series, line_chart, ticks
 from edgespec_runtime.profiling.page.gains import LENGTHS, surfaces
 from edgespec_runtime.profiling.page.heatmap import EDGES, colour, heat_map
 from edgespec_runtime.profiling.page.markup import figure, tag
 from edgespec_runtime.profiling.page.style import DARK, LIGHT, style_sheet
 from edgespec_runtime.profiling.report import render, write_report
-from edgespec_runtime.profiling.roofline import floor_ms, plain_floor_ms, usual_context
 from edgespec_runtime.profiling.surface import (
     Drafting,
     break_even,
@@ -287,7 +287,8 @@ def test_without_rates_there_is_no_ceiling() -> None:
     assert "no roofline to compare with" in page and "Ceiling" not in page
     assert ["16", "28.0", "31.5", "1.07 ×", "1.75", "–"] in rows_of(page)
     headless = replace(PROFILE, card=replace(PROFILE.card, graphs=PROFILE.card.graphs[:1]))
-    assert plain_floor_ms(headless, 512) is None and "Ceiling" not in render(headless)
+    assert floor_ms(headless.card, "target", 1, 512) is None and "Ceiling" not in render(headless)
+    assert floor_ms(blind.card, "target", 1, 512) is None
 
 
 def test_a_bundle_without_a_draft_is_shown_with_free_drafting() -> None:
@@ -408,15 +409,6 @@ def test_ways_of_drafting_follow_the_costs() -> None:
     assert plain_ms(BARE, 512) == pytest.approx(27.25)
     one = surface(BARE, Drafting.FREE, 512, (4,), (1.0, 2.0))
     assert one.speedup.shape == (2, 1) and one.break_even[0] < 1.5
-
-
-def test_the_roofline_is_whichever_takes_longer() -> None:
-    graph = GraphCard("target", "fp32", 1_000_000_000, 1000, 1e9)
-    slow_memory = Card((graph,), bandwidth_gb_s=10.0, gflops=1000.0, measured=True)
-    assert floor_ms(slow_memory, graph, 1, 0) == pytest.approx(100)
-    assert floor_ms(slow_memory, graph, 1, 1000) == pytest.approx(100.1)
-    assert floor_ms(slow_memory, graph, 200, 0) == pytest.approx(200)
-    assert floor_ms(replace(slow_memory, gflops=0.0), graph, 200, 0) == pytest.approx(100)
 
 
 # -- its parts --------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgespec.latency import Curve, DeviceProfile
+from edgespec_runtime.profiling.ceiling import floor_ms, usual_context
 from edgespec_runtime.profiling.page.charts import Frame, Series, curve_series, line_chart
 from edgespec_runtime.profiling.page.markup import Markup, figure, section, table, tag
-from edgespec_runtime.profiling.roofline import floor_ms, target_graph, usual_context
 
 SMALL = (440.0, 270.0)
 SHOWN = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -32,12 +32,9 @@ def verify_section(profile: DeviceProfile) -> Markup:
     return section("Verify curve", line_chart(frame, lines), _verify_table(profile), note=note)
 
 
-def _floors(profile: DeviceProfile, context: float) -> tuple[float, ...]:
-    graph = target_graph(profile.card)
-    if graph is None:
-        return ()
+def _floors(profile: DeviceProfile, context: int) -> tuple[float, ...]:
     sizes = profile.costs.verify.sizes
-    found = [floor_ms(profile.card, graph, rows, context) for rows in sizes]
+    found = [floor_ms(profile.card, "target", rows, context) for rows in sizes]
     return tuple(ms for ms in found if ms is not None)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from edgespec.latency import DeviceProfile
+from edgespec_runtime.profiling.ceiling import usual_context
 from edgespec_runtime.profiling.page.heatmap import heat_map
 from edgespec_runtime.profiling.page.markup import Markup, figure, section, table, tag
-from edgespec_runtime.profiling.roofline import usual_context
 from edgespec_runtime.profiling.surface import (
     LEVELS,
     Drafting,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edgespec.latency import DeviceProfile
+from edgespec_runtime.profiling.ceiling import floor_ms, usual_context
 from edgespec_runtime.profiling.page.gains import best_break_even, counted
 from edgespec_runtime.profiling.page.markup import Markup, facts, figure, section, table, tag
-from edgespec_runtime.profiling.roofline import floor_ms, plain_floor_ms, usual_context
 from edgespec_runtime.profiling.surface import plain_ms
 
 MEGABYTE = 2**20
@@ -26,7 +26,7 @@ def _tiles(profile: DeviceProfile) -> list[Markup]:
     token = plain_ms(profile.costs, context)
     at = f"at {context:,} rows cached"
     tiles = [_tile("Plain decoding", figure(1000 / token), "tokens/s", f"predicted, {at}")]
-    floor = plain_floor_ms(profile, context)
+    floor = floor_ms(profile.card, "target", 1, context)
     if floor:
         used = 100 * floor / profile.costs.verify.at(1, context)
         source = "measured rates" if profile.card.measured else "the datasheet's rates"
@@ -110,7 +110,7 @@ def card_section(profile: DeviceProfile) -> Markup:
     card = profile.card
     rows = []
     for graph in card.graphs:
-        floor = floor_ms(card, graph, 1, 0)
+        floor = floor_ms(card, graph.role, 1, 0)
         rows.append(
             (
                 graph.role,
@@ -132,7 +132,8 @@ def card_section(profile: DeviceProfile) -> Markup:
     how = "measured" if card.measured else "from a datasheet"
     note = (
         f"Memory bandwidth {figure(card.bandwidth_gb_s)} GB/s, arithmetic {figure(card.gflops)} "
-        f"GFLOP/s, {how}. MB are 2^20 bytes."
+        f"GFLOP/s, {how}. MB are 2^20 bytes. A vision graph's rows are patches; a chain passes "
+        "over its draft's weights once per level."
     )
     return section("Weights", table(head, rows), note=note)
 
