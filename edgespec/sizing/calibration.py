@@ -26,8 +26,8 @@ STRENGTH = np.array([2.0, 20.0, 4.0, 4.0, 20.0, 10.0, 20.0])
 """Precision of the prior: what some ten nodes can move is loose."""
 HALF_LIFE = 1000.0
 """Nodes after which a label counts half: drafts are better at some tasks than at others."""
-SHARPEST = 9.0
-"""Logits beyond +-SHARPEST tell no more."""
+EASY, THINNED = 2000, 4
+"""After so many nodes only every ``THINNED``-th round is learnt from: it costs as it did."""
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Reliability:
     predicted: Floats = field(default_factory=lambda: np.zeros(10))
     accepted: Floats = field(default_factory=lambda: np.zeros(10))
     squared: float = 0.0
+    nodes: int = 0
 
     def add(self, p: Floats, y: Floats) -> None:
         """Counts predictions ``p`` [M] with their outcomes ``y`` [M]."""
@@ -46,10 +47,7 @@ class Reliability:
         self.predicted += np.bincount(bins, p, minlength=10)
         self.accepted += np.bincount(bins, y, minlength=10)
         self.squared += float(((p - y) ** 2).sum())
-
-    @property
-    def nodes(self) -> int:
-        return int(self.counts.sum())
+        self.nodes += len(p)
 
     @property
     def ece(self) -> float:
@@ -90,11 +88,24 @@ class Calibrator:
         self.weights = IDENTITY.copy()
         self.reliability = Reliability()
         self._seen = np.zeros((len(IDENTITY), len(IDENTITY)))
+        self._rounds = 0
 
-    def predict(self, x: Floats) -> Floats:
-        """Features [M, F] -> acceptance given the parent's, [M]."""
-        logits = np.clip(x @ self.weights, -SHARPEST, SHARPEST)
-        probabilities: Floats = 1.0 / (1.0 + np.exp(-logits))
+    def due(self) -> bool:
+        """Whether this round is to be learnt from."""
+        self._rounds += 1
+        return self.reliability.nodes < EASY or self._rounds % THINNED == 0
+
+    def predict(self, evidence: Evidence) -> Floats:
+        """Acceptance given the parent's, [M]."""
+        w = self.weights
+        # The weighted sum of the features' columns, without laying them out.
+        z = evidence.logit * w[1]
+        z += _RANKS[: z.shape[1]] * w[2] + w[0]
+        z += evidence.above * w[4]
+        z += evidence.depth * w[5]
+        z += evidence.gap * w[6]
+        z[:, 0] += w[3]
+        probabilities: Floats = 1.0 / (1.0 + np.exp(-z.ravel()))
         return probabilities
 
     def learn(self, x: Floats, predicted: Floats, y: Floats, weight: Floats) -> None:
@@ -105,13 +116,72 @@ class Calibrator:
         """
         sure = weight >= 1.0
         self.reliability.add(predicted[sure], y[sure])
-        p = self.predict(x)
+        p = 1.0 / (1.0 + np.exp(-(x @ self.weights)))
         faded = 0.5 ** (float(weight.sum()) / HALF_LIFE)
         self._seen = faded * self._seen + (x * (weight * p * (1.0 - p))[:, None]).T @ x
         precision = self._seen.copy()
         precision.flat[:: len(IDENTITY) + 1] += STRENGTH
         step = np.linalg.solve(precision, x.T @ (weight * (y - p)))
         self.weights = self.weights + np.clip(step, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a draft says of candidates that came in families of one size: F families of K."""
+
+    logit: Floats
+    """Of the draft's probability given the parent, [F, K]."""
+    gap: Floats
+    """Log-probability ahead of the next best (the best of a family) or behind the best, [F, K]."""
+    above: Floats
+    """Log-probability of the parent's whole path, [F, 1]."""
+    depth: Floats
+    """[F, 1], in eighths of a level."""
+
+    def matrix(self) -> Floats:
+        """The features (``FEATURES``) laid out, [F * K, 7]."""
+        families, size = self.logit.shape
+        x = np.zeros((families, size, len(FEATURES)))
+        x[..., 0] = 1.0
+        x[..., 1] = self.logit
+        x[..., 2] = _RANKS[:size]
+        x[:, 0, 3] = 1.0
+        x[..., 4] = self.above
+        x[..., 5] = self.depth
+        x[..., 6] = self.gap
+        return x.reshape(families * size, len(FEATURES))
+
+
+def evidence(candidates: Candidates, start: int = 0, family: int = 0) -> list[Evidence]:
+    """Of the candidates from index ``start`` on, with which ``candidates.families[family]``
+    begins: one part for each run of families of one size."""
+    found, sizes = [], candidates.families
+    while family < len(sizes):
+        size, first = sizes[family], family
+        while family < len(sizes) and sizes[family] == size:
+            family += 1
+        end = start + size * (family - first)
+        if size:
+            found.append(_of_families(candidates, start, end, size))
+        start = end
+    return found
+
+
+def _of_families(candidates: Candidates, start: int, end: int, size: int) -> Evidence:
+    known, parents = candidates.scores, candidates.parents[start:end:size]
+    above = np.array([known[parent] if parent >= 0 else 0.0 for parent in parents])[:, None]
+    own = np.array(known[start:end]).reshape(-1, size) - above
+    np.maximum(own, LEAST, out=own)
+    gap = own - own[:, :1]
+    gap[:, 0] = own[:, 0] - own[:, 1] if size > 1 else -LEAST
+    logit = own - np.log1p(-np.exp(np.minimum(own, MOST)))
+    depth = np.array(candidates.depths[start:end:size])[:, None] / 8.0
+    return Evidence(logit, gap, np.maximum(above, LEAST), depth)
+
+
+LEAST, MOST = -9.0, -1.2e-4
+"""Log-probabilities beyond these (logits of about -9 and 9) tell no more."""
+_RANKS = np.log1p(np.arange(256.0))
 
 
 class Paths:
@@ -121,18 +191,20 @@ class Paths:
         self._calibrator = calibrator
         self.reach: list[float] = []
         """P(every edge down to the candidate is accepted), [N]."""
-        self._x: list[Floats] = []
-        self._edges: list[Floats] = []
+        self._families = 0
+        self._evidence: list[Evidence] = []
+        self._edges: list[float] = []
 
     def extend(self, candidates: Candidates) -> list[float]:
         """Takes the candidates that are new; returns ``reach`` of all."""
         done, reach = len(self.reach), self.reach
         if done < len(candidates):
-            x = features(candidates, done)
-            edges = self._calibrator.predict(x)
-            self._x.append(x)
-            self._edges.append(edges)
-            for edge, parent in zip(edges.tolist(), candidates.parents[done:], strict=True):
+            for part in evidence(candidates, done, self._families):
+                self._evidence.append(part)
+                self._edges += self._calibrator.predict(part).tolist()
+            self._families = len(candidates.families)
+            pairs = zip(self._edges[done:], candidates.parents[done:], strict=True)
+            for edge, parent in pairs:
                 reach.append(edge * reach[parent] if parent >= 0 else edge)
         return reach
 
@@ -145,7 +217,7 @@ class Paths:
         tokens: Sequence[int],
     ) -> None:
         """Labels every candidate whose parent the target answered, and teaches the calibrator."""
-        if not self.reach:
+        if not self.reach or not self._calibrator.due():
             return
         visited = {-1: tokens[0]}  # candidate -> the target's token behind it
         visited.update((chosen[r - 1], tokens[i]) for i, r in enumerate(rows, start=1))
@@ -153,44 +225,11 @@ class Paths:
         if named is not None:
             answers = {-1: named[0]}
             answers.update(zip(chosen, named[1:], strict=True))
-        indices, outcomes, weights = [], [], []
-        pairs = zip(candidates.parents, candidates.tokens, strict=True)
-        for index, (parent, token) in enumerate(pairs):
-            answer = answers.get(parent)
-            if answer is not None:
-                indices.append(index)
-                outcomes.append(float(token == answer))
-                weights.append(1.0 if parent in visited else self.reach[parent])
-        x, edges = np.concatenate(self._x), np.concatenate(self._edges)
-        self._calibrator.learn(x[indices], edges[indices], np.array(outcomes), np.array(weights))
-
-
-def features(candidates: Candidates, start: int = 0) -> Floats:
-    """What the draft says of the candidates from index ``start`` on, [M, F] (``FEATURES``).
-
-    Children of one parent that were proposed together lie side by side, best first.
-    """
-    scores = np.array(candidates.scores)
-    parents = np.array(candidates.parents[start:])
-    above = np.where(parents >= 0, scores[parents], 0.0)
-    own = np.maximum(scores[start:] - above, -30.0)
-    count = len(own)
-    opens = np.empty(count, dtype=np.bool_)
-    opens[0] = True
-    np.not_equal(parents[1:], parents[:-1], out=opens[1:])
-    heads = np.flatnonzero(opens)
-    group = np.cumsum(opens) - 1
-    rank = np.arange(count) - heads[group]
-    second = np.minimum(heads + 1, count - 1)
-    alone = opens[second]
-    lead = np.where(alone, 8.0, own[heads] - own[second])
-    x = np.empty((count, len(FEATURES)))
-    x[:, 0] = 1.0
-    x[:, 1] = np.clip(own - np.log1p(-np.exp(np.minimum(own, -1e-4))), -SHARPEST, SHARPEST)
-    x[:, 2] = np.log1p(rank)
-    x[:, 3] = opens
-    x[:, 4] = np.maximum(above, -6.0)
-    x[:, 5] = np.minimum(np.array(candidates.depths[start:]), 16) / 8.0
-    behind = own - own[heads][group]
-    x[:, 6] = np.clip(np.where(opens, lead[group], behind), -8.0, 8.0)
-    return x
+        reach, proposed = self.reach, candidates.tokens
+        labelled = [i for i, parent in enumerate(candidates.parents) if parent in answers]
+        above = [candidates.parents[i] for i in labelled]
+        outcomes = [answers[p] == proposed[i] for i, p in zip(labelled, above, strict=True)]
+        weights = [1.0 if parent in visited else reach[parent] for parent in above]
+        x = np.concatenate([part.matrix() for part in self._evidence])[labelled]
+        edges = np.array(self._edges)[labelled]
+        self._calibrator.learn(x, edges, np.array(outcomes, dtype=np.float64), np.array(weights))

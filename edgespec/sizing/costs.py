@@ -25,6 +25,8 @@ OUTLIER = 0.7
 """Log ratios further off than a factor of two count as this much: a hiccup is no drift."""
 MISFIT = 0.25
 """A profile whose factor stays further from 1 than this no longer fits its device."""
+REFRESH = 8
+"""Rounds for which a corrected curve is good: drift is slow."""
 CONTEXT_STEP = 64
 """Curves are looked up anew when the context has grown by so many rows."""
 
@@ -127,10 +129,19 @@ class RoundCosts:
         self.chain_steps = costs.chain_steps if costs.chain_first else 0
         self.can_step = costs.draft_step is not None
         self._tables: Tables | None = None
+        self._shown: Tables | None = None
+        self._age = 0
+        self._corrected: list[float] = []
 
-    def verify(self, context: int) -> Floats:
+    def verify(self, context: int) -> list[float]:
         """Milliseconds to verify 0..nodes nodes, [nodes + 1]."""
-        return self._at(context).verify * self.drift.verify.table(self._nodes)
+        tables = self._at(context)
+        self._age += 1
+        if self._age >= REFRESH or self._shown is not tables:
+            self._age, self._shown = 0, tables
+            factors = self.drift.verify.table(self._nodes)
+            self._corrected = (tables.verify * factors).tolist()
+        return self._corrected
 
     def verify_one(self, nodes: int, context: int) -> float:
         """The same for one size."""
