@@ -28,6 +28,8 @@ class Verdict:
     features: npt.NDArray[np.floating[Any]] | None = field(default=None, compare=False)
     """Target features [rows, F] of what this call committed, where a draft feeds on them: the
     prompt's rows for the first verdict, then the root and the accepted rows of each round."""
+    named: tuple[int, ...] | None = field(default=None, compare=False)
+    """The target's token at every row of the tree, root first, where all are known for free."""
 
 
 def walk(tree: TokenTree, pick: Callable[[int, Sequence[int]], int]) -> Verdict:

@@ -1,7 +1,7 @@
 """What every tree policy answers, and what it is told.
 
-A *policy* is frozen settings. ``start`` gives the *sizer* of one request, which is asked three times
-a round and told once what came of it:
+A *policy* is frozen settings. ``start`` gives the *sizer* of one request, which is asked three
+times a round and told once what came of it:
 
     growth = sizer.begin(root)                     draft at all? a chain, or step by step?
     beam   = sizer.beam(candidates, level, root)   after every engine call: where to go on
@@ -15,10 +15,11 @@ sizer answers, the text is the target's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from edgespec.errors import ConfigError
 from edgespec.tree import Candidates
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class Setting:
     """Levels of one chain call; 0 where the draft has no chain graph."""
     draft: str = "none"
     """Name of the drafter: what is learnt of one says nothing of another."""
-    question: int = 0
-    """Hash of the prompt's text: answers to the same question tend to be alike in length."""
+    question: tuple[int, ...] = ()
+    """The prompt's tokens, in any order: answers to similar questions tend to be alike."""
     profile: DeviceProfile | None = None
     budget: Budget | None = None
     experience: Experience | None = None
@@ -108,6 +109,10 @@ class Setting:
 
 class Sizer(Protocol):
     """A policy at work in one request."""
+
+    @property
+    def policy(self) -> Policy:
+        """The settings it works by."""
 
     def begin(self, root: Root) -> Growth:
         """Asked before drafting."""
@@ -149,11 +154,11 @@ class Policy(Protocol):
         (a profile, say)."""
 
 
-@dataclass
 class Steady:
     """A sizer without memory, from which simple policies derive: it neither learns nor finishes."""
 
-    depth_left: int = field(default=0, init=False)
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
 
     def learn(self, feedback: Feedback) -> None:
         """Nothing to remember."""
@@ -164,12 +169,24 @@ class Steady:
 
 def newest(candidates: Candidates, level: int) -> list[int]:
     """Indices of the candidates at depth ``level``, the arena's tail, ascending."""
+    # Walking back from the tail keeps this O(level size).
     index = len(candidates)
     while index and candidates.depths[index - 1] == level:
         index -= 1
     return list(range(index, len(candidates)))
 
 
-def as_settings(policy: Any) -> dict[str, Any]:
-    """A policy's settings by name, for reports."""
-    return dict(vars(policy))
+def check_positive(policy: object, *names: str) -> None:
+    """Raises ConfigError for a setting that is no integer >= 1."""
+    for name in names:
+        value = getattr(policy, name)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; it must be an integer >= 1")
+
+
+def check_probability(policy: object, *names: str) -> None:
+    """Raises ConfigError for a setting that is not in [0, 1)."""
+    for name in names:
+        value = getattr(policy, name)
+        if not 0.0 <= value < 1.0:
+            raise ConfigError(f"{name} is {value!r}; it must be in [0, 1)")

@@ -26,8 +26,9 @@ from edgespec_export.graphs.vision import build_projector, build_vision
 from edgespec_export.lowerings import Lowering
 from edgespec_runtime.vision import ImageProcessor
 
-CHAIN_STEPS = 12
-"""Draft steps of the one-call chain graph; policies of another depth use what they need of it."""
+CHAIN_STEPS = 6
+"""Draft steps of one call of the chain graph. A longer chain is continued by another call, with the
+last token proposed as its one new row; a shorter segment can stop early."""
 
 DRAFT_TOP_K = 16
 """Candidates per node that a draft graph hands out; policies may use fewer."""

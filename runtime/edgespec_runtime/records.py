@@ -24,6 +24,8 @@ class Record:
     """Drafting time of its round, on the round's first token; 0 on the others."""
     verify_ms: float
     """Verification time of its round, likewise; the prefill's for the very first token."""
+    prepare_ms: float
+    """Time that the draft took for its prompt, on the first token of the first drafted round."""
     finish_reason: str | None
     """On the last record: "eos", "stop" (a stop string) or "length"."""
 
@@ -42,6 +44,8 @@ class Stats:
     """Mean tokens per round, bonus included."""
     draft_ms: float
     verify_ms: float
+    prepare_ms: float
+    """The draft's prompt, taken in when drafting begins; 0 where it never does."""
     host_ms: float
     """Time after the first token that was spent outside engine calls."""
     total_ms: float

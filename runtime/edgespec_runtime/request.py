@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from edgespec.acceptance import StopRules
-from edgespec.sizing import Policy
+from edgespec.sizing import Sizer
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
@@ -25,7 +25,7 @@ class Request:
         self,
         verifier: Verifier,
         draft: Drafter,
-        policy: Policy,
+        sizer: Sizer,
         tokenizer: Tokenizer,
         *,
         eos_ids: Sequence[int],
@@ -36,15 +36,16 @@ class Request:
         self.prompt_tokens = prompt_tokens
         self._verifier = verifier
         self._draft = draft
+        self.sizer = sizer
         self._stream = TextStream(tokenizer)
         self._stops = StopStrings(stop)
         self._texts: list[str] = []  # of the round at hand, one per emitted token
         rules = StopRules(eos_ids, max_new_tokens, self._take_text)
-        self._rounds = decode(verifier, draft, policy, rules)
+        self._rounds = decode(verifier, draft, sizer, rules)
         self._records = self._run()
         self._busy_s = self._first_s = self._first_engine_s = 0.0
         self._tokens = self._count = 0
-        self._draft_ms = self._verify_ms = 0.0
+        self._draft_ms = self._verify_ms = self._prepare_ms = 0.0
 
     def __iter__(self) -> Iterator[Record]:
         return self
@@ -68,6 +69,7 @@ class Request:
             accepted_length=after_first / self._count if self._count else 0.0,
             draft_ms=self._draft_ms,
             verify_ms=self._verify_ms,
+            prepare_ms=self._prepare_ms,
             host_ms=max(decode_s - engine_s, 0.0) * 1e3,
             total_ms=self._busy_s * 1e3,
         )
@@ -94,6 +96,7 @@ class Request:
                 tree_nodes=outcome.tree_nodes,
                 draft_ms=outcome.draft_ms if i == 0 else 0.0,
                 verify_ms=outcome.verify_ms if i == 0 else 0.0,
+                prepare_ms=outcome.prepare_ms if i == 0 else 0.0,
                 finish_reason=outcome.finish_reason if i == last else None,
             )
 
@@ -106,6 +109,7 @@ class Request:
         self._count += 1
         self._draft_ms += outcome.draft_ms
         self._verify_ms += outcome.verify_ms
+        self._prepare_ms += outcome.prepare_ms
 
     def _take_text(self, token: int) -> bool:
         """Stop rule: takes a token's text; True where it completes a stop string."""

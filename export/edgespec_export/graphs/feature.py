@@ -13,7 +13,7 @@ from edgespec_export.builder import GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.graphs.chain import chained_steps, join_steps
 from edgespec_export.graphs.decoder import begin_step, publish_caches
-from edgespec_export.graphs.proposer import Proposer
+from edgespec_export.graphs.proposer import Proposer, coupling_inputs
 from edgespec_export.heads.folded import Folded
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, StepInputs
@@ -33,7 +33,7 @@ def build_feature_step(
     scored, feedback = _ends(b, folded, lowering, out)
     logits = proposer.logits(b, scored)
     b.output(logits, "logits", "float32", ["B", "R", proposer.size])
-    logprobs, ids = proposer.best(b, "logits", top_k)
+    logprobs, ids = proposer.best(b, "logits", top_k, coupling_inputs(b, "N"))
     b.output(logprobs, "topk_logprobs", "float32", ["B", "R", top_k])
     b.output(ids, "topk_ids", "int64", ["B", "R", top_k])
     b.output(b.node("Identity", feedback), "feedback", "float32", ["B", "R", text.hidden])
@@ -45,7 +45,8 @@ def build_feature_chain(
     folded: Folded, proposer: Proposer, lowering: Lowering, *, name: str, top_k: int, steps: int
 ) -> GraphBuilder:
     """All steps of a greedy chain in one call (see ``graphs/chain.py``); ViSpec's rows also carry
-    the input ``offset`` [B, 1, H], which the first step's embeddings hold already."""
+    the input ``offset`` [B, 1, H], which the first step's embeddings hold already. ``feedback``
+    [B, 1, H] is the last step's: the ``hidden`` of the row that continues the chain."""
     b = GraphBuilder(name, lowering.opset)
     text = folded.geometry.text
     first, caches = begin_step(b, text, lowering)
@@ -61,12 +62,13 @@ def build_feature_chain(
         publish_caches(b, text, [written], step.suffix)
         row = b.node("Gather", out, b.constant([-1]), axis=1)
         scored, hidden = _ends(b, folded, lowering, row)
-        found.append(proposer.best(b, proposer.logits(b, scored), top_k))
+        found.append(proposer.best(b, proposer.logits(b, scored), top_k, step.coupling))
         if not step.last:
             token = b.node("Gather", found[-1][1], b.constant(0), axis=2)  # [B, 1]
             x = b.node("Gather", table, token, axis=0)
             x = b.node("Add", x, offset) if offset else x
     join_steps(b, found, top_k)
+    b.output(hidden, "feedback", "float32", ["B", 1, text.hidden])
     return b
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from edgespec.acceptance import Verdict
-from edgespec.sizing import Policy
+from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import Candidates
 
 
@@ -17,25 +17,48 @@ class Drafter(Protocol):
     def engine_s(self) -> float:
         """Seconds spent inside the engine so far."""
 
-    def begin(self, first: Verdict) -> None:
-        """Called once, when the target has named its first token (``first.tokens``)."""
+    @property
+    def prepared(self) -> bool:
+        """Whether its prompt is taken in."""
 
-    def grow(self, policy: Policy, depth_left: int) -> Candidates:
-        """Proposes a tree below the last committed token; ``depth_left`` bounds its depth."""
+    @property
+    def unseen(self) -> int:
+        """Committed rows to take in at the next growth, beside the prompt's."""
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """Rows of every call of the last growth: the unseen ones, then beams (or chain tips)."""
+
+    def begin(self, first: Verdict) -> None:
+        """Called once, when the target has named its first token (``first.tokens``). Costs next to
+        nothing: an answer that is never drafted for must not pay for drafting."""
+
+    def prepare(self) -> None:
+        """Takes in the prompt; called once, before the first ``grow``."""
+
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
+        """Proposes a tree below the last committed token, at most ``root.depth_left`` deep."""
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
-        """Learns what was accepted: ``chosen[row - 1]`` is the candidate of tree row ``row``."""
+        """Learns what was accepted: ``chosen[row - 1]`` is the candidate of tree row ``row``.
+        Called after every verification, drafted for or not."""
 
 
 class NoDraft:
     """Plain decoding: the same loop with an empty tree every round."""
 
     engine_s = 0.0
+    prepared = True
+    unseen = 0
+    calls: tuple[int, ...] = ()
 
     def begin(self, first: Verdict) -> None:
         """Nothing to prepare."""
 
-    def grow(self, policy: Policy, depth_left: int) -> Candidates:
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         return Candidates()
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:

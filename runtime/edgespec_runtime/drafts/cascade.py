@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from edgespec.acceptance import Verdict
-from edgespec.sizing import Policy
+from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates
 from edgespec_runtime.drafts.base import Drafter
 from edgespec_runtime.drafts.ngram import NgramDraft
@@ -30,14 +30,30 @@ class CascadeDraft:
     def engine_s(self) -> float:
         return self._model.engine_s
 
+    @property
+    def prepared(self) -> bool:
+        return self._model.prepared
+
+    @property
+    def unseen(self) -> int:
+        return self._model.unseen
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        return self._model.calls
+
     def begin(self, first: Verdict) -> None:
         self._model.begin(first)
         self._ngram.begin(first)
 
-    def grow(self, policy: Policy, depth_left: int) -> Candidates:
+    def prepare(self) -> None:
+        self._model.prepare()
+        self._ngram.prepare()
+
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         # The model grows alone and first: its beams must see no foreign node.
-        candidates = self._model.grow(policy, depth_left)
-        merge(candidates, self._ngram.grow(policy, depth_left))
+        candidates = self._model.grow(sizer, growth, root)
+        merge(candidates, self._ngram.grow(sizer, growth, root))
         return candidates
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:

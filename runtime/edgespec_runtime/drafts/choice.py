@@ -23,6 +23,12 @@ class DraftChoice:
     ngram: bool
     """Look-up in the text so far; needs nothing from the bundle."""
 
+    @property
+    def name(self) -> str:
+        """As ``Model.stream`` spells it."""
+        parts = ["model"] * self.model + ["ngram"] * self.ngram
+        return "+".join(parts) or "none"
+
     def complete(self, drafter: Drafter, prompt: Sequence[int], image_token_id: int) -> Drafter:
         """``drafter``, the model's part or none, with the n-grams that were asked for."""
         if not self.ngram:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgespec.acceptance import Verdict
 from edgespec.tree import Candidates
 from edgespec.visual import run_positions
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain, GrowingDraft, Rows
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.inputs import Span
@@ -100,9 +101,6 @@ class FeaturePrompt:
         return self.images(at_images, question)
 
 
-NOTHING = Rows(np.empty((0, 0), np.float32), ())
-
-
 class FeatureDraft(GrowingDraft):
     """One request's drafter over a feature-level draft's step session."""
 
@@ -112,47 +110,65 @@ class FeatureDraft(GrowingDraft):
         prompt: FeaturePrompt,
         max_positions: int,
         chain: Chain | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
-        super().__init__(session, max_positions, chain)
+        super().__init__(session, max_positions, chain, coupling)
         self._prompt = prompt
-        self._unseen = NOTHING
-        self._position = 0  # behind the last row that the cache holds
+        self._first: Verdict | None = None  # until the prompt is taken in
+        self._last_prompt_row: Rows | None = None
+        self._position = len(prompt.ids)  # behind the last committed row
+        # Committed tokens, and the target's features of the ones before them, not fed yet.
+        self._tokens_unseen: list[int] = []
+        self._features_unseen: list[Floats] = []
         self._feedback: dict[int, Floats] = {}  # expanded candidate (or ROOT) -> its output [H]
 
+    @property
+    def unseen(self) -> int:
+        return len(self._tokens_unseen) + (self._last_prompt_row is not None)
+
     def begin(self, first: Verdict) -> None:
-        rows, self._offset = self._prompt.rows(first)
+        self._first = first
+
+    def prepare(self) -> None:
+        self.prepared = True
+        assert self._first is not None
+        rows, self._offset = self._prompt.rows(self._first)
+        self._first = None
         if rows.positions[-1] >= self._max_positions:
             self._max_positions = 0  # the prompt alone is too long for the draft: never propose
         else:
             prefill(self._session, rows.embeds[:-1], rows.positions[:-1], _head(rows.hidden))
-        self._unseen = _last(rows)
+        self._last_prompt_row = _last(rows)
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         assert verdict.features is not None
         self._session.cache.commit(())  # what a tree left is made of guesses
-        start = self._next_position()
-        if start >= self._max_positions:
+        if self._position >= self._max_positions:
             return  # its context is full: it will not propose again
-        hidden = self._prompt.encode(verdict.features)
-        positions = range(start, start + len(verdict.tokens))
-        fed = Rows(self._tokens(verdict.tokens), positions, hidden)
-        # A round that drafted nothing (no room) leaves its rows unseen.
-        self._unseen = _joined(self._unseen, fed) if len(self._unseen) else fed
+        self._position += len(verdict.tokens)
+        self._tokens_unseen += verdict.tokens
+        self._features_unseen.append(verdict.features)
 
     def _next_position(self) -> int:
-        return self._unseen.positions[-1] + 1 if len(self._unseen) else self._position
+        return self._position
 
     def _take_unseen(self) -> Rows:
-        self._position = self._next_position()
-        unseen, self._unseen = self._unseen, NOTHING
         self._feedback = {}
-        return unseen
+        parts = [self._last_prompt_row] if self._last_prompt_row is not None else []
+        self._last_prompt_row = None
+        tokens, features = self._tokens_unseen, self._features_unseen
+        if tokens:
+            hidden = self._prompt.encode(np.concatenate(features))
+            positions = range(self._position - len(tokens), self._position)
+            parts.append(Rows(self._embed(tokens), positions, hidden))
+            self._tokens_unseen, self._features_unseen = [], []
+        return _joined(parts)
 
-    def _beam_rows(self, candidates: Candidates, beam: Sequence[int], root: int) -> Rows:
+    def _beam_rows(self, candidates: Candidates, beam: Sequence[int], position: int) -> Rows:
         depths, tokens, parents = candidates.depths, candidates.tokens, candidates.parents
         return Rows(
-            self._tokens([tokens[i] for i in beam]),
-            [root + depths[i] for i in beam],
+            self._embed([tokens[i] for i in beam]),
+            [position + depths[i] for i in beam],
             np.stack([self._feedback[parents[i]] for i in beam]),
         )
 
@@ -160,7 +176,7 @@ class FeatureDraft(GrowingDraft):
         kept = outputs[2].copy()  # the engine reuses its buffers
         self._feedback.update(zip(parents, kept, strict=True))
 
-    def _tokens(self, tokens: Sequence[int]) -> Floats:
+    def _embed(self, tokens: Sequence[int]) -> Floats:
         rows = self._prompt.table[list(tokens)]
         return rows if self._offset is None else rows + self._offset
 
@@ -175,10 +191,9 @@ def _last(rows: Rows) -> Rows:
     )
 
 
-def _joined(one: Rows, two: Rows) -> Rows:
-    assert one.hidden is not None and two.hidden is not None
-    return Rows(
-        np.concatenate([one.embeds, two.embeds]),
-        [*one.positions, *two.positions],
-        np.concatenate([one.hidden, two.hidden]),
-    )
+def _joined(parts: Sequence[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    hidden = [part.hidden for part in parts if part.hidden is not None]
+    positions = [position for part in parts for position in part.positions]
+    return Rows(np.concatenate([part.embeds for part in parts]), positions, np.concatenate(hidden))

@@ -1,4 +1,4 @@
-"""What every drafter with a model shares: growing a tree, level by level or a chain in one call.
+"""What every drafter with a model shares: growing a tree, level by level or a chain in segments.
 
 Rows of a drafted tree are pending in the draft's cache; each candidate that was expanded knows the
 pending rows of its path. How rows are fed, and what is kept of them, differs: a stand-alone draft
@@ -9,13 +9,14 @@ tokens with hidden states and starts again from the target's true features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.sizing import Policy
+from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.prefill import causal_mask
 
@@ -37,19 +38,32 @@ class Rows:
 
 @dataclass(frozen=True)
 class Chain:
-    """A session of the chain graph on the draft's cache; ``offset`` [H] is ViSpec's vector."""
+    """A session of the chain graph on the draft's cache."""
 
     session: StepSession
     steps: int
+    """Levels of one call."""
 
 
 class GrowingDraft:
     """One request's drafter over a step session; subclasses say what is fed."""
 
-    def __init__(self, session: StepSession, max_positions: int, chain: Chain | None) -> None:
+    def __init__(
+        self,
+        session: StepSession,
+        max_positions: int,
+        chain: Chain | None,
+        coupling: Coupling | None = None,
+    ) -> None:
+        self.prepared = False
+        self._coupling = coupling
+        if coupling is not None:
+            for each in (session, *((chain.session,) if chain else ())):
+                each.set_temperature(coupling.temperature)
         self._session = session
         self._max_positions = max_positions
         self._chain = chain
+        self._calls: list[int] = []
         self._rows: dict[int, list[int]] = {}  # expanded candidate -> pending rows of its path
         # What a chain adds to every token's embedding [H]: ViSpec's global vector.
         self._offset: Floats | None = None
@@ -58,26 +72,26 @@ class GrowingDraft:
     def engine_s(self) -> float:
         return self._session.engine_s + (self._chain.session.engine_s if self._chain else 0.0)
 
-    def grow(self, policy: Policy, depth_left: int) -> Candidates:
+    @property
+    def calls(self) -> tuple[int, ...]:
+        return tuple(self._calls)
+
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         """See ``Drafter.grow``."""
         candidates = Candidates()
         self._rows = {}
+        self._calls = []
         # The draft's own context may be the shorter one: then it proposes less, or nothing.
-        depth_left = min(depth_left, self._max_positions - self._next_position())
+        depth_left = min(root.depth_left, self._max_positions - self._next_position())
         if depth_left < 1:
             return candidates
+        if depth_left < root.depth_left:
+            root = replace(root, depth_left=depth_left)
         unseen = self._take_unseen()
-        root = unseen.positions[-1]
-        if self._chain and policy.chain and policy.levels <= self._chain.steps:
-            self._grow_chain(candidates, self._chain, unseen, policy, depth_left)
-            return candidates
-        outputs = self._refeed(unseen)
-        self._extend(candidates, [ROOT], outputs, policy.top_k)
-        level = 1
-        while beam := policy.beam(candidates, level, depth_left):
-            outputs = self._expand(candidates, beam, root)
-            self._extend(candidates, beam, outputs, policy.top_k)
-            level += 1
+        if self._chain and growth is Growth.CHAIN:
+            self._grow_chain(candidates, self._chain, unseen, sizer, root)
+        else:
+            self._grow_steps(candidates, unseen, sizer, root)
         return candidates
 
     def _next_position(self) -> int:
@@ -88,12 +102,26 @@ class GrowingDraft:
         """The committed rows that the cache does not hold yet, root last; now it will."""
         raise NotImplementedError
 
-    def _beam_rows(self, candidates: Candidates, beam: Sequence[int], root: int) -> Rows:
-        """Rows of the candidates ``beam``; ``root`` is the position of the root's row."""
+    def _beam_rows(self, candidates: Candidates, beam: Sequence[int], position: int) -> Rows:
+        """Rows of the candidates ``beam``; ``position`` is that of the root's row."""
         raise NotImplementedError
 
     def _learn(self, parents: Sequence[int], outputs: Sequence[Array]) -> None:
-        """Takes what a step gave beside the candidates of ``parents``."""
+        """Takes what a call gave beside candidates: of the last of ``parents`` in a chain, of all
+        of them in a step."""
+
+    def _grow_steps(self, candidates: Candidates, unseen: Rows, sizer: Sizer, root: Root) -> None:
+        """One call per level."""
+        top_k = sizer.policy.top_k
+        outputs = self._refeed(unseen, self._noise(root, (0,)))
+        self._extend(candidates, [ROOT], outputs, top_k)
+        level = 1
+        while beam := sizer.beam(candidates, level, root):
+            depths = [candidates.depths[i] for i in beam]
+            noise = self._noise(root, depths if len(set(depths)) > 1 else depths[:1])
+            outputs = self._expand(candidates, beam, unseen.positions[-1], noise)
+            self._extend(candidates, beam, outputs, top_k)
+            level += 1
 
     def _extend(
         self,
@@ -108,20 +136,30 @@ class GrowingDraft:
             candidates.extend(parent, children, scores)
         self._learn(parents, outputs)
 
-    def _refeed(self, unseen: Rows) -> list[Array]:
+    def _noise(self, root: Root, depths: Sequence[int]) -> Floats | None:
+        """The target's noise for the children of nodes at ``depths`` (the root's is 0)."""
+        if self._coupling is None:
+            return None
+        return self._coupling.rows([root.context + depth + 1 for depth in depths])
+
+    def _refeed(self, unseen: Rows, noise: Floats | None) -> list[Array]:
         """Feeds committed rows; the outputs are the root's."""
         cache = self._session.cache
+        self._calls.append(len(unseen))
         outputs = self._session.step(
             unseen.embeds,
             unseen.positions,
             causal_mask(cache.length, len(unseen)),
             last_only=True,
             hidden=unseen.hidden,
+            noise=noise,
         )
         cache.commit(range(len(unseen)))
         return outputs
 
-    def _expand(self, candidates: Candidates, beam: Sequence[int], root: int) -> list[Array]:
+    def _expand(
+        self, candidates: Candidates, beam: Sequence[int], position: int, noise: Floats | None
+    ) -> list[Array]:
         """One draft step over the beam; every node attends to the prefix and its own path."""
         cache = self._session.cache
         first, committed, width = cache.pending, cache.length, len(beam)
@@ -130,27 +168,43 @@ class GrowingDraft:
         for i, index in enumerate(beam):
             rows = self._rows[index] = [*self._rows.get(candidates.parents[index], ()), first + i]
             mask[i, [committed + row for row in rows]] = True
-        fed = self._beam_rows(candidates, beam, root)
-        return self._session.step(fed.embeds, fed.positions, mask, hidden=fed.hidden)
+        fed = self._beam_rows(candidates, beam, position)
+        self._calls.append(width)
+        return self._session.step(fed.embeds, fed.positions, mask, hidden=fed.hidden, noise=noise)
 
     def _grow_chain(
-        self, candidates: Candidates, chain: Chain, unseen: Rows, policy: Policy, depth_left: int
+        self, candidates: Candidates, chain: Chain, unseen: Rows, sizer: Sizer, root: Root
     ) -> None:
-        """All levels in one engine call; the best child of each is the next one's parent."""
-        cache, new = self._session.cache, len(unseen)
-        mask = causal_mask(cache.length, new)
-        logprobs, tokens = chain.session.step(
-            unseen.embeds, unseen.positions, mask, hidden=unseen.hidden, offset=self._offset
-        )
-        cache.settle(new)
-        top_k, levels = policy.top_k, min(policy.levels, depth_left)
-        rows = zip(
-            tokens[:levels, :top_k].tolist(), logprobs[:levels, :top_k].tolist(), strict=True
-        )
-        parent = ROOT
-        for level, (ids, values) in enumerate(rows):
-            if parent != ROOT:
-                self._rows[parent] = list(range(level))
-            first = len(candidates)
-            candidates.extend(parent, ids, values)
-            parent = first
+        """Several levels per call; the best child of each is the next one's parent. The next call
+        feeds the tip: pending rows are always the path down to it."""
+        cache, top_k = self._session.cache, sizer.policy.top_k
+        most = min(sizer.policy.levels, root.depth_left)
+        fed, level, tip = unseen, 0, ROOT
+        while True:
+            new = len(fed)
+            self._calls.append(new)
+            mask = causal_mask(cache.used, new)
+            outputs = chain.session.step(
+                fed.embeds,
+                fed.positions,
+                mask,
+                hidden=fed.hidden,
+                offset=self._offset,
+                noise=self._noise(root, range(level, level + chain.steps)),
+            )
+            if level == 0:
+                cache.settle(new)
+            logprobs, tokens = outputs[:2]
+            count = min(chain.steps, most - level)
+            ids, values = tokens[:count, :top_k].tolist(), logprobs[:count, :top_k].tolist()
+            parent = tip
+            for children, scores in zip(ids, values, strict=True):
+                if tip != ROOT:
+                    self._rows[tip] = list(range(level))
+                parent, tip = tip, len(candidates)
+                candidates.extend(parent, children, scores)
+                level += 1
+            if level >= most or not sizer.beam(candidates, level, root):
+                return
+            self._learn([parent], outputs)
+            fed = self._beam_rows(candidates, [tip], unseen.positions[-1])

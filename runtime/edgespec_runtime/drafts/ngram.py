@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 
 from edgespec.acceptance import Verdict
 from edgespec.errors import ConfigError
-from edgespec.sizing import Policy
+from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates
 from edgespec_runtime.drafts.continuations import Continuations
 
@@ -28,6 +28,8 @@ class NgramDraft:
     """One request's drafter over its own history."""
 
     engine_s = 0.0
+    unseen = 0
+    calls: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -39,25 +41,31 @@ class NgramDraft:
     ) -> None:
         """``prompt`` are its token ids; those of pictures (``image_token_id``) are never proposed
         and no match reaches across them. ``corpus`` holds further texts to look up in, such as
-        earlier answers of the target, in ids of its vocabulary; it is learnt at ``begin``, some
+        earlier answers of the target, in ids of its vocabulary; it is learnt at ``prepare``, some
         microseconds per token. Raises ConfigError for a ``max_n`` below 1."""
         if max_n < 1:
             raise ConfigError(f"max_n is {max_n!r}; it must be an integer >= 1")
         self._prompt = prompt
         self._corpus = corpus
         self._history = Continuations(max_n, image_token_id)
+        self._waiting: list[int] = []  # committed tokens, until the prompt is learnt
+        self.prepared = False
 
     def begin(self, first: Verdict) -> None:
+        self._waiting = list(first.tokens)
+
+    def prepare(self) -> None:
+        self.prepared = True
         for text in self._corpus:
             self._history.learn(text)
             self._history.cut()
         self._history.learn(self._prompt)
-        self._history.learn(first.tokens)
+        self._history.learn(self._waiting)
 
-    def grow(self, policy: Policy, depth_left: int) -> Candidates:
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         """The likeliest ``policy.max_nodes`` paths, best first; fewer or none if less was seen."""
-        candidates = Candidates()
-        levels = min(policy.levels, depth_left)
+        candidates, policy = Candidates(), sizer.policy
+        levels = min(policy.levels, root.depth_left)
         if levels < 1:
             return candidates
         history, top_k = self._history, policy.top_k
@@ -78,4 +86,7 @@ class NgramDraft:
             parent, score = len(candidates) - 1, -negative
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
-        self._history.learn(verdict.tokens)
+        if self.prepared:
+            self._history.learn(verdict.tokens)
+        else:
+            self._waiting += verdict.tokens

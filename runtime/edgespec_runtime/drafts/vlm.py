@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgespec.acceptance import Verdict
 from edgespec.tree import Candidates
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain, GrowingDraft, Rows
 from edgespec_runtime.engines.base import StepSession
 from edgespec_runtime.prefill import prefill
@@ -33,21 +34,28 @@ class VlmDraft(GrowingDraft):
         prompt: Callable[[], Floats],
         max_positions: int,
         chain: Chain | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
-        """``prompt`` computes the draft's prompt embeddings [L, H]; it is called at ``begin`` so
-        that drafting costs nothing before the first token is out."""
-        super().__init__(session, max_positions, chain)
+        """``prompt`` computes the draft's prompt embeddings [L, H] when they are needed."""
+        super().__init__(session, max_positions, chain, coupling)
         self._table = table
         self._prompt = prompt
         self._unseen: list[int] = []  # committed tokens whose rows are not in the cache yet
 
+    @property
+    def unseen(self) -> int:
+        return len(self._unseen)
+
     def begin(self, first: Verdict) -> None:
+        self._unseen = list(first.tokens)
+
+    def prepare(self) -> None:
+        self.prepared = True
         embeds = self._prompt()
         if len(embeds) < self._max_positions:
             prefill(self._session, embeds)
         else:
             self._max_positions = 0  # the prompt alone is too long for the draft: never propose
-        self._unseen = list(first.tokens)
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         kept: list[int] = []
@@ -67,6 +75,6 @@ class VlmDraft(GrowingDraft):
         self._unseen = []
         return Rows(self._table[unseen], range(start, start + len(unseen)))
 
-    def _beam_rows(self, candidates: Candidates, beam: Sequence[int], root: int) -> Rows:
+    def _beam_rows(self, candidates: Candidates, beam: Sequence[int], position: int) -> Rows:
         depths, tokens = candidates.depths, candidates.tokens
-        return Rows(self._table[[tokens[i] for i in beam]], [root + depths[i] for i in beam])
+        return Rows(self._table[[tokens[i] for i in beam]], [position + depths[i] for i in beam])

@@ -15,6 +15,10 @@ class Verifier(Protocol):
     def engine_s(self) -> float:
         """Seconds spent inside the engine so far."""
 
+    @property
+    def context(self) -> int:
+        """Committed rows of its cache: all tokens so far but the last."""
+
     def begin(self) -> Verdict:
         """Takes in the prompt; the verdict's one token is the target's first."""
 

@@ -47,6 +47,10 @@ class LocalVerifier:
     def engine_s(self) -> float:
         return self._session.engine_s
 
+    @property
+    def context(self) -> int:
+        return self._session.cache.length
+
     def begin(self) -> Verdict:
         logits, features = prefill(self._session, self._prompt(), features=self._features)
         self._root = self._pick(logits, 0, ())
@@ -65,7 +69,7 @@ class LocalVerifier:
         # The root's own row is still pending, so the token after it is one position further.
         if self._sampler.plain_argmax:
             best = self._best(logits)
-            verdict = walk(tree, lambda row, path: best[row])
+            verdict = replace(walk(tree, lambda row, path: best[row]), named=tuple(best))
         else:
             verdict = walk(tree, lambda row, path: self._pick(logits[row], 1 + len(path), path))
         kept = [0, *verdict.rows]

@@ -1,0 +1,1 @@
+"""Tree policies, one module each, behind the contract of ``edgespec.sizing.contract``."""
