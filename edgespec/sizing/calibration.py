@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp, log1p
 from typing import Any
 
 import numpy as np
@@ -95,19 +96,6 @@ class Calibrator:
         self._rounds += 1
         return self.reliability.nodes < EASY or self._rounds % THINNED == 0
 
-    def predict(self, evidence: Evidence) -> Floats:
-        """Acceptance given the parent's, [M]."""
-        w = self.weights
-        # The weighted sum of the features' columns, without laying them out.
-        z = evidence.logit * w[1]
-        z += _RANKS[: z.shape[1]] * w[2] + w[0]
-        z += evidence.above * w[4]
-        z += evidence.depth * w[5]
-        z += evidence.gap * w[6]
-        z[:, 0] += w[3]
-        probabilities: Floats = 1.0 / (1.0 + np.exp(-z.ravel()))
-        return probabilities
-
     def learn(self, x: Floats, predicted: Floats, y: Floats, weight: Floats) -> None:
         """Takes M labelled nodes: features, what was predicted for them, outcomes 0 or 1, weights.
 
@@ -125,65 +113,6 @@ class Calibrator:
         self.weights = self.weights + np.clip(step, -1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a draft says of candidates that came in families of one size: F families of K."""
-
-    logit: Floats
-    """Of the draft's probability given the parent, [F, K]."""
-    gap: Floats
-    """Log-probability ahead of the next best (the best of a family) or behind the best, [F, K]."""
-    above: Floats
-    """Log-probability of the parent's whole path, [F, 1]."""
-    depth: Floats
-    """[F, 1], in eighths of a level."""
-
-    def matrix(self) -> Floats:
-        """The features (``FEATURES``) laid out, [F * K, 7]."""
-        families, size = self.logit.shape
-        x = np.zeros((families, size, len(FEATURES)))
-        x[..., 0] = 1.0
-        x[..., 1] = self.logit
-        x[..., 2] = _RANKS[:size]
-        x[:, 0, 3] = 1.0
-        x[..., 4] = self.above
-        x[..., 5] = self.depth
-        x[..., 6] = self.gap
-        return x.reshape(families * size, len(FEATURES))
-
-
-def evidence(candidates: Candidates, start: int = 0, family: int = 0) -> list[Evidence]:
-    """Of the candidates from index ``start`` on, with which ``candidates.families[family]``
-    begins: one part for each run of families of one size."""
-    found, sizes = [], candidates.families
-    while family < len(sizes):
-        size, first = sizes[family], family
-        while family < len(sizes) and sizes[family] == size:
-            family += 1
-        end = start + size * (family - first)
-        if size:
-            found.append(_of_families(candidates, start, end, size))
-        start = end
-    return found
-
-
-def _of_families(candidates: Candidates, start: int, end: int, size: int) -> Evidence:
-    known, parents = candidates.scores, candidates.parents[start:end:size]
-    above = np.array([known[parent] if parent >= 0 else 0.0 for parent in parents])[:, None]
-    own = np.array(known[start:end]).reshape(-1, size) - above
-    np.maximum(own, LEAST, out=own)
-    gap = own - own[:, :1]
-    gap[:, 0] = own[:, 0] - own[:, 1] if size > 1 else -LEAST
-    logit = own - np.log1p(-np.exp(np.minimum(own, MOST)))
-    depth = np.array(candidates.depths[start:end:size])[:, None] / 8.0
-    return Evidence(logit, gap, np.maximum(above, LEAST), depth)
-
-
-LEAST, MOST = -9.0, -1.2e-4
-"""Log-probabilities beyond these (logits of about -9 and 9) tell no more."""
-_RANKS = np.log1p(np.arange(256.0))
-
-
 class Paths:
     """Acceptance probabilities of one round's candidates, kept up to date while they grow."""
 
@@ -192,20 +121,28 @@ class Paths:
         self.reach: list[float] = []
         """P(every edge down to the candidate is accepted), [N]."""
         self._families = 0
-        self._evidence: list[Evidence] = []
-        self._edges: list[float] = []
 
     def extend(self, candidates: Candidates) -> list[float]:
-        """Takes the candidates that are new; returns ``reach`` of all."""
-        done, reach = len(self.reach), self.reach
-        if done < len(candidates):
-            for part in evidence(candidates, done, self._families):
-                self._evidence.append(part)
-                self._edges += self._calibrator.predict(part).tolist()
-            self._families = len(candidates.families)
-            pairs = zip(self._edges[done:], candidates.parents[done:], strict=True)
-            for edge, parent in pairs:
-                reach.append(edge * reach[parent] if parent >= 0 else edge)
+        """Takes the candidates that are new; returns ``reach`` of all.
+
+        Scalar arithmetic: a round's few candidates are done before a dozen array calls are.
+        """
+        reach, scores, parents = self.reach, candidates.scores, candidates.parents
+        families = candidates.families
+        bias, odds, rank, first, path, depth, gap = self._calibrator.weights.tolist()
+        index = len(reach)
+        for size in families[self._families :]:
+            parent = parents[index]
+            above, up = (scores[parent], reach[parent]) if parent >= 0 else (0.0, 1.0)
+            base = bias + path * max(above, LEAST) + depth * candidates.depths[index] / 8.0
+            logits, gaps = _family(scores[index : index + size], above)
+            for place in range(size):
+                z = base + odds * logits[place] + rank * _RANKS[place] + gap * gaps[place]
+                if place == 0:
+                    z += first
+                reach.append(up / (1.0 + exp(-z)))
+            index += size
+        self._families = len(families)
         return reach
 
     def learn(
@@ -230,6 +167,43 @@ class Paths:
         above = [candidates.parents[i] for i in labelled]
         outcomes = [answers[p] == proposed[i] for i, p in zip(labelled, above, strict=True)]
         weights = [1.0 if parent in visited else reach[parent] for parent in above]
-        x = np.concatenate([part.matrix() for part in self._evidence])[labelled]
-        edges = np.array(self._edges)[labelled]
+        x = features(candidates)[labelled]
+        edges = np.array(
+            [reach[i] / (reach[p] if p >= 0 else 1.0) for i, p in zip(labelled, above, strict=True)]
+        )
         self._calibrator.learn(x, edges, np.array(outcomes, dtype=np.float64), np.array(weights))
+
+
+def _family(scores: Sequence[float], above: float) -> tuple[list[float], list[float]]:
+    """(logit of the draft's probability given the parent, log-probability ahead of the next best
+    or behind the best) of children that came together, best first."""
+    own = [max(score - above, LEAST) for score in scores]
+    logits = [p - log1p(-exp(min(p, MOST))) for p in own]
+    best = own[0]
+    gaps = [p - best for p in own]
+    gaps[0] = best - own[1] if len(own) > 1 else -LEAST
+    return logits, gaps
+
+
+def features(candidates: Candidates) -> Floats:
+    """What the draft says of every candidate, [N, F] (``FEATURES``)."""
+    x = np.zeros((len(candidates), len(FEATURES)))
+    index = 0
+    for size in candidates.families:
+        rows = x[index : index + size]
+        parent = candidates.parents[index]
+        above = candidates.scores[parent] if parent >= 0 else 0.0
+        logits, gaps = _family(candidates.scores[index : index + size], above)
+        rows[:, 1], rows[:, 6] = logits, gaps
+        rows[:, 2] = _RANKS[:size]
+        rows[0, 3] = 1.0
+        rows[:, 4] = max(above, LEAST)
+        rows[:, 5] = candidates.depths[index] / 8.0
+        index += size
+    x[:, 0] = 1.0
+    return x
+
+
+LEAST, MOST = -9.0, -1.2e-4
+"""Log-probabilities beyond these (logits of about -9 and 9) tell no more."""
+_RANKS = [log1p(rank) for rank in range(256)]

@@ -40,6 +40,8 @@ class Factor:
     """Of measured over corrected prediction: a running 95th percentile."""
     bins: dict[int, float] = field(default_factory=dict)
     rounds: int = 0
+    misfit: float = 0.0
+    """Running mean of log(measured / profile), whatever the size."""
 
     def of(self, size: int) -> float:
         """The factor at a size."""
@@ -60,7 +62,8 @@ class Factor:
             return
         where = _bin(size)
         own = self.bins.get(where, 0.0)
-        off = math.log(measured / predicted) - self.log - own
+        ratio = math.log(measured / predicted)
+        off = ratio - self.log - own
         # The 95th percentile by Robbins-Monro: steps up are 19 times those down.
         self.log_p95 = max(self.log_p95 + 0.02 * (0.95 if off > self.log_p95 else -0.05), 0.0)
         off = min(max(off, -OUTLIER), OUTLIER)
@@ -68,11 +71,12 @@ class Factor:
         fast = max(FAST, 1.0 / self.rounds)  # the first rounds say more than the profile's day
         self.log += fast * off
         self.bins[where] = own + SLOW * off
+        self.misfit += fast * (min(max(ratio, -2.0), 2.0) - self.misfit)
 
     @property
     def fits(self) -> bool:
         """Whether the profile still tells the device's times."""
-        return self.rounds < 20 or abs(self.log) < MISFIT
+        return self.rounds < 20 or abs(self.misfit) < MISFIT
 
 
 def _bin(size: int) -> int:
@@ -92,7 +96,7 @@ class Drift:
         """Factors by operation, and whether the profile still fits."""
         parts = {"verify": self.verify, "draft": self.draft, "prepare": self.prepare}
         return {
-            **{name: math.exp(part.log) for name, part in parts.items()},
+            **{name: math.exp(part.misfit) for name, part in parts.items()},
             "profile_fits": all(part.fits for part in parts.values()),
         }
 
