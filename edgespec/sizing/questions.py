@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from edgespec.sizing.rates import Arms
+from edgespec.sizing.rates import Record
 
 REMEMBERED = 64
 """Questions; the ones asked longest ago are forgotten first."""
@@ -31,8 +31,8 @@ class Asked:
 
     words: frozenset[int]
     lengths: deque[int] = field(default_factory=lambda: deque(maxlen=ANSWERS))
-    arms: dict[object, Arms] = field(default_factory=dict)
-    """Rates by lesson."""
+    records: dict[object, Record] = field(default_factory=dict)
+    """By lesson."""
 
 
 class Questions:
