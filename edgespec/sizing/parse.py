@@ -9,12 +9,14 @@ from typing import Any
 
 from edgespec.errors import ConfigError
 from edgespec.sizing.contract import Policy
+from edgespec.sizing.policies.chain import FixedChain
 from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
 
 KINDS: dict[str, type[Any]] = {
     "plain": Plain,
+    "chain": FixedChain,
     "eagle2": Eagle2,
     "rolling": RollingBestN,
 }
