@@ -13,12 +13,14 @@ from edgespec.sizing.policies.chain import FixedChain
 from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
+from edgespec.sizing.policies.threshold import Threshold
 from edgespec.sizing.policies.tree import FixedTree
 
 KINDS: dict[str, type[Any]] = {
     "plain": Plain,
     "chain": FixedChain,
     "tree": FixedTree,
+    "threshold": Threshold,
     "eagle2": Eagle2,
     "rolling": RollingBestN,
 }
