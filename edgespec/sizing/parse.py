@@ -11,6 +11,7 @@ from edgespec.errors import ConfigError
 from edgespec.sizing.contract import Policy
 from edgespec.sizing.policies.chain import FixedChain
 from edgespec.sizing.policies.eagle2 import Eagle2
+from edgespec.sizing.policies.opt_tree import OptTree
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
 from edgespec.sizing.policies.threshold import Threshold
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Any]] = {
     "threshold": Threshold,
     "eagle2": Eagle2,
     "rolling": RollingBestN,
+    "opt-tree": OptTree,
 }
 READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 
