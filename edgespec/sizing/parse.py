@@ -14,6 +14,7 @@ from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.opt_tree import OptTree
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
+from edgespec.sizing.policies.sage import Sage
 from edgespec.sizing.policies.sequoia import Sequoia
 from edgespec.sizing.policies.threshold import Threshold
 from edgespec.sizing.policies.tree import FixedTree
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Any]] = {
     "rolling": RollingBestN,
     "opt-tree": OptTree,
     "sequoia": Sequoia,
+    "sage": Sage,
 }
 READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 
