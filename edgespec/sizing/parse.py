@@ -16,6 +16,7 @@ from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
 from edgespec.sizing.policies.sage import Sage
 from edgespec.sizing.policies.sequoia import Sequoia
+from edgespec.sizing.policies.sized import Sized
 from edgespec.sizing.policies.threshold import Threshold
 from edgespec.sizing.policies.tree import FixedTree
 
@@ -29,6 +30,7 @@ KINDS: dict[str, type[Any]] = {
     "opt-tree": OptTree,
     "sequoia": Sequoia,
     "sage": Sage,
+    "sized": Sized,
 }
 READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 
