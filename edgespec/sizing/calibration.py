@@ -27,7 +27,7 @@ STRENGTH = np.array([2.0, 20.0, 4.0, 4.0, 20.0, 10.0, 20.0])
 """Precision of the prior: what some ten nodes can move is loose."""
 HALF_LIFE = 1000.0
 """Nodes after which a label counts half: drafts are better at some tasks than at others."""
-EASY, THINNED = 2000, 4
+EASY, THINNED = 500, 8
 """After so many nodes only every ``THINNED``-th round is learnt from: it costs as it did."""
 
 
