@@ -9,6 +9,7 @@ from edgespec.sizing.parse import parse_policy
 from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
+from edgespec.sizing.policies.survey import Survey
 
 __all__ = [
     "Eagle2",
@@ -20,5 +21,6 @@ __all__ = [
     "Root",
     "Setting",
     "Sizer",
+    "Survey",
     "parse_policy",
 ]

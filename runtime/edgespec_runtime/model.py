@@ -157,7 +157,7 @@ class Model:
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
             max_new_tokens=budget,
-            prompt_tokens=len(built.ids),
+            setting=setting,
         )
 
     def generate(

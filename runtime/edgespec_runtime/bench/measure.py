@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from edgespec.errors import PromptError
+from edgespec.sizing import Setting
 from edgespec_runtime.bench.data import Row
 from edgespec_runtime.bench.methods import PLAIN, Method
+from edgespec_runtime.bench.proposals import Proposals, proposals
+from edgespec_runtime.decoder import Round
 from edgespec_runtime.model import Model
 from edgespec_runtime.records import Record, Stats
 from edgespec_runtime.template import Message
@@ -61,6 +64,12 @@ class Run:
     """From there to the end of the next round; 0 where there is none."""
     total_ms: float
     """From the call to the last token."""
+    setting: Setting = field(default_factory=Setting)
+    """What the policy knew of the request."""
+    proposals: tuple[Proposals, ...] = ()
+    """What the draft proposed, by round after the prefill."""
+    named: bool = False
+    """Whether verification told the target's token at every node, as greedy decoding does."""
 
     @property
     def decode_ms(self) -> float:
@@ -76,6 +85,28 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """What ran: a device's profile of other models tells nothing of it."""
+
+    target: str = ""
+    """Fingerprint of the target."""
+    draft: str = ""
+    """Of the draft; empty where the bundle has none."""
+    draft_positions: int = 0
+    """The draft's context length."""
+
+    @staticmethod
+    def of(model: Model) -> Identity:
+        """That of a loaded bundle."""
+        models, draft = model.manifest.models, model.manifest.graph("draft")
+        return Identity(
+            target=models["target"].fingerprint,
+            draft=models["draft"].fingerprint if "draft" in models else "",
+            draft_positions=int(draft.meta["max_positions"]) if draft else 0,
+        )
+
+
+@dataclass(frozen=True)
 class Turn:
     """All counted runs of one turn of a conversation, or why it could not be run."""
 
@@ -88,6 +119,7 @@ class Turn:
     runs: dict[Side, list[Run]] = field(default_factory=dict)
     """By side, plain decoding first."""
     skipped: str = ""
+    identity: Identity = field(default_factory=Identity)
 
 
 Listener = Callable[[Turn, Side, int, Run], None]
@@ -115,7 +147,9 @@ def measure(
     for temperature in settings.temperatures:
         for index, row in enumerate(rows):
             # One seed for all sides of a row, another one for the next: noise must not repeat.
-            start = Turn(bundle, row, temperature, settings.seed + index)
+            start = Turn(
+                bundle, row, temperature, settings.seed + index, identity=Identity.of(model)
+            )
             yield from _converse(model, start, sides, settings, listener)
 
 
@@ -166,13 +200,16 @@ def _run(model: Model, turn: Turn, side: Side, history: list[Message], settings:
         temperature=turn.temperature,
         seed=turn.seed,
     )
+    rounds: list[Round] = []
+    request.listen(rounds.append)
     records, arrivals = [], [started]
     for record in request:
         records.append(record)
         arrivals.append(perf_counter())
+    tokens = tuple(record.token for record in records)
     return Run(
         text="".join(record.text for record in records),
-        tokens=tuple(record.token for record in records),
+        tokens=tokens,
         rounds=_rounds(records),
         finish_reason=records[-1].finish_reason or "",
         prompt_tokens=request.prompt_tokens,
@@ -180,6 +217,9 @@ def _run(model: Model, turn: Turn, side: Side, history: list[Message], settings:
         first_ms=(arrivals[1] - started) * 1e3,
         second_ms=(arrivals[2] - arrivals[1]) * 1e3 if len(records) > 1 else 0.0,
         total_ms=(arrivals[-1] - started) * 1e3,
+        setting=request.setting,
+        proposals=proposals(rounds, tokens),
+        named=all(r.feedback.named is not None for r in rounds if r.feedback is not None),
     )
 
 
