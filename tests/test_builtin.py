@@ -92,7 +92,7 @@ def test_a_chain_in_one_call_equals_step_by_step(model: Model) -> None:
         drafter: Any = request._draft
         assert drafter._chain is not None
         if not chained:
-            drafter._chain_steps = 0
+            drafter._chain = None
         seen.append([(r.token, r.from_draft, r.accepted, r.tree_nodes) for r in request])
     assert seen[0] == seen[1]
 

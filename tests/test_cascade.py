@@ -14,14 +14,21 @@ from hypothesis import strategies as st
 import edgespec_runtime
 from edgespec.acceptance import Verdict
 from edgespec.sampling import SamplingParams
-from edgespec.sizing import Eagle2, Policy
+from edgespec.sizing import Eagle2, Growth, Policy, Root, Setting, Sizer
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_export.family import sample_image
 from edgespec_runtime.drafts import NoDraft
 from edgespec_runtime.drafts.cascade import CascadeDraft, merge
 from edgespec_runtime.drafts.ngram import NgramDraft
 from tests.support.compare import assert_same_tokens
-from tests.support.fakes import ScriptedDraft, ScriptedVerifier, chain, toy_draft, toy_verifier
+from tests.support.fakes import (
+    ScriptedDraft,
+    ScriptedVerifier,
+    chain,
+    grown_by,
+    toy_draft,
+    toy_verifier,
+)
 from tests.test_lossless import (
     POLICIES,
     SAMPLING,
@@ -117,8 +124,8 @@ class Watch:
         draft._model.grow, draft.commit = self.grow, self.commit  # type: ignore[method-assign]
         self._own = 0
 
-    def grow(self, policy: Policy, depth_left: int) -> Candidates:
-        candidates = self._model_grow(policy, depth_left)
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
+        candidates = self._model_grow(sizer, growth, root)
         self._own = len(candidates)
         return candidates
 
@@ -183,9 +190,9 @@ def test_both_parts_share_one_budget() -> None:
     draft = CascadeDraft(model, NgramDraft([7, 8, 9, 10, 11]))
     draft.begin(Verdict((), (7,)))
     policy = Eagle2(nodes=4, depth=4, top_k=1)
-    candidates = draft.grow(policy, 9)
+    candidates = grown_by(draft, policy, 9)
     assert len(candidates) == 8
-    tree = TokenTree.select(candidates, policy.choose(candidates))
+    tree = TokenTree.select(candidates, policy.start(Setting()).choose(candidates))
     assert len(tree) == 4 and {50, 8} < set(tree.tokens)
 
 

@@ -28,6 +28,7 @@ from edgespec_export.plan import open_model
 from edgespec_runtime import Model
 from tests.support.checkpoints import GEOMETRIES
 from tests.support.compare import assert_same_tokens
+from tests.support.fakes import grown_by
 from tests.support.random_heads import VARIANTS
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
 
@@ -96,7 +97,7 @@ def test_guesses_are_the_modules(
     drafter: Any = request._draft
     # A round may still be half handed out: all it committed counts.
     committed = list(drafter.seen)
-    candidates = drafter.grow(parse_policy(policy), 20)
+    candidates = grown_by(drafter, parse_policy(policy), 20)
     head, opened = module(zoo, variant, compressor)
     sample = sample_of(zoo, pictures, "look at this", committed, opened.geometry.feature_layers)
     check_candidates(head, sample, candidates)
@@ -290,7 +291,7 @@ def test_what_is_fed_back_outlives_the_engines_buffers(zoo: Zoo) -> None:
     next(request)
     next(request)
     drafter = request._draft
-    drafter.grow(parse_policy(policy), 10)
+    grown_by(drafter, parse_policy(policy), 10)
     buffers = [array for array, _ in drafter._session._results.values()]
     assert len(drafter._feedback) > 6
     for kept in drafter._feedback.values():

@@ -16,11 +16,11 @@ from scipy import stats
 
 from edgespec.acceptance import StopRules, Verdict, walk
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, RollingBestN, parse_policy
+from edgespec.sizing import Eagle2, Growth, RollingBestN, Root, Setting, Sizer, parse_policy
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.decoder import decode
 from edgespec_runtime.prefill import causal_mask
-from tests.support.fakes import random_tree, toy_draft, toy_verifier
+from tests.support.fakes import grown_by, random_tree, toy_draft, toy_verifier
 
 if TYPE_CHECKING:
     from tests.support.zoo import Zoo
@@ -120,6 +120,10 @@ class LawVerifier:
         self._table, self._draws = table, draws
         self._committed: tuple[int, ...] = ()
 
+    @property
+    def context(self) -> int:
+        return len(self._committed) - 1
+
     def begin(self) -> Verdict:
         self._committed = (self._draws(self._table(())),)
         return Verdict((), self._committed)
@@ -135,6 +139,9 @@ class TreeDraft:
     """Proposes any tree: a function of the committed tokens alone, never of the draws to come."""
 
     engine_s = 0.0
+    prepared = True
+    unseen = 0
+    calls: tuple[int, ...] = ()
 
     def __init__(self, tree_after: Callable[[tuple[int, ...]], TokenTree]) -> None:
         self._tree_after = tree_after
@@ -143,7 +150,10 @@ class TreeDraft:
     def begin(self, first: Verdict) -> None:
         self._committed = first.tokens
 
-    def grow(self, policy: Any, depth_left: int) -> Candidates:
+    def prepare(self) -> None:
+        raise AssertionError("it says that it is prepared")
+
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         candidates = Candidates()
         tree = self._tree_after(self._committed)
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
@@ -166,7 +176,7 @@ def loop_law(
         rounds = decode(
             LawVerifier(table, draws),
             TreeDraft(tree_after),
-            Eagle2(nodes=64),
+            Eagle2(nodes=64).start(Setting()),
             StopRules(tuple(eos), length),
         )
         return tuple(token for r in rounds for token in r.tokens)
@@ -315,7 +325,8 @@ def test_law_of_the_real_verifier_and_draft(
         context.clear()
         draft = toy_draft(prompt, vocab)
         tree_policy = policy or Eagle2(nodes=1, depth=1, top_k=1)
-        rounds = decode(toy_verifier(prompt, vocab, params), draft, tree_policy, StopRules((), 3))
+        sizer = tree_policy.start(Setting())
+        rounds = decode(toy_verifier(prompt, vocab, params), draft, sizer, StopRules((), 3))
         return tuple(token for r in rounds for token in r.tokens)
 
     monkeypatch.setattr("edgespec.sampling.gumbel_noise", spike)
@@ -446,8 +457,9 @@ def test_law_of_a_real_model_end_to_end(zoo: Zoo) -> None:
     for token in range(vocab):
         draft: Any = model.stream([], prompt, policy=tree, max_new_tokens=3)._draft
         draft.begin(Verdict((), (token,)))
-        candidates = draft.grow(policy, 1)
-        proposed[token, [candidates.tokens[i] for i in policy.choose(candidates)]] = True
+        candidates = grown_by(draft, policy, 1)
+        chosen = policy.start(Setting()).choose(candidates)
+        proposed[token, [candidates.tokens[i] for i in chosen]] = True
     assert (proposed[texts[:, 0], texts[:, 1]] == accepted)[going].all()
     assert 0.1 < accepted[going].mean() < 0.9
     for branch in (proposed, ~proposed):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgespec.acceptance import StopRules
 from edgespec.errors import EngineError
 from edgespec.sampling import SamplingParams
-from edgespec.sizing import Eagle2, Policy, RollingBestN, parse_policy
+from edgespec.sizing import Eagle2, Policy, RollingBestN, Setting, parse_policy
 from edgespec.tree import ROOT, TokenTree
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import NoDraft
@@ -67,7 +67,8 @@ SAMPLING: list[dict[str, Any]] = [
 def run(
     verifier: Any, draft: Any, limit: int, policy: Policy | None = None, eos: Sequence[int] = ()
 ) -> list[Round]:
-    return list(decode(verifier, draft, policy or Eagle2(), StopRules(eos, limit)))
+    sizer = (policy or Eagle2()).start(Setting())
+    return list(decode(verifier, draft, sizer, StopRules(eos, limit)))
 
 
 def tokens_of(rounds: Sequence[Round]) -> list[int]:
@@ -97,7 +98,7 @@ def test_draft_always_accepted() -> None:
     assert [r.drafted for r in rounds] == [0, 3, 3, 0]
     assert tokens_of(rounds) == list(range(100, 110))
     assert [r.finish_reason for r in rounds] == [None, None, None, "length"]
-    assert draft.depths_left == [8, 4, 0]
+    assert draft.depths_left == [8, 4], "where nothing can be accepted, nothing is asked"
 
 
 def test_draft_sometimes_accepted() -> None:
@@ -163,7 +164,7 @@ def test_length_limit_inside_the_path(limit: int) -> None:
     rounds = run(ScriptedVerifier(count_up), draft, limit)
     assert tokens_of(rounds) == list(range(100, 100 + limit))
     assert rounds[-1].finish_reason == "length"
-    assert all(left == limit - 1 - 7 * i - 1 for i, left in enumerate(draft.depths_left))
+    assert draft.depths_left == list(range(limit - 2, 0, -7))
 
 
 def test_a_first_token_that_ends_the_text_starts_no_draft() -> None:

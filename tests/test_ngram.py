@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from edgespec.acceptance import Verdict
 from edgespec.errors import ConfigError
 from edgespec.sampling import SamplingParams
-from edgespec.sizing import Eagle2, Policy, RollingBestN
+from edgespec.sizing import Eagle2, Policy, RollingBestN, Setting
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.drafts import NoDraft
 from edgespec_runtime.drafts.continuations import WIDTH, Continuations
 from edgespec_runtime.drafts.ngram import NgramDraft
 from tests.support.compare import assert_same_tokens
-from tests.support.fakes import ScriptedVerifier, toy_verifier
+from tests.support.fakes import ScriptedVerifier, grown_by, toy_verifier
 from tests.test_lossless import POLICIES, SAMPLING, policies, run, samplings, tokens_of
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def test_grown_nodes_are_the_best_of_every_path(
     prompt: list[int], first: int, nodes: int, depth: int, left: int
 ) -> None:
     policy = Eagle2(nodes, depth, top_k=5)
-    candidates = begun(prompt, first).grow(policy, left)
+    candidates = grown_by(begun(prompt, first), policy, left)
     expected = every_path([*prompt, first], min(depth, left), top_k=5)
     best = sorted(expected.values(), reverse=True)[:nodes]
     assert candidates.scores == pytest.approx(best)
@@ -185,56 +185,57 @@ def test_grown_nodes_are_the_best_of_every_path(
 def test_candidates_obey_the_policy(
     prompt: list[int], first: int, policy: Policy, left: int
 ) -> None:
-    candidates = begun(prompt, first).grow(policy, left)
+    candidates = grown_by(begun(prompt, first), policy, left)
     assert len(candidates) <= policy.max_nodes
     assert all(depth <= min(policy.levels, left) for depth in candidates.depths)
     assert all(count <= policy.top_k for count in Counter(candidates.parents).values())
     assert candidates.scores == sorted(candidates.scores, reverse=True)
     assert all(parent < index for index, parent in enumerate(candidates.parents))
-    TokenTree.select(candidates, policy.choose(candidates))  # refuses orphans and twins
+    chosen = policy.start(Setting()).choose(candidates)
+    TokenTree.select(candidates, chosen)  # refuses orphans and twins
 
 
 def test_nothing_is_proposed_where_nothing_matches() -> None:
     draft = begun([1, 2, 3], 4)
-    assert len(draft.grow(WIDE, 10)) == 0
+    assert len(grown_by(draft, WIDE, 10)) == 0
     draft.commit([], Verdict((), (2,)))
-    assert draft.grow(WIDE, 10).tokens[0] == 3
-    assert len(draft.grow(WIDE, 0)) == 0
+    assert grown_by(draft, WIDE, 10).tokens[0] == 3
+    assert len(grown_by(draft, WIDE, 0)) == 0
 
 
 def test_committed_tokens_are_learnt() -> None:
     draft = begun([], 1)
     draft.commit([], Verdict((), (2, 3, 4, 1)))
-    assert paths(draft.grow(Eagle2(3, 3, 1), 10)).keys() == {(2,), (2, 3), (2, 3, 4)}
+    assert paths(grown_by(draft, Eagle2(3, 3, 1), 10)).keys() == {(2,), (2, 3), (2, 3, 4)}
 
 
 def test_a_corpus_is_looked_up_but_not_across_its_texts() -> None:
     corpus = [[7, 8, 9], [1, 2]]
-    assert begun([5], 7, corpus=corpus).grow(WIDE, 9).tokens == [8, 9]
-    assert len(begun([5], 9, corpus=corpus).grow(WIDE, 9)) == 0  # a text ends with 9
-    assert len(begun([5], 2, corpus=corpus).grow(WIDE, 9)) == 0  # and one before the prompt
+    assert grown_by(begun([5], 7, corpus=corpus), WIDE, 9).tokens == [8, 9]
+    assert len(grown_by(begun([5], 9, corpus=corpus), WIDE, 9)) == 0  # a text ends with 9
+    assert len(grown_by(begun([5], 2, corpus=corpus), WIDE, 9)) == 0  # and one before the prompt
 
 
 def test_pictures_are_neither_proposed_nor_matched_across() -> None:
     picture = [IMAGE] * 5
     # Behind 3 comes a picture, and behind the picture 4: neither follows 3.
     draft = begun([1, 2, 3, *picture, 4, 5, 6], 3)
-    assert len(draft.grow(WIDE, 9)) == 0
+    assert len(grown_by(draft, WIDE, 9)) == 0
     # 2 is followed by 3; then the picture ends what can be copied.
-    assert begun([1, 2, 3, *picture, 4, 5, 6], 2).grow(WIDE, 9).tokens == [3]
+    assert grown_by(begun([1, 2, 3, *picture, 4, 5, 6], 2), WIDE, 9).tokens == [3]
     # A picture right before the text: nothing before it is a context.
-    assert len(begun([1, 2, *picture], 1).grow(WIDE, 9)) == 1
+    assert len(grown_by(begun([1, 2, *picture], 1), WIDE, 9)) == 1
     # Even a target that says the placeholder itself does not get it proposed.
     draft.commit([], Verdict((), (4, IMAGE)))
-    assert len(draft.grow(WIDE, 9)) == 0
+    assert len(grown_by(draft, WIDE, 9)) == 0
     draft.commit([], Verdict((), (4,)))
-    assert draft.grow(Eagle2(2, 2, 4), 9).tokens == [5, 6]
+    assert grown_by(draft, Eagle2(2, 2, 4), 9).tokens == [5, 6]
 
 
 @settings(max_examples=60)
 @given(prompt=texts, first=st.integers(1, 4), policy=policies)
 def test_the_placeholder_is_never_proposed(prompt: list[int], first: int, policy: Policy) -> None:
-    assert IMAGE not in begun(prompt, first).grow(policy, 9).tokens
+    assert IMAGE not in grown_by(begun(prompt, first), policy, 9).tokens
 
 
 def test_suffixes_have_at_least_one_token() -> None:

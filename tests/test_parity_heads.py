@@ -24,6 +24,7 @@ from edgespec_export.heads.modules import build_head
 from edgespec_export.heads.save import write_head
 from edgespec_export.plan import open_model
 from edgespec_export.vocabulary import write_frequencies
+from tests.support.fakes import grown_by
 from tests.support.random_heads import VARIANTS, random_head
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
 
@@ -110,7 +111,7 @@ def test_a_vocabulary_of_its_own(zoo: Zoo, tmp_path: Path) -> None:
     model = edgespec_runtime.load(tmp_path / "b", threads=1)
     stream: Any = model.stream(None, "x", policy="eagle2:nodes=9,depth=2,top_k=3")
     stream._draft.begin(stream._verifier.begin())
-    candidates = stream._draft.grow(parse_policy("eagle2:nodes=9,depth=2,top_k=3"), 5)
+    candidates = grown_by(stream._draft, parse_policy("eagle2:nodes=9,depth=2,top_k=3"), 5)
     assert len(candidates) > 3 and set(candidates.tokens) <= set(ids.tolist())
 
 

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgespec.errors import ConfigError
-from edgespec.sizing import Eagle2, Policy, RollingBestN, parse_policy
+from edgespec.sizing import (
+    Eagle2,
+    Growth,
+    Plain,
+    Policy,
+    RollingBestN,
+    Root,
+    Setting,
+    parse_policy,
+)
 from edgespec.tree import ROOT, Candidates, TokenTree
 
 Path = tuple[int, ...]
@@ -39,8 +48,16 @@ def children(model: DraftModel, path: Path, top_k: int) -> list[tuple[int, float
     return sorted(enumerate(values), key=lambda item: (-item[1], item[0]))[:top_k]
 
 
-def grow(policy: Policy, model: DraftModel, depth_left: int) -> tuple[Candidates, list[list[Path]]]:
-    """What VlmDraft.grow does, with a function for a model; also the paths of every beam."""
+def root_with(depth_left: int) -> Root:
+    return Root(depth_left, context=20, unseen=1, prepared=True, emitted=1)
+
+
+def grow(
+    policy: Policy, model: DraftModel, depth_left: int
+) -> tuple[Candidates, list[list[Path]], list[int]]:
+    """What GrowingDraft does step by step, with a function for a model; also the paths of every
+    beam, and what is chosen."""
+    sizer, root = policy.start(Setting()), root_with(depth_left)
     candidates = Candidates()
     paths: list[Path] = []
 
@@ -53,12 +70,12 @@ def grow(policy: Policy, model: DraftModel, depth_left: int) -> tuple[Candidates
     extend(ROOT)
     beams: list[list[Path]] = []
     level = 1
-    while beam := policy.beam(candidates, level, depth_left):
+    while beam := sizer.beam(candidates, level, root):
         beams.append([paths[i] for i in beam])
         for index in beam:
             extend(index)
         level += 1
-    return candidates, beams
+    return candidates, beams, sizer.choose(candidates)
 
 
 def score(model: DraftModel, path: Path) -> float:
@@ -95,9 +112,8 @@ def test_eagle2_is_the_papers_rule(seed: int, nodes: int, depth: int, top_k: int
     best = sorted(everything, key=lambda p: -score(model, p))[:nodes]
 
     policy = Eagle2(nodes, depth, top_k)
-    candidates, beams = grow(policy, model, 99)
+    candidates, beams, chosen = grow(policy, model, 99)
     assert beams == expanded[:-1]
-    chosen = policy.choose(candidates)
     assert [path_of(candidates, i) for i in chosen] == best
     assert len(chosen) <= policy.max_nodes
     assert sum(map(len, beams)) <= policy.max_drafted
@@ -130,9 +146,8 @@ def test_rolling_is_best_n_of_everything_so_far(
     best = sorted(pool, key=lambda p: -score(model, p))[:nodes]
 
     policy = RollingBestN(nodes, steps, top_k, width)
-    candidates, beams = grow(policy, model, 99)
+    candidates, beams, chosen = grow(policy, model, 99)
     assert beams == expanded
-    chosen = policy.choose(candidates)
     assert [path_of(candidates, i) for i in chosen] == best
     assert len(chosen) <= policy.max_nodes
     assert sum(map(len, beams)) <= policy.max_drafted
@@ -163,8 +178,7 @@ def test_every_policy_keeps_its_contract(
     seed: int, policy: Policy, depth_left: int, ties: bool
 ) -> None:
     """Closed under ancestors whatever the ties; never deeper or larger than it said."""
-    candidates, beams = grow(policy, draft_model(seed, ties), depth_left)
-    chosen = policy.choose(candidates)
+    candidates, beams, chosen = grow(policy, draft_model(seed, ties), depth_left)
     tree = TokenTree.select(candidates, chosen)
     assert len(tree) <= policy.max_nodes
     assert max(candidates.depths) <= depth_left
@@ -182,19 +196,50 @@ def test_raw_logits_would_rank_otherwise() -> None:
     candidates.extend(ROOT, [0, 1], [math.log(0.6), math.log(0.4)])
     candidates.extend(0, [2, 3, 4], [math.log(0.3)] * 3)  # a flat node: raw logits may be large
     candidates.extend(1, [5], [math.log(0.99)])
-    assert Eagle2(nodes=3).choose(candidates) == [0, 1, 5]
+    assert Eagle2(nodes=3).start(Setting()).choose(candidates) == [0, 1, 5]
 
 
 def test_confidence_floor_may_leave_nothing() -> None:
-    policy = Eagle2(min_prob=0.9)
+    sizer = Eagle2(min_prob=0.9).start(Setting())
     candidates = Candidates()
     candidates.extend(ROOT, [1, 2], [math.log(0.5), math.log(0.4)])
-    assert policy.beam(candidates, 1, 9) == [] and policy.choose(candidates) == []
+    assert sizer.beam(candidates, 1, root_with(9)) == [] and sizer.choose(candidates) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "growth"),
+    [
+        (Plain(), Growth.NONE),
+        (Eagle2(), Growth.STEPS),
+        (Eagle2(top_k=3, beam_width=2), Growth.STEPS),
+        (Eagle2(top_k=3, beam_width=1), Growth.CHAIN),
+        (Eagle2(top_k=1), Growth.CHAIN),
+        (RollingBestN(width=1), Growth.STEPS),  # its one node may be any kept one
+    ],
+)
+def test_growth_is_a_chain_where_one_node_a_level_goes_on(policy: Policy, growth: Growth) -> None:
+    sizer = policy.start(Setting())
+    assert sizer.policy == policy
+    assert {sizer.begin(root_with(left)) for left in (1, 5, 50)} == {growth}
+
+
+def test_a_chain_ends_at_its_depth_and_below_its_floor() -> None:
+    """A chain's beam is its tip: the first child of the level before, or nothing."""
+    candidates = Candidates()
+    candidates.extend(ROOT, [1, 2], [math.log(0.6), math.log(0.3)])
+    for level in (1, 2, 3):
+        tip = 2 * (level - 1)
+        sizer = Eagle2(depth=4, top_k=2, beam_width=1, min_prob=0.3).start(Setting())
+        # 0.6, 0.42, 0.29: the third level is below the floor.
+        assert sizer.beam(candidates, level, root_with(9)) == ([tip] if level < 3 else [])
+        assert sizer.beam(candidates, level, root_with(level)) == []
+        candidates.extend(tip, [3, 4], [math.log(0.7), math.log(0.3)])
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("plain", Plain()),
         ("eagle2", Eagle2()),
         ("rolling", RollingBestN()),
         ("eagle2:", Eagle2()),
@@ -210,7 +255,9 @@ def test_policies_are_parsed(text: str, expected: Policy) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sequoia", "unknown policy 'sequoia'; there are: eagle2, rolling"),
+        ("sequoia", "unknown policy 'sequoia'; there are: eagle2, plain, rolling"),
+        ("plain:nodes=2", "no setting 'nodes=2'; write KEY=VALUE with one of: none"),
+        ("eagle2:beam_width=-1", "beam_width is -1"),
         ("", "unknown policy ''"),
         ("eagle2:width=3", "no setting 'width=3'"),
         ("rolling:depth=3", "no setting 'depth=3'"),

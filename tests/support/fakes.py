@@ -1,4 +1,4 @@
-"""Stand-ins behind the contracts: a toy step session, a scripted verifier, a scripted draft."""
+"""Stand-ins behind the contracts: toy sessions, a scripted verifier, a scripted draft."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from edgespec.acceptance import Verdict, walk
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Policy
+from edgespec.sizing import Growth, Policy, Root, Setting, Sizer
 from edgespec.tree import ROOT, Candidates, TokenTree
+from edgespec_runtime.drafts import Drafter
+from edgespec_runtime.drafts.growing import Chain
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.kv import CacheShape, KVCache
 from edgespec_runtime.verifiers import LocalVerifier
@@ -78,6 +80,33 @@ class ToySession:
         return (2.0 * logits).astype(np.float32)
 
 
+class ToyChain:
+    """A chain graph's session over a toy draft: ``steps`` levels a call, each level fed with the
+    best token of the one before; its own rows are appended behind the given ones."""
+
+    def __init__(self, session: ToySession, steps: int) -> None:
+        self.cache = session.cache
+        self.engine_s = 0.0
+        self._session, self._steps = session, steps
+
+    def step(
+        self,
+        embeds: Floats,
+        positions: Sequence[int] | npt.NDArray[np.int64],
+        mask: npt.NDArray[np.bool_],
+        last_only: bool = False,
+        *,
+        hidden: Floats | None = None,
+        offset: Floats | None = None,
+    ) -> list[npt.NDArray[Any]]:
+        outputs = [self._session.step(embeds, positions, mask, last_only=True)]
+        for ahead in range(1, self._steps):
+            token = np.array([[outputs[-1][1][0, 0]]], dtype=np.float32)
+            everything = np.ones((1, self.cache.used + 1), dtype=np.bool_)
+            outputs.append(self._session.step(token, [positions[-1] + ahead], everything))
+        return [np.concatenate(level) for level in zip(*outputs, strict=True)]
+
+
 def toy_table(vocab: int) -> Floats:
     """An embedding table whose rows tell ToySession the token."""
     return np.arange(vocab, dtype=np.float32)[:, None]
@@ -94,12 +123,19 @@ def toy_verifier(
 
 
 def toy_draft(
-    prompt: Sequence[int], vocab: int, seed: int = 7, top_k: int = 4, disagree: float = 0.3
+    prompt: Sequence[int],
+    vocab: int,
+    seed: int = 7,
+    top_k: int = 4,
+    disagree: float = 0.3,
+    *,
+    chain_steps: int = 0,
 ) -> VlmDraft:
     """The real VlmDraft over a toy draft that agrees with the toy target now and then."""
     table = toy_table(vocab)
     session = ToySession(vocab, seed, top_k=min(top_k, vocab), disagree=disagree)
-    return VlmDraft(session, table, lambda: table[list(prompt)], 10_000)
+    chain = Chain(ToyChain(session, chain_steps), chain_steps) if chain_steps else None
+    return VlmDraft(session, table, lambda: table[list(prompt)], 10_000, chain)
 
 
 class ScriptedVerifier:
@@ -111,6 +147,10 @@ class ScriptedVerifier:
         self._target = target
         self.committed: list[int] = []
         self.trees: list[TokenTree] = []
+
+    @property
+    def context(self) -> int:
+        return len(self.committed) - 1  # as of a prompt without a token
 
     def begin(self) -> Verdict:
         self.committed.append(self._target(()))
@@ -130,18 +170,36 @@ class ScriptedDraft:
 
     def __init__(self, propose: Callable[[Path, int], Sequence[tuple[int, int, float]]]) -> None:
         self._propose = propose
+        self._candidates = Candidates()
+        self.prepared = False
+        self.unseen = 0
+        self.calls: tuple[int, ...] = ()
         self.committed: list[int] = []
-        self.depths_left: list[int] = []
+        self.roots: list[Root] = []
         self.accepted: list[tuple[int, ...]] = []
+
+    @property
+    def depths_left(self) -> list[int]:
+        return [root.depth_left for root in self.roots]
 
     def begin(self, first: Verdict) -> None:
         assert not self.committed, "a draft begins once"
         self.committed += first.tokens
+        self.unseen = len(first.tokens)
 
-    def grow(self, policy: Policy, depth_left: int) -> Candidates:
-        self.depths_left.append(depth_left)
+    def prepare(self) -> None:
+        assert self.committed, "a draft begins before it is prepared"
+        assert not self.prepared, "a draft is prepared once"
+        self.prepared = True
+
+    def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
+        assert self.prepared, "a draft is prepared before it grows"
+        assert growth is not Growth.NONE
+        assert root.unseen == self.unseen, "the sizer was told of other rows"
+        self.roots.append(root)
+        self.calls, self.unseen = (self.unseen,), 0
         self._candidates = Candidates()
-        for parent, token, logprob in self._propose(tuple(self.committed), depth_left):
+        for parent, token, logprob in self._propose(tuple(self.committed), root.depth_left):
             self._candidates.extend(parent, [token], [logprob])
         return self._candidates
 
@@ -151,6 +209,17 @@ class ScriptedDraft:
         assert tokens == verdict.tokens[: len(indices)], "accepted rows carry other tokens"
         self.accepted.append(indices)
         self.committed += verdict.tokens
+        self.unseen += len(verdict.tokens)
+
+
+def grown_by(
+    draft: Drafter, policy: Policy, depth_left: int, growth: Growth = Growth.STEPS
+) -> Candidates:
+    """What ``draft``, begun, proposes for a new sizer of ``policy``."""
+    if not draft.prepared:
+        draft.prepare()
+    root = Root(depth_left, context=0, unseen=draft.unseen, prepared=True, emitted=1)
+    return draft.grow(policy.start(Setting()), growth, root)
 
 
 def chain(tokens: Sequence[int], logprob: float = -0.1) -> list[tuple[int, int, float]]:
