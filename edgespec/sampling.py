@@ -63,11 +63,33 @@ def gumbel_noise(seed: int, position: int, size: int) -> npt.NDArray[np.float64]
     return noise
 
 
+class Noise:
+    """One request's noise by position, kept while it may be asked for again: the draft ranks with
+    it what the target will draw with it (coupled drafting), and a rejected position is drawn for
+    again in the next round."""
+
+    KEPT = 64
+
+    def __init__(self, seed: int, size: int) -> None:
+        self._seed, self._size = seed, size
+        self._known: dict[int, npt.NDArray[np.float64]] = {}
+
+    def at(self, position: int) -> npt.NDArray[np.float64]:
+        """``gumbel_noise`` of the request's seed at an absolute position, [V]."""
+        found = self._known.get(position)
+        if found is None:
+            if len(self._known) >= self.KEPT:
+                del self._known[min(self._known)]  # positions only ever move on
+            found = self._known[position] = gumbel_noise(self._seed, position, self._size)
+        return found
+
+
 class Sampler:
     """Draws the target's token at a node; one instance per request, shared by every policy."""
 
     def __init__(self, params: SamplingParams, vocab_size: int) -> None:
         self.params = params
+        self.noise = Noise(params.seed, vocab_size)
         self._seen = np.zeros(vocab_size, dtype=np.bool_)
 
     @property
@@ -92,8 +114,7 @@ class Sampler:
         if params.greedy:
             return int(logits.argmax())
         scores = process(logits, params)
-        noise = gumbel_noise(params.seed, position, scores.shape[0])
-        return int((scores + noise).argmax())
+        return int((scores + self.noise.at(position)).argmax())
 
     def _penalised(self, logits: Floats, path: Sequence[int]) -> Floats:
         seen = self._seen

@@ -236,12 +236,14 @@ def test_a_turn_that_does_not_fit_is_left_out_and_counted(model: Model, tmp_path
 
 
 def generated(tokens: int, per_round: int, *, rate: float, total: float, first: int = 0) -> Run:
-    """A made-up run: every round takes 2 ms of drafting and 3 ms of verifying."""
+    """A made-up run: every round takes 2 ms of drafting and 3 ms of verifying, after 1.5 ms for
+    the draft's prompt."""
     rounds = (tokens - 1) // per_round
-    record = Record(first, "", True, per_round, per_round, 2.0, 3.0, None)
-    stats = Stats(rate, 10.0, rounds, per_round, 2.0 * rounds, 3.0 * rounds, 4.0, 10.0 + 50.0)
+    record = Record(first, "", True, per_round, per_round, 2.0, 3.0, 0.0, None)
+    times = (2.0 * rounds, 3.0 * rounds, 1.5, 4.0)
+    stats = Stats(rate, 10.0, rounds, per_round, *times, 10.0 + 50.0)
     ids = (first, *range(1, tokens))
-    return Run("", ids, (record,) * rounds, "eos", 9, stats, 12.0, 6.5, total)
+    return Run("", ids, (record,) * rounds, "eos", 9, stats, 12.0, total)
 
 
 def made_up(plain: Run, mine: Run, identity: str = "a", **settings: Any) -> Turn:
@@ -354,6 +356,7 @@ def check_traces(path: Path, runs: int) -> None:
         assert len({len(column) for column in columns}) == 1
         assert sum(trace["accepted"]) == len(trace["tokens"]) - 1
         assert trace["method"] != "plain" or set(trace["tree_nodes"]) <= {0}
+        assert (trace["draft_prefill_ms"] > 0) == any(trace["tree_nodes"])
 
 
 def test_the_table_is_for_people(

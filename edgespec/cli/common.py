@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgespec.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from edgespec.sizing.budgets import Budget
 
 
 def positive_int(text: str) -> int:
@@ -49,6 +53,42 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
+    )
+
+
+def add_sizing(parser: argparse.ArgumentParser) -> None:
+    """Flags of sizing by measured cost: the profile, and limits."""
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="from `edgespec profile` on this device: trees are sized by measured cost",
+    )
+    limits = (
+        ("--budget-ms-per-round", "MS", "longest round (95th percentile)"),
+        ("--budget-ttft-ms", "MS", "time to the first token"),
+        ("--budget-p95-itl-ms", "MS", "95th percentile of the time between tokens"),
+        ("--budget-memory-mb", "MB", "resident memory"),
+    )
+    for flag, unit, what in limits:
+        parser.add_argument(flag, type=float, default=math.inf, metavar=unit, help=f"limit: {what}")
+    parser.add_argument(
+        "--coupling",
+        choices=("on", "off"),
+        default="on",
+        help="whether a draft may rank by the noise that the target draws with at temperature > 0; "
+        "changes speed alone (default: on)",
+    )
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """The limits asked for. Raises ConfigError for one that is no positive number."""
+    from edgespec.sizing.budgets import Budget
+
+    return Budget(
+        ms_per_round=arguments.budget_ms_per_round,
+        ttft_ms=arguments.budget_ttft_ms,
+        p95_itl_ms=arguments.budget_p95_itl_ms,
+        memory_mb=arguments.budget_memory_mb,
     )
 
 

@@ -63,9 +63,15 @@ class GraphCard:
     role: str
     precision: str
     weight_bytes: int
+    """Read by one pass: the external data without rotary tables. A chain graph passes over its
+    draft's weights ``steps`` times a call; they count for both graphs, and are stored once."""
     kv_bytes_per_token: int
     flops_per_row: float
     """Multiply-adds counted twice, attention over the cache left out."""
+    head_flops: float = 0.0
+    """Those among them of the output head, which only rows pass whose logits are asked for."""
+    steps: int = 1
+    """Passes over the weights in one call."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,29 @@ class Card:
     gflops: float
     """Arithmetic rate: measured, or a datasheet's."""
     measured: bool
+
+    def graph(self, role: str) -> GraphCard | None:
+        """The figures of one graph, if the bundle has it."""
+        return next((graph for graph in self.graphs if graph.role == role), None)
+
+    def floor_ms(self, role: str, rows: int, context: int = 0, picked: int | None = None) -> float:
+        """The least that one call of ``role`` with ``rows`` rows can take: its weights and
+        ``context`` cached rows read once at ``bandwidth_gb_s``, or its arithmetic done at
+        ``gflops``, whichever is longer (the roofline: Williams et al., 2009).
+
+        Rows of a vision graph, a projector or a compressor are patches. ``picked``: rows whose
+        logits are asked for; all by default. Attention's own arithmetic is left out; weights that
+        stay in a cache from one pass to the next may beat the floor. Raises KeyError for a role
+        that the bundle does not have.
+        """
+        graph = self.graph(role)
+        if graph is None:
+            raise KeyError(role)
+        passed = rows + graph.steps - 1
+        headed = passed if picked is None else picked
+        flops = graph.flops_per_row * passed - graph.head_flops * (passed - headed)
+        loaded = graph.steps * (graph.weight_bytes + context * graph.kv_bytes_per_token)
+        return max(loaded / self.bandwidth_gb_s, flops / self.gflops) / 1e6
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FEATURES = ("bias", "logit q", "log rank", "first", "log q of path", "depth", "g
 IDENTITY = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 """The prior: acceptance = the draft's own probability."""
 STRENGTH = np.array([2.0, 20.0, 4.0, 4.0, 20.0, 10.0, 20.0])
-"""Precision of the prior, in nodes of maximal information: what some ten nodes can move is loose."""
+"""Precision of the prior: what some ten nodes can move is loose."""
 HALF_LIFE = 1000.0
 """Nodes after which a label counts half: drafts are better at some tasks than at others."""
 SHARPEST = 9.0
@@ -93,7 +93,9 @@ class Calibrator:
 
     def predict(self, x: Floats) -> Floats:
         """Features [M, F] -> acceptance given the parent's, [M]."""
-        return 1.0 / (1.0 + np.exp(-np.clip(x @ self.weights, -SHARPEST, SHARPEST)))
+        logits = np.clip(x @ self.weights, -SHARPEST, SHARPEST)
+        probabilities: Floats = 1.0 / (1.0 + np.exp(-logits))
+        return probabilities
 
     def learn(self, x: Floats, predicted: Floats, y: Floats, weight: Floats) -> None:
         """Takes M labelled nodes: features, what was predicted for them, outcomes 0 or 1, weights.
@@ -160,9 +162,7 @@ class Paths:
                 outcomes.append(float(token == answer))
                 weights.append(1.0 if parent in visited else self.reach[parent])
         x, edges = np.concatenate(self._x), np.concatenate(self._edges)
-        self._calibrator.learn(
-            x[indices], edges[indices], np.array(outcomes), np.array(weights)
-        )
+        self._calibrator.learn(x[indices], edges[indices], np.array(outcomes), np.array(weights))
 
 
 def features(candidates: Candidates, start: int = 0) -> Floats:
@@ -191,5 +191,6 @@ def features(candidates: Candidates, start: int = 0) -> Floats:
     x[:, 3] = opens
     x[:, 4] = np.maximum(above, -6.0)
     x[:, 5] = np.minimum(np.array(candidates.depths[start:]), 16) / 8.0
-    x[:, 6] = np.where(opens, np.minimum(lead[group], 8.0), np.maximum(own - own[heads][group], -8.0))
+    behind = own - own[heads][group]
+    x[:, 6] = np.clip(np.where(opens, lead[group], behind), -8.0, 8.0)
     return x

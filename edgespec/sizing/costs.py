@@ -1,7 +1,8 @@
 """What a round will cost here and now: a profile's curves, corrected by what rounds really took.
 
-Machines drift: power modes, heat, other load. Corrections are factors on the profile's medians, one
-for the whole of an operation and one for each range of sizes, learnt as running means of log ratios.
+Machines drift: power modes, heat, other load. Corrections are factors on the profile's medians,
+one for the whole of an operation and one for each range of sizes, learnt as running means of log
+ratios.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.latency import Costs, Curve
+from edgespec.latency import Costs
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,7 +49,8 @@ class Factor:
         for index, value in self.bins.items():
             low = 0 if index == 0 else 2 ** (index - 1)
             values[low : 2**index if index else 1] += value
-        return np.exp(values)
+        factors: Floats = np.exp(values)
+        return factors
 
     def learn(self, measured: float, predicted: float, size: int) -> None:
         """Takes what one operation took against what the bare profile says."""
@@ -93,58 +95,72 @@ class Drift:
         }
 
 
+@dataclass(frozen=True)
+class Tables:
+    """The profile's bare medians at one context, ready to be indexed."""
+
+    context: int
+    verify: Floats
+    """[nodes + 1], by nodes."""
+    first: dict[bool, Floats]
+    """By chain or not: the first draft call, by unseen rows up to ``UNSEEN``."""
+    further: dict[bool, Floats]
+    """A further draft call, by width; the chain's has one width."""
+
+
+UNSEEN = 64
+"""Unseen rows that are told apart; more of them cost what the last slope says."""
+
+
 class RoundCosts:
     """One request's view: corrected times at its context."""
 
-    def __init__(self, costs: Costs, drift: Drift, nodes: int, sampled: bool) -> None:
-        """``nodes``: the most of a tree; ``sampled``: whether tokens are drawn (temperature > 0)."""
+    def __init__(
+        self, costs: Costs, drift: Drift, *, nodes: int, width: int, sampled: bool
+    ) -> None:
+        """``nodes``: the most of a tree; ``width``: the most of a beam; ``sampled``: whether tokens
+        are drawn (temperature > 0)."""
         self._costs = costs
-        self._nodes = nodes
+        self._nodes, self._width = nodes, width
         self._pick_ms = costs.pick_ms if sampled else 0.0
         self.drift = drift
-        self._at = -CONTEXT_STEP
-        self._verify = np.zeros(nodes + 1)
-
-    @property
-    def chain_steps(self) -> int:
-        return self._costs.chain_steps if self._costs.chain_first else 0
+        self.chain_steps = costs.chain_steps if costs.chain_first else 0
+        self.can_step = costs.draft_step is not None
+        self._tables: Tables | None = None
 
     def verify(self, context: int) -> Floats:
-        """Milliseconds to verify 0..nodes nodes, this side's bookkeeping included."""
-        return self._bare_verify(context) * self.drift.verify.table(self._nodes) + self.host(1.0)
+        """Milliseconds to verify 0..nodes nodes, [nodes + 1]."""
+        return self._at(context).verify * self.drift.verify.table(self._nodes)
+
+    def verify_one(self, nodes: int, context: int) -> float:
+        """The same for one size."""
+        return float(self._at(context).verify[nodes]) * self.drift.verify.of(nodes)
 
     def host(self, tokens: float) -> float:
         """Of one round, beyond drafting and verifying."""
-        base = self._costs.host_round_ms + self._costs.host_token_ms * tokens
-        return base * math.exp(self.drift.host.log)
+        bare = self._costs.host_round_ms + self._costs.host_token_ms * tokens
+        return bare * math.exp(self.drift.host.log)
 
     def prepare(self, tokens: int, images: int) -> float:
         """The draft's side of pictures, and its prompt."""
-        bare = self._bare_prepare(tokens, images)
-        return bare * math.exp(self.drift.prepare.log)
+        return self._bare_prepare(tokens, images) * math.exp(self.drift.prepare.log)
 
     def first(self, chain: bool, unseen: int, context: int) -> float:
-        """The first draft call of a round, commit included."""
+        """The first draft call of a round, and the draft's commit."""
         bare = self._bare_calls(chain, (unseen,), context)
         return bare * math.exp(self.drift.draft.log)
 
-    def segment(self, context: int) -> float:
-        """A further call of the chain graph."""
-        assert self._costs.chain_next is not None
-        return self._costs.chain_next.at(1, context) * math.exp(self.drift.draft.log)
-
-    def steps(self, widths: int, context: int) -> Floats:
-        """A further draft step over 0..widths nodes."""
-        assert self._costs.draft_step is not None
-        times = self._costs.draft_step.row(context, widths)
-        times[0] = 0.0
-        return times * math.exp(self.drift.draft.log)
+    def further(self, chain: bool, context: int) -> Floats:
+        """A further draft call over 0..width nodes; of a chain, index 1."""
+        table = self._at(context).further[chain]
+        return table * math.exp(self.drift.draft.log)
 
     def learn_verify(self, nodes: int, tokens: int, context: int, measured: float) -> float:
-        """Takes a verification's time; returns what was predicted for it."""
-        bare = float(self._bare_verify(context)[nodes]) + self._pick_ms * tokens
-        predicted = bare * self.drift.verify.of(nodes)
-        self.drift.verify.learn(measured, bare, nodes)
+        """Takes a verification's time, ``tokens`` drawn; returns what was predicted for it."""
+        bare = float(self._at(context).verify[nodes])
+        drawing = self._pick_ms * tokens  # the same whatever the tree: no part of the choice
+        predicted = bare * self.drift.verify.of(nodes) + drawing
+        self.drift.verify.learn(measured - drawing, bare, nodes)
         return predicted
 
     def learn_draft(
@@ -152,18 +168,33 @@ class RoundCosts:
     ) -> float:
         """Takes a round's drafting time; returns what was predicted for it."""
         bare = self._bare_calls(chain, calls, context)
-        predicted = bare * self.drift.draft.of(0)
+        predicted = bare * math.exp(self.drift.draft.log)
         self.drift.draft.learn(measured, bare, 0)
         return predicted
 
     def learn_prepare(self, tokens: int, images: int, measured: float) -> None:
+        """Takes what the draft's prompt took."""
         self.drift.prepare.learn(measured, self._bare_prepare(tokens, images), 0)
 
-    def _bare_verify(self, context: int) -> Floats:
-        if abs(context - self._at) >= CONTEXT_STEP:
-            self._at = context
-            self._verify = self._costs.verify.row(context, self._nodes + 1)[1:]
-        return self._verify
+    def learn_host(self, tokens: int, measured: float) -> None:
+        """Takes what a round took beyond drafting and verifying."""
+        bare = self._costs.host_round_ms + self._costs.host_token_ms * tokens
+        self.drift.host.learn(measured, bare, 0)
+
+    def _at(self, context: int) -> Tables:
+        if self._tables is None or abs(context - self._tables.context) >= CONTEXT_STEP:
+            costs = self._costs
+            first, further = {}, {}
+            if costs.draft_first is not None and costs.draft_step is not None:
+                first[False] = costs.draft_first.row(context, UNSEEN)
+                further[False] = costs.draft_step.row(context, self._width)
+                further[False][0] = 0.0
+            if costs.chain_first is not None and costs.chain_next is not None:
+                first[True] = costs.chain_first.row(context, UNSEEN)
+                further[True] = costs.chain_next.row(context, 1)
+            verify = costs.verify.row(context, self._nodes + 1)[1:]
+            self._tables = Tables(context, verify, first, further)
+        return self._tables
 
     def _bare_prepare(self, tokens: int, images: int) -> float:
         costs = self._costs
@@ -173,15 +204,13 @@ class RoundCosts:
         return total
 
     def _bare_calls(self, chain: bool, calls: Sequence[int], context: int) -> float:
-        costs = self._costs
-        first, further = costs.draft_first, costs.draft_step
-        if chain and costs.chain_first is not None:
-            first, further = costs.chain_first, costs.chain_next
-        if first is None or further is None or not calls:
+        tables = self._at(context)
+        if not calls or chain not in tables.first:
             return 0.0
-        total = costs.commit_ms + _at(first, calls[0], context)
-        return total + sum(_at(further, width, context) for width in calls[1:])
-
-
-def _at(curve: Curve, size: int, context: int) -> float:
-    return curve.at(size, context)
+        first, further = tables.first[chain], tables.further[chain]
+        total = self._costs.commit_ms + float(first[min(calls[0], UNSEEN)])
+        if calls[0] > UNSEEN:
+            total += (calls[0] - UNSEEN) * float(first[UNSEEN] - first[UNSEEN - 1])
+        for width in calls[1:]:
+            total += float(further[width])
+        return total

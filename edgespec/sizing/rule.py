@@ -2,8 +2,8 @@
 
 Rounds are renewals, so long-run speed is E[tokens per round] / E[time per round]. By Dinkelbach's
 argument the policy that maximises it is the one that maximises, round by round,
-E[tokens] - lambda * E[time] with lambda the best achievable speed. Time already spent is sunk and is
-in no comparison here.
+E[tokens] - lambda * E[time] with lambda the best achievable speed. Time already spent is sunk and
+is in no comparison here.
 
 Units: probabilities, milliseconds, lambda in tokens per millisecond.
 """

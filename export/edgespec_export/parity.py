@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
+from edgespec.tree import TokenTree
 from edgespec_export.comparing import (
-    STEP_OUTPUTS,
     Graphs,
     check_top_k,
     compared,
+    coupled,
     floats,
+    named,
     parity_libraries,
+    plain_and_coupled,
     random_tree,
     rows_to,
     spread,
@@ -142,6 +146,21 @@ class _Original:
         hidden = np.concatenate(states, -1) if states else np.empty((len(ids), 0), np.float32)
         return floats(output.logits[0]), hidden
 
+    def nodes(
+        self, prompt: list[int], tree: TokenTree, pixels: Floats | None, features: Sequence[int]
+    ) -> tuple[Floats, Floats]:
+        """``forward`` of the prompt's last row and every node, each over its own path."""
+        rows, before = len(tree) + 1, len(prompt) - 1
+        text = self._geometry.text
+        logits = np.empty((rows, text.vocab), dtype=np.float32)
+        hidden = np.empty((rows, text.hidden * len(features)), dtype=np.float32)
+        for leaf in set(range(rows)) - set(tree.parents):
+            path = rows_to(tree, leaf)
+            plain, states = self.forward([*prompt, *tree.path(leaf)], pixels, features)
+            logits[path] = plain[before : before + len(path)]
+            hidden[path] = states[before : before + len(path)]
+        return logits, hidden
+
 
 def _check_model(
     graphs: Graphs,
@@ -200,33 +219,34 @@ def _check_step(
     # Row 0 of a tree is the last committed token, whose logits are still wanted.
     prefill(session, np.concatenate(parts)[:-1])
     committed = session.cache.length
-    positions = committed + np.array([0, *tree.depths])
     seen = np.ones((len(tree) + 1, committed), dtype=np.bool_)
-    outputs = session.step(
-        table[[text[-1], *tree.tokens]], positions, np.concatenate([seen, tree.mask()], axis=1)
+    step = partial(
+        session.step,
+        table[[text[-1], *tree.tokens]],
+        committed + np.array([0, *tree.depths]),
+        np.concatenate([seen, tree.mask()], axis=1),
     )
-    vocab = geometry.text.vocab
-    wanted = np.empty((len(tree) + 1, vocab), dtype=np.float32)
-    hidden = np.empty((len(tree) + 1, geometry.text.hidden * len(features)), dtype=np.float32)
-    for leaf in set(range(len(tree) + 1)) - set(tree.parents):
-        rows = rows_to(tree, leaf)
-        asked = [*prompt, *tree.path(leaf)]
-        plain, states = original.forward(asked, pixels if image else None, features)
-        wanted[rows] = plain[committed : committed + len(rows)]
-        hidden[rows] = states[committed : committed + len(rows)]
+    wanted, hidden = original.nodes(prompt, tree, pixels if image else None, features)
     kept = wanted if ids is None else wanted[:, list(ids)]
-    figures = compared(role, outputs[0], kept, original.against)
-    figures["argmax_equal"] = bool(np.array_equal(outputs[0].argmax(-1), kept.argmax(-1)))
-    given = {output.name for output in graphs.specs[role].outputs}
-    rest = dict(zip((n for n in STEP_OUTPUTS if n in given), outputs[1:], strict=True))
-    if "topk_ids" in rest:
-        logits = spread(kept, ids, vocab)
-        figures["topk"] = check_top_k(
-            role, rest["topk_logprobs"], rest["topk_ids"], logits, original.against
-        )
-    if "hidden" in rest:
-        figures["hidden"] = compared(f"{role}: hidden", rest["hidden"], hidden, original.against)
-    return figures
+    names = ("logits", *graphs.wanted(role))
+
+    def check(noise: Floats | None) -> dict[str, Any]:
+        found = dict(zip(names, step(noise=noise), strict=True))
+        label, against = named(role, noise), original.against
+        figures = compared(label, found["logits"], kept, against)
+        figures["argmax_equal"] = bool(np.array_equal(found["logits"].argmax(-1), kept.argmax(-1)))
+        if "topk_ids" in found:
+            scores = coupled(spread(kept, ids, geometry.text.vocab), ids, noise)
+            figures["topk"] = check_top_k(
+                label, found["topk_logprobs"], found["topk_ids"], scores, against
+            )
+        if "hidden" in found:
+            figures["hidden"] = compared(f"{label}: hidden", found["hidden"], hidden, against)
+        return figures
+
+    if "topk_ids" not in names:
+        return check(None)
+    return plain_and_coupled(session, kept.shape, check)
 
 
 def _check_chain(
@@ -245,8 +265,14 @@ def _check_chain(
         prefill(session, table[text[:-1]])
     committed = session.cache.length
     chain = graphs.chain(session)
-    logprobs, ids = chain.step(table[[text[-1]]], [committed], causal_mask(committed, 1))
-    wanted = original.forward([*text, *ids[:-1, 0].tolist()], None)[0][committed:]
-    kept = wanted if allowed is None else wanted[:, list(allowed)]
-    logits = spread(kept, allowed, geometry.text.vocab)
-    return check_top_k("draft_chain", logprobs, ids, logits, original.against)
+
+    def check(noise: Floats | None) -> dict[str, Any]:
+        logprobs, ids = chain.step(
+            table[[text[-1]]], [committed], causal_mask(committed, 1), noise=noise
+        )
+        wanted = original.forward([*text, *ids[:-1, 0].tolist()], None)[0][committed:]
+        kept = wanted if allowed is None else wanted[:, list(allowed)]
+        scores = coupled(spread(kept, allowed, geometry.text.vocab), allowed, noise)
+        return check_top_k(named("draft_chain", noise), logprobs, ids, scores, original.against)
+
+    return plain_and_coupled(chain, (steps, graphs.proposed), check)

@@ -46,7 +46,7 @@ class Cell:
     """Plain decoding's time from call to first token: pictures, vision tower, prefill."""
     ttft_ms: float
     draft_prefill_ms: float | None
-    """The draft's own prefill, which falls after the first token."""
+    """The draft's own prefill, which falls after the first token; 0 where nothing was drafted."""
     plain_round_ms: float | None
     """T(1): one plain step."""
     draft_ms_per_round: float | None

@@ -34,6 +34,7 @@ class Settings:
     """Counted runs of every side, after one that warms up."""
     max_new_tokens: int | None = None
     seed: int = 0
+    coupled: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,6 @@ class Run:
     stats: Stats
     first_ms: float
     """From the call to the first token: pictures, vision tower, prefill."""
-    second_ms: float
-    """From there to the end of the next round; 0 where there is none."""
     total_ms: float
     """From the call to the last token."""
     setting: Setting = field(default_factory=Setting)
@@ -78,10 +77,8 @@ class Run:
 
     @property
     def draft_prefill_ms(self) -> float:
-        """What the first round took beyond drafting and verifying: the draft's prefill."""
-        if not self.rounds:
-            return 0.0
-        return max(self.second_ms - self.rounds[0].draft_ms - self.rounds[0].verify_ms, 0.0)
+        """The draft's own prefill, in the first round that drafts; 0 where none does."""
+        return self.stats.prepare_ms
 
 
 @dataclass(frozen=True)
@@ -198,11 +195,16 @@ def _run(model: Model, turn: Turn, side: Side, history: list[Message], settings:
         policy=side.policy if side.policy not in ("", DEFAULT) else None,
         max_new_tokens=settings.max_new_tokens,
         temperature=turn.temperature,
+        coupled=settings.coupled,
         seed=turn.seed,
     )
+<<<<<<< HEAD
     rounds: list[Round] = []
     request.listen(rounds.append)
     records, arrivals = [], [started]
+=======
+    records, arrivals = [], list[float]()
+>>>>>>> main
     for record in request:
         records.append(record)
         arrivals.append(perf_counter())
@@ -214,8 +216,7 @@ def _run(model: Model, turn: Turn, side: Side, history: list[Message], settings:
         finish_reason=records[-1].finish_reason or "",
         prompt_tokens=request.prompt_tokens,
         stats=request.stats,
-        first_ms=(arrivals[1] - started) * 1e3,
-        second_ms=(arrivals[2] - arrivals[1]) * 1e3 if len(records) > 1 else 0.0,
+        first_ms=(arrivals[0] - started) * 1e3,
         total_ms=(arrivals[-1] - started) * 1e3,
         setting=request.setting,
         proposals=proposals(rounds, tokens),

@@ -1,0 +1,320 @@
+"""Sizing by measured cost: as much speculation as pays, round by round.
+
+Source: the renewal-reward rule (``edgespec.sizing.rule``) with acceptance probabilities learnt
+online (``calibration``), the device's measured times (``costs``), and budgets as constraints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import ConfigError
+from edgespec.sizing.budgets import Budget
+from edgespec.sizing.calibration import Paths
+from edgespec.sizing.contract import (
+    Feedback,
+    Growth,
+    Root,
+    Setting,
+    Sizer,
+    check_positive,
+    check_probability,
+    newest,
+)
+from edgespec.sizing.costs import RoundCosts
+from edgespec.sizing.experience import Experience
+from edgespec.sizing.lengths import start_after
+from edgespec.sizing.rates import Arms
+from edgespec.sizing.rule import best_count, tree_order, worth_of_levels
+from edgespec.tree import Candidates
+
+Floats = npt.NDArray[np.float64]
+
+TRIES = 3
+"""Rounds of every kind of growth before its rate is trusted."""
+MARGIN = 1.01
+"""Drafting must look so much better than plain decoding: a tie is not worth its spread."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """Maximises tokens per second: nodes, depth, width and whether to draft at all, every round.
+
+    ``nodes``, ``levels`` and ``width`` bound the tree, ``top_k`` the children of a node;
+    ``explore`` is the share of time that may be lost on trying what looks worse. Needs a profile.
+    """
+
+    nodes: int = 48
+    levels: int = 24
+    width: int = 8
+    top_k: int = 4
+    explore: float = 0.005
+
+    def __post_init__(self) -> None:
+        check_positive(self, "nodes", "levels", "width", "top_k")
+        check_probability(self, "explore")
+
+    @property
+    def max_nodes(self) -> int:
+        return self.nodes
+
+    @property
+    def max_drafted(self) -> int:
+        return self.width * (self.levels - 1)
+
+    def start(self, setting: Setting) -> Sizer:
+        if setting.profile is None:
+            raise ConfigError(
+                "policy 'sized' sizes trees by measured cost and needs a device profile; make one "
+                "with: edgespec profile --bundle BUNDLE --out PROFILE, and give it with --profile"
+            )
+        return SizedTrees(self, setting)
+
+
+class SizedTrees:
+    """The rule at work in one answer."""
+
+    def __init__(self, policy: Sized, setting: Setting) -> None:
+        assert setting.profile is not None
+        self.policy = policy
+        self._setting = setting
+        self.experience = setting.experience or Experience()
+        key = self.experience.key(setting)
+        self._lesson = self.experience.lesson(key)
+        self._asked = self.experience.questions.ask(setting.question)
+        self._near = self.experience.questions.near(self._asked)
+        self._own = self._asked.arms.setdefault(key, Arms())
+        known = [(weight, asked.arms[key]) for weight, asked in self._near if key in asked.arms]
+        self._arms = Arms.blended(known)
+        self._known = {growth: rate.rounds for growth, rate in self._arms.by.items()}
+        self._arms.lighten()
+        self._costs = RoundCosts(
+            setting.profile.costs,
+            self.experience.drift,
+            nodes=policy.nodes,
+            width=policy.width,
+            sampled=setting.temperature > 0,
+        )
+        self._limit = _round_limit(setting.budget)
+        self._mine = Arms()  # of this answer alone
+        self._start: int | None = None
+        self._paths = Paths(self._lesson.calibrator)
+        # Of the round at hand.
+        self._growth = Growth.NONE
+        self._verify: Floats = np.zeros(1)
+        self._rate = self._plain_ms = self._spent = self._tokens = 0.0
+
+    # --- before drafting
+
+    def begin(self, root: Root) -> Growth:
+        costs = self._costs
+        self._plain_ms = costs.verify_one(0, root.context) + costs.host(1)
+        self._rate = max(self._arms.overall.value, 1.0 / self._plain_ms)
+        self._tokens = 1.0
+        growth = self._pick(root)
+        self._growth, self._spent = growth, 0.0
+        if growth is not Growth.NONE:
+            self._verify = costs.verify(root.context)
+            self._paths = Paths(self._lesson.calibrator)
+            self._spent = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        return growth
+
+    def _pick(self, root: Root) -> Growth:
+        """The kind of growth that is fastest here, or one whose turn it is to be tried."""
+        possible = [g for g in self._kinds() if self._fits(g, root)]
+        if not possible:
+            return Growth.NONE
+        plain = 1.0 / self._plain_ms
+        untried = [g for g in possible if self._lesson.arms.by[g].rounds < TRIES]
+        best = max(possible, key=self._value)
+        if not root.prepared and not untried and not self._worth_preparing(root, best, plain):
+            return Growth.NONE
+        if untried:
+            return untried[0]
+        drafting = self._value(best) > MARGIN * plain
+        tried = self._on_trial(root, possible, self._value(best) if drafting else plain)
+        return tried or (best if drafting else Growth.NONE)
+
+    def _kinds(self) -> list[Growth]:
+        if self._costs.chain_steps and self._setting.chain_steps:
+            return [Growth.CHAIN, Growth.STEPS] if self._costs.can_step else [Growth.CHAIN]
+        return [Growth.STEPS]
+
+    def _value(self, growth: Growth) -> float:
+        """Its rate; of a question in words never heard, what it may hopefully be."""
+        known = self._known[growth]
+        value, hope = self._arms.by[growth].value, self._lesson.spread[growth].hopeful
+        return value if hope <= value else (known * value + TRIES * hope) / (known + TRIES)
+
+    def _fits(self, growth: Growth, root: Root) -> bool:
+        """Whether the smallest round of this kind keeps the budget."""
+        if self._limit == math.inf:
+            return True
+        costs = self._costs
+        least = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        least += costs.verify_one(1, root.context) + costs.host(1)
+        if not root.prepared:
+            least += self._prepare_ms
+        return least * self._tail <= self._limit
+
+    @property
+    def _prepare_ms(self) -> float:
+        setting = self._setting
+        return self._costs.prepare(setting.draft_prompt_tokens, setting.images)
+
+    @property
+    def _tail(self) -> float:
+        """A round's 95th percentile over its prediction."""
+        return math.exp(self._costs.drift.verify.log_p95)
+
+    def _worth_preparing(self, root: Root, best: Growth, plain: float) -> bool:
+        """Whether this answer is likely to pay for the draft's prompt."""
+        if self._start is None:
+            setting, rate = self._setting, self._value(best)
+            self._start = start_after(
+                self._near,
+                setting.max_new_tokens,
+                self._prepare_ms,
+                1.0 / plain - 1.0 / rate if rate else 0.0,
+            )
+        if root.emitted >= self._start:
+            return True
+        return self._lesson.allowance_ms > 2 * self._prepare_ms
+
+    def _on_trial(self, root: Root, possible: list[Growth], rate: float) -> Growth | None:
+        """A kind that looks worse, when what trying it may lose has been saved up for.
+
+        ``explore`` of all time is the allowance, so what is lost on trials is bounded by it.
+        """
+        for growth in possible:
+            arm = self._arms.by[growth]
+            if arm.value >= rate or not arm.rounds:
+                continue
+            loss = (arm.ms - arm.tokens / rate) / arm.rounds
+            if not root.prepared:
+                loss += self._prepare_ms
+            if loss < self._lesson.allowance_ms:
+                self._lesson.allowance_ms -= loss
+                return growth
+        return None
+
+    # --- while drafting
+
+    def beam(self, candidates: Candidates, level: int, root: Root) -> list[int]:
+        reach = self._paths.extend(candidates)
+        if level >= min(self.policy.levels, root.depth_left):
+            return []
+        fresh = newest(candidates, level)
+        if self._growth is Growth.CHAIN:
+            return self._next_segment(reach, fresh[0], root)
+        return self._next_beam(reach, fresh, root)
+
+    def _next_segment(self, reach: list[float], tip: int, root: Root) -> list[int]:
+        """The chain's tip where another segment is expected to pay."""
+        costs, kept = self._costs, self._lesson.kept
+        steps = self._setting.chain_steps
+        price = float(costs.further(True, root.context)[1]) if costs.chain_steps else 0.0
+        if not self._affordable(price):
+            return []
+        gains = [reach[tip] * kept**ahead for ahead in range(1, steps + 1)]
+        ranked = np.sort(np.array(reach))[::-1]
+        worth = worth_of_levels(ranked, gains, self._verify, self._rate)
+        if worth <= self._rate * price:
+            return []
+        self._spent += price
+        return [tip]
+
+    def _next_beam(self, reach: list[float], fresh: list[int], root: Root) -> list[int]:
+        """The newest nodes worth expanding: those whose children are expected to pay for their
+        share of a draft step and of the verification (width), if together they pay for the step
+        (depth), looking two steps ahead."""
+        costs, rate, kept = self._costs, self._rate, self._lesson.kept
+        ranked = sorted(fresh, key=lambda i: -reach[i])[: self.policy.width]
+        prices = costs.further(False, root.context)[: len(ranked) + 1]
+        chance = np.array([reach[i] for i in ranked])
+        nodes = min(len(reach), len(self._verify) - 1)
+        slope = float(self._verify[nodes] - self._verify[0]) / max(nodes, 1)
+        one = np.maximum(chance * kept - rate * slope, 0.0)
+        two = one + np.maximum(chance * kept * kept - rate * slope, 0.0)
+        worth = np.maximum(
+            np.cumsum(one) - rate * prices[1:], np.cumsum(two) - 2 * rate * prices[1:]
+        )
+        width = int(worth.argmax()) + 1
+        if worth[width - 1] <= 0 or not self._affordable(float(prices[width])):
+            return []
+        self._spent += float(prices[width])
+        return ranked[:width]
+
+    def _affordable(self, price: float) -> bool:
+        left = self._limit / self._tail - self._spent - price - self._costs.host(1)
+        return left >= float(self._verify[1])
+
+    def choose(self, candidates: Candidates) -> list[int]:
+        if not len(candidates):
+            return []
+        reach = np.array(self._paths.extend(candidates))
+        order = tree_order(reach)[: self.policy.nodes]
+        ranked = reach[order]
+        left = self._limit / self._tail - self._spent - self._costs.host(1)
+        count = best_count(ranked, self._verify, self._rate, left)
+        self._tokens = 1.0 + float(ranked[:count].sum())
+        chosen: list[int] = order[:count].tolist()
+        return chosen
+
+    # --- afterwards
+
+    def learn(self, feedback: Feedback) -> None:
+        root, growth = feedback.root, feedback.growth
+        costs, lesson, nodes = self._costs, self._lesson, len(feedback.chosen)
+        tokens = len(feedback.tokens)
+        ms = costs.learn_verify(nodes, tokens, root.context, feedback.verify_ms)
+        if growth is not Growth.NONE:
+            chain = growth is Growth.CHAIN and bool(costs.chain_steps)
+            drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
+            ms += drafting or feedback.draft_ms
+            if not root.prepared:
+                setting = self._setting
+                costs.learn_prepare(
+                    setting.draft_prompt_tokens, setting.images, feedback.prepare_ms
+                )
+            self._learn_paths(feedback)
+        ms += costs.host(tokens)
+        costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
+        for arms in (self._arms, self._own, lesson.arms, self._mine):
+            arms.add(growth, self._tokens, ms)
+        self._known[growth] += 1
+        lesson.allowance_ms += self.policy.explore * ms
+        lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
+
+    def _learn_paths(self, feedback: Feedback) -> None:
+        candidates, reach = feedback.candidates, self._paths.reach
+        if not len(candidates):
+            return
+        self._paths.learn(
+            candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
+        )
+        inner = above = 0.0
+        last = -1
+        for index, parent in enumerate(candidates.parents):
+            if parent >= 0 and parent != last:
+                inner += reach[index]
+                above += reach[parent]
+            last = parent
+        if above > 0:
+            self._lesson.kept += 0.05 * (inner / above - self._lesson.kept)
+
+    def finish(self, emitted: int, ended: bool) -> None:
+        self._asked.lengths.append(emitted)
+        for growth, rate in self._mine.by.items():
+            if rate.rounds >= TRIES:
+                self._lesson.spread[growth].add(rate.value)
+
+
+def _round_limit(budget: Budget | None) -> float:
+    """The longest round that budgets allow, ms: tokens of one round arrive together, so the time
+    between tokens is a round's."""
+    return min(budget.ms_per_round, budget.p95_itl_ms) if budget else math.inf

@@ -1,0 +1,7 @@
+"""What is measured, at the runtime's contracts, and in which order.
+
+sizes    how many rows, tokens and pictures      samples  what was clocked so far
+scripts  growths and trees that are asked for    rigs     target and draft, put at any context
+rounds   draft calls and verifications           prompts  pictures and prompts
+requests whole requests: commits and the host    memory   resident memory, in processes of its own
+"""
