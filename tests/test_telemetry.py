@@ -43,7 +43,7 @@ AGX_XAVIER = (
 ORIN_NANO = (
     "10-06-2026 12:00:01 RAM 4493/7620MB (lfb 1x4MB) SWAP 0/3810MB (cached 0MB) CPU [5%@1510,"
     "3%@729,0%@729,0%@729,off,off] EMC_FREQ 9%@2133 GR3D_FREQ 87%@[611] NVDEC off NVJPG off "
-    "NVJPG1 off VIC off OFA off APE 200 cpu@47.5C soc2@46.1C soc0@46.5C gpu@48.2C tj@48.2C soc1@46C "
+    "NVJPG1 off VIC off OFA off APE 200 cpu@47.5C soc2@46.1C soc0@46.5C gpu@48.2C tj@48.2C "
     "VDD_IN 5144mW/5144mW VDD_CPU_GPU_CV 1495mW/1400mW VDD_SOC 1286mW/1200mW"
 )
 AGX_ORIN = (

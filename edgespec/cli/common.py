@@ -8,9 +8,10 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgespec.errors import MissingDependencyError
+from edgespec.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from edgespec.sizing.budgets import Budget
@@ -102,6 +103,17 @@ def needs_extra(command: str, extra: str) -> Iterator[None]:
         if package.startswith("edgespec"):
             raise  # our own module: a bug, not a missing package
         raise MissingDependencyError(package, command, extra) from None
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Opens the file for appending, which changes nothing in it. Raises InputError."""
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{flag} cannot be written to '{path}': {error.strerror}") from None
 
 
 def print_json(value: Any) -> None:

@@ -43,7 +43,6 @@ class PromptBench:
         if draft is not None:
             for size in sizes.draft_prompts:
                 yield lambda samples, size=size: self._prepare(size, samples)  # type: ignore[misc]
-        yield self._pick
 
     def _prefill(self, size: int, samples: Samples) -> None:
         verifier, _ = open_verifier(self._model, self._source.ids(size), size + 1)
@@ -82,7 +81,7 @@ class PromptBench:
             _ = visual.draft
         samples.add("draft_vision", count, _since(started))
 
-    def _pick(self, samples: Samples) -> None:
+    def pick(self, samples: Samples) -> None:
         """Drawing a token at the checkpoint's temperature (1 where it is greedy), beyond the
         arg-max of its logits."""
         logits = 3 * self._rng.standard_normal(self._vocab, dtype=np.float32)

@@ -47,6 +47,21 @@ class Samples:
         values = [ms for point in self._points.get(operation, {}).values() for ms in point]
         return float(np.median(values)) if values else 0.0
 
+    def line(self, operation: str) -> tuple[float, float]:
+        """(at size 0, per size) of an operation, neither negative: least squares over the medians
+        of the sizes, each weighing as much as it was clocked often."""
+        points = self._points.get(operation, {})
+        sizes = np.array([size for _, size in points], dtype=np.float64)
+        if not len(sizes):
+            return 0.0, 0.0
+        medians = np.array([np.median(ms) for ms in points.values()])
+        weights = np.array([len(ms) for ms in points.values()], dtype=np.float64)
+        mean, level = np.average(sizes, weights=weights), np.average(medians, weights=weights)
+        spread = np.average((sizes - mean) ** 2, weights=weights)
+        rise = np.average((sizes - mean) * (medians - level), weights=weights)
+        slope = max(float(rise / spread), 0.0) if spread else 0.0
+        return max(float(level - slope * mean), 0.0), slope
+
     @property
     def fewest(self) -> int:
         """Repeats of the point that has the fewest."""

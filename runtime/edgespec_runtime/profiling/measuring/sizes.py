@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgespec.errors import ConfigError
 from edgespec_runtime.model import Model
@@ -23,7 +23,6 @@ TOP_K = 4
 SEGMENTS = 2
 """Chain calls of one round: the root's, and one that goes on."""
 DEFAULT_NODES = 64
-REPEATS, QUICK_REPEATS = 40, 16
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,21 @@ def sizes_of(
     return _with_draft(target, model, asked, quick) if model.draft else target
 
 
+def smallest(model: Model, prompt: int) -> Sizes:
+    """One point of everything, around a prompt of ``prompt`` tokens or what fits of it."""
+    whole = sizes_of(model, quick=True, max_nodes=1)
+    return replace(
+        whole,
+        contexts=(min(prompt, whole.contexts[-1]),),
+        prompts=(min(prompt, whole.prompts[-1]),),
+        pictures=(1,),
+        unseen=whole.unseen[:1],
+        widths=whole.widths[:1],
+        draft_contexts=tuple(min(prompt, size) for size in whole.draft_contexts[-1:]),
+        draft_prompts=tuple(min(prompt, size) for size in whole.draft_prompts[-1:]),
+    )
+
+
 def _with_draft(target: Sizes, model: Model, asked: int, quick: bool) -> Sizes:
     draft = model.draft
     assert draft is not None
@@ -82,11 +96,8 @@ def _with_draft(target: Sizes, model: Model, asked: int, quick: bool) -> Sizes:
         raise ConfigError(
             f"the draft's context of {meta['max_positions']} tokens is too short to be measured"
         )
-    return Sizes(
-        target.rows,
-        target.contexts,
-        target.prompts,
-        target.pictures,
+    return replace(
+        target,
         unseen=unseen,
         widths=widths,
         draft_contexts=_contexts(most, quick),
