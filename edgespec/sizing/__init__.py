@@ -12,11 +12,8 @@ from edgespec.sizing.parse import parse_policy
 from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
-<<<<<<< HEAD
-from edgespec.sizing.policies.survey import Survey
-=======
 from edgespec.sizing.policies.sized import Sized
->>>>>>> main
+from edgespec.sizing.policies.survey import Survey
 
 __all__ = [
     "Eagle2",

@@ -12,21 +12,15 @@ from edgespec.sizing.contract import Policy
 from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
-<<<<<<< HEAD
-from edgespec.sizing.policies.survey import Survey
-=======
 from edgespec.sizing.policies.sized import Sized
->>>>>>> main
+from edgespec.sizing.policies.survey import Survey
 
 KINDS: dict[str, type[Any]] = {
     "plain": Plain,
     "eagle2": Eagle2,
     "rolling": RollingBestN,
-<<<<<<< HEAD
-    "survey": Survey,
-=======
     "sized": Sized,
->>>>>>> main
+    "survey": Survey,
 }
 READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 

@@ -198,13 +198,9 @@ def _run(model: Model, turn: Turn, side: Side, history: list[Message], settings:
         coupled=settings.coupled,
         seed=turn.seed,
     )
-<<<<<<< HEAD
     rounds: list[Round] = []
     request.listen(rounds.append)
-    records, arrivals = [], [started]
-=======
     records, arrivals = [], list[float]()
->>>>>>> main
     for record in request:
         records.append(record)
         arrivals.append(perf_counter())

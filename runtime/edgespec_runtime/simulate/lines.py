@@ -39,6 +39,7 @@ class Line:
     prompt_tokens: int
     draft_prompt_tokens: int
     images: int
+    question: tuple[int, ...]
     max_new_tokens: int
     tokens: tuple[int, ...]
     finish_reason: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from zlib import crc32
 
 import numpy as np
 
@@ -93,7 +92,7 @@ def replay(
         conditions.profile.costs,
         clock,
         sampled=line.temperature > 0,
-        noise=np.random.default_rng([conditions.seed, _question(answer)])
+        noise=np.random.default_rng([conditions.seed, *line.question])
         if conditions.noise
         else None,
     )
@@ -158,13 +157,9 @@ def _setting(
         coupled=line.coupled,
         chain_steps=profile.costs.chain_steps,
         draft="model",
-        question=_question(answer),
+        question=line.question,
         profile=profile,
         budget=conditions.budget,
         experience=experience,
     )
 
-
-def _question(answer: Answer) -> int:
-    line = answer.line
-    return crc32(f"{line.domain}/{line.id}/{line.turn}".encode())

@@ -51,6 +51,7 @@ class ReplaySession:
         *,
         hidden: Floats | None = None,
         offset: Floats | None = None,
+        noise: Floats | None = None,
     ) -> list[Array]:
         """See ``StepSession.step``."""
         cache = self.cache
@@ -70,6 +71,10 @@ class ReplaySession:
             root = int(position) - self._layout.start - len(path)
             found.append(self._oracle.children(root, path))
         return _outputs(found, self._oracle.width)
+
+
+    def set_temperature(self, temperature: float) -> None:
+        """What was recorded was ranked when it was recorded."""
 
 
 class ReplayChain:
@@ -95,6 +100,7 @@ class ReplayChain:
         *,
         hidden: Floats | None = None,
         offset: Floats | None = None,
+        noise: Floats | None = None,
     ) -> list[Array]:
         """See ``StepSession.step``: one row of outputs per level."""
         cache = self.cache
@@ -110,6 +116,9 @@ class ReplayChain:
         _append(cache, path[len(path) - self._steps : -1])
         logprobs, ids, feedback = _outputs(found, self._oracle.width)
         return [logprobs, ids, feedback[-1:]]
+
+    def set_temperature(self, temperature: float) -> None:
+        """What was recorded was ranked when it was recorded."""
 
 
 def _append(cache: KVCache, tokens: Sequence[int] | Floats) -> None:
