@@ -18,7 +18,7 @@ RECORD = "record with: edgespec bench --policy survey --repeats 1 --record FILE.
 
 @dataclass(frozen=True)
 class Line:
-    """One recorded run: the fields of ``bench.traces.trace``. Raises ValueError for what is none."""
+    """One recorded run: the fields of ``bench.traces.trace``. Raises ValueError for no run."""
 
     id: str
     turn: int

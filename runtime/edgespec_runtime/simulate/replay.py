@@ -162,4 +162,3 @@ def _setting(
         budget=conditions.budget,
         experience=experience,
     )
-

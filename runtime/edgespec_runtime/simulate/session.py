@@ -72,7 +72,6 @@ class ReplaySession:
             found.append(self._oracle.children(root, path))
         return _outputs(found, self._oracle.width)
 
-
     def set_temperature(self, temperature: float) -> None:
         """What was recorded was ranked when it was recorded."""
 

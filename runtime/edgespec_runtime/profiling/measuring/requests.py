@@ -281,15 +281,16 @@ class RequestBench:
         if model.draft:
             own = model.draft.open(prompt, text_only(model), policy, new)
         draft = ClockedDraft(own)
+        setting = Setting(prompt_tokens=self._prompt)
         return Request(
             SteeredVerifier(verifier, session, self._levels()),
             draft,
-            policy.start(Setting()),
+            policy.start(setting),
             model.tokenizer,
             eos_ids=(),
             stop=(),
             max_new_tokens=new,
-            prompt_tokens=self._prompt,
+            setting=setting,
         ), draft
 
     def _levels(self) -> Iterator[int]:
