@@ -12,6 +12,7 @@ from edgespec.latency import DeviceProfile
 from edgespec.sizing import Plain, Policy, Setting
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
+from edgespec.sizing.feasible import Load, fitted
 from edgespec_runtime.decoder import decode
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.simulate.answers import Answer, Pool
@@ -97,6 +98,9 @@ def replay(
         else None,
     )
     limit = _limit(answer, conditions.max_new_tokens)
+    policy = fitted(
+        policy, conditions.budget, conditions.profile, load_of(answer, conditions), drafts=True
+    )
     drafter: Drafter = NoDraft()
     if not isinstance(policy, Plain):
         drafter = open_draft(line, oracle, meter, policy, limit)
@@ -114,6 +118,13 @@ def replay(
             moments.append(Moment(len(outcome.tokens), drafted, feedback.round_ms, gap_ms))
         before = clock.ms
     return Replay(ttft_ms, clock.ms, tuple(moments), oracle.asked, oracle.drawn)
+
+
+def load_of(answer: Answer, conditions: Conditions) -> Load:
+    """What the request asks of the device."""
+    line = answer.line
+    limit = _limit(answer, conditions.max_new_tokens)
+    return Load(line.prompt_tokens, line.images, limit, line.draft_prompt_tokens)
 
 
 def _limit(answer: Answer, asked: int | None) -> int:
