@@ -26,15 +26,8 @@ from edgespec_runtime.bench.data import Row, read_sets, select
 
 DEPTHS = (1, 2, 3, 4, 6, 9, 12, 18, 24)
 NAMED = (
-    "chain:depth=6",
-    "chain:depth=12",
-    "tree",
     "eagle2",
     "rolling",
-    "threshold",
-    "opt-tree",
-    "sequoia",
-    "sage",
 )
 
 

@@ -7,10 +7,10 @@ online (``calibration``), the device's measured times (``costs``), and budgets a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgespec.errors import ConfigError
 from edgespec.sizing.budgets import Budget
@@ -29,10 +29,8 @@ from edgespec.sizing.costs import RoundCosts
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.lengths import start_after
 from edgespec.sizing.rates import Arms
-from edgespec.sizing.rule import best_count, tree_order, worth_of_levels
+from edgespec.sizing.rule import best_count, tree_order, worth_of_nodes
 from edgespec.tree import Candidates
-
-Floats = npt.NDArray[np.float64]
 
 TRIES = 3
 """Rounds of every kind of growth before its rate is trusted."""
@@ -105,7 +103,7 @@ class SizedTrees:
         self._paths = Paths(self._lesson.calibrator)
         # Of the round at hand.
         self._growth = Growth.NONE
-        self._verify: Floats = np.zeros(1)
+        self._verify: Sequence[float] = (0.0,)
         self._rate = self._plain_ms = self._spent = self._tokens = 0.0
 
     # --- before drafting
@@ -221,8 +219,8 @@ class SizedTrees:
         if not self._affordable(price):
             return []
         gains = [reach[tip] * kept**ahead for ahead in range(1, steps + 1)]
-        ranked = np.sort(np.array(reach))[::-1]
-        worth = worth_of_levels(ranked, gains, self._verify, self._rate)
+        there = best_count(sorted(reach, reverse=True), self._verify, self._rate)[0]
+        worth = worth_of_nodes(gains, there, self._verify, self._rate)
         if worth <= self._rate * price:
             return []
         self._spent += price
@@ -237,7 +235,7 @@ class SizedTrees:
         prices = costs.further(False, root.context)[: len(ranked) + 1]
         chance = np.array([reach[i] for i in ranked])
         nodes = min(len(reach), len(self._verify) - 1)
-        slope = float(self._verify[nodes] - self._verify[0]) / max(nodes, 1)
+        slope = (self._verify[nodes] - self._verify[0]) / max(nodes, 1)
         one = np.maximum(chance * kept - rate * slope, 0.0)
         two = one + np.maximum(chance * kept * kept - rate * slope, 0.0)
         worth = np.maximum(
@@ -251,19 +249,17 @@ class SizedTrees:
 
     def _affordable(self, price: float) -> bool:
         left = self._limit / self._tail - self._spent - price - self._costs.host(1)
-        return left >= float(self._verify[1])
+        return left >= self._verify[1]
 
     def choose(self, candidates: Candidates) -> list[int]:
         if not len(candidates):
             return []
-        reach = np.array(self._paths.extend(candidates))
+        reach = self._paths.extend(candidates)
         order = tree_order(reach)[: self.policy.nodes]
-        ranked = reach[order]
         left = self._limit / self._tail - self._spent - self._costs.host(1)
-        count = best_count(ranked, self._verify, self._rate, left)
-        self._tokens = 1.0 + float(ranked[:count].sum())
-        chosen: list[int] = order[:count].tolist()
-        return chosen
+        count, tokens = best_count([reach[i] for i in order], self._verify, self._rate, left)
+        self._tokens = 1.0 + tokens
+        return order[:count]
 
     # --- afterwards
 
