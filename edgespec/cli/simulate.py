@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from edgespec.cli.common import (
     add_command,
     add_config,
     budget_of,
+    check_writable,
     note,
     positive_int,
     print_json,
@@ -23,8 +23,6 @@ from edgespec.errors import ConfigError, EdgespecError
 if TYPE_CHECKING:
     from edgespec.latency import DeviceProfile
     from edgespec.sizing import Policy
-    from edgespec.sizing.budgets import Budget
-    from edgespec_runtime.simulate.answers import Answer, Group, Pool
     from edgespec_runtime.simulate.cells import Cell
     from edgespec_runtime.simulate.network import Network
 
@@ -107,9 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
     from edgespec_runtime.simulate.lines import read_lines
     from edgespec_runtime.simulate.network import across
     from edgespec_runtime.simulate.replay import Conditions
+    from edgespec_runtime.simulate.report import markdown
     from edgespec_runtime.simulate.simulation import check_answers, fitting, simulate, unmet
 
     policies, budget, network = _policies(arguments), budget_of(arguments), _network(arguments)
+    if arguments.markdown:
+        check_writable(Path(arguments.markdown).expanduser(), "--markdown")
     lines = read_lines([Path(path).expanduser() for path in arguments.trace])
     profile = _profile(arguments.profile, arguments.bundle)
     server = None
@@ -125,8 +126,88 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.noise,
     )
-    for reason in unmet(answers, conditions)[:1]:
-        note(f"a device would refuse this budget: {reason}")
+    refused = unmet(answers, conditions)
+    if refused:
+        note(f"{len(refused)} of {len(answers)} requests would be refused there: {refused[0]}")
     cells = summarise(simulate(answers, pools, policies, conditions), budget)
-    _report(arguments, cells, profile, server, network, budget)
+    table = markdown(cells, profile, budget, server=server, network=network, noise=arguments.noise)
+    if arguments.json:
+        print_json(_as_json(arguments, cells, profile, server))
+    else:
+        print(table)
+    if arguments.markdown:
+        _write(Path(arguments.markdown).expanduser(), table)
     return 0
+
+
+def _policies(arguments: argparse.Namespace) -> dict[str, Policy]:
+    """By name as it was given."""
+    from edgespec.sizing import Sized, parse_policy
+
+    names = dict.fromkeys(arguments.policy) or {"sized": None}
+    return {name: Sized() if name == DEFAULT else parse_policy(name) for name in names}
+
+
+def _network(arguments: argparse.Namespace) -> Network | None:
+    from edgespec_runtime.simulate.network import Network
+
+    if arguments.rtt_ms is not None:
+        return Network(arguments.rtt_ms, arguments.uplink_kbps or 0.0)
+    for flag in ("target_profile", "uplink_kbps"):
+        if getattr(arguments, flag) is not None:
+            name = flag.replace("_", "-")
+            raise ConfigError(
+                f"--{name} is of a target elsewhere; say with --rtt-ms how far away it is"
+            )
+    return None
+
+
+def _profile(given: str, bundle: str | None) -> DeviceProfile:
+    from edgespec.bundle import read_bundle
+    from edgespec.latency import estimate_note, profile_for
+
+    opened = read_bundle(bundle, check_hashes=False) if bundle else None
+    profile = profile_for(given, opened)
+    if said := estimate_note(profile):
+        note(said)
+    return profile
+
+
+def _check_server(server: DeviceProfile, profile: DeviceProfile, path: str) -> None:
+    if server.bundle.target != profile.bundle.target:
+        raise ConfigError(
+            f"--target-profile '{path}' is of another target ({server.bundle.name}, "
+            f"{server.bundle.target[:12]}) than --profile ({profile.bundle.name}, "
+            f"{profile.bundle.target[:12]}); profile the same target there"
+        )
+
+
+def _as_json(
+    arguments: argparse.Namespace,
+    cells: Sequence[Cell],
+    profile: DeviceProfile,
+    server: DeviceProfile | None,
+) -> dict[str, Any]:
+    """Stable keys; limits and devices that were not given are null."""
+    limits = ("budget_ms_per_round", "budget_ttft_ms", "budget_p95_itl_ms", "budget_memory_mb")
+    given = {name: getattr(arguments, name) for name in limits}
+    return {
+        "device": profile.device.name,
+        "power_mode": profile.device.power_mode,
+        "kind": profile.kind,
+        "bundle": profile.bundle.name,
+        "target_device": server.device.name if server else None,
+        "rtt_ms": arguments.rtt_ms,
+        "uplink_kbps": arguments.uplink_kbps,
+        **{name: value if math.isfinite(value) else None for name, value in given.items()},
+        "seed": arguments.seed,
+        "noise": arguments.noise,
+        "cells": [cell.as_json() for cell in cells],
+    }
+
+
+def _write(path: Path, table: str) -> None:
+    try:
+        path.write_text(table + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EdgespecError(f"writing '{path}' failed: {error.strerror}") from None

@@ -79,10 +79,12 @@ def _keys(cells: Sequence[Cell]) -> list[Column]:
 
 
 def number(value: float | None, digits: int, unit: str = "") -> str:
+    """``value`` with so many digits after the point; "-" for None."""
     return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
 def percent(value: float | None, digits: int) -> str:
+    """A share of 1 in percent; "-" for None."""
     return number(None if value is None else 100 * value, digits, " %")
 
 

@@ -17,14 +17,14 @@ Column = tuple[str, Callable[[Cell], str]]
 def markdown(
     cells: Sequence[Cell],
     profile: DeviceProfile,
+    budget: Budget,
     *,
     server: DeviceProfile | None = None,
     network: Network | None = None,
-    budget: Budget | None = None,
     noise: bool = False,
 ) -> str:
     """A caption that states what all lines share, and one line per cell."""
-    limits = _limits(budget or Budget())
+    limits = _limits(budget)
     where = [f"Predicted for {_device(profile)}"]
     if server is not None:
         where.append(f"target on {_device(server)}")
@@ -115,7 +115,11 @@ def _over_columns(cells: Sequence[Cell]) -> list[Column]:
         ("answers over p95 budget", "over_itl_budget"),
     )
     return [
-        (title, lambda cell, name=name: percent(getattr(cell, name), 1))  # type: ignore[misc]
+        (title, _share(name))
         for title, name in columns
         if any(getattr(cell, name) is not None for cell in cells)
     ]
+
+
+def _share(name: str) -> Callable[[Cell], str]:
+    return lambda cell: percent(getattr(cell, name), 1)
