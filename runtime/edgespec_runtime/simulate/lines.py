@@ -112,11 +112,12 @@ def read_lines(paths: Sequence[Path]) -> list[Line]:
         numbered = [(n, text) for n, text in enumerate(texts, start=1) if text.strip()]
         if not numbered:
             raise InputError(f"trace '{path}' holds no runs; {RECORD}")
-        lines += [_line(text, f"{path}, line {number}") for number, text in numbered]
+        lines += [parse_line(text, f"{path}, line {number}") for number, text in numbered]
     return lines
 
 
-def _line(text: str, where: str) -> Line:
+def parse_line(text: str, where: str) -> Line:
+    """The run in one line of a file; ``where`` names it in errors. Raises InputError."""
     try:
         values = json.loads(text)
     except ValueError as error:
