@@ -115,7 +115,7 @@ def _cell(
         round_p95_ms=_percentile(round_ms, 95),
         itl_p50_ms=_percentile(gaps, 50),
         itl_p95_ms=_percentile(gaps, 95),
-        drafted=sum(moment.drafted for moment in rounds) / len(rounds) if rounds else None,
+        drafted=sum(bool(moment.calls) for moment in rounds) / len(rounds) if rounds else None,
         over_round_budget=_over(round_ms.tolist(), budget.ms_per_round),
         over_ttft_budget=_over([replay.ttft_ms for replay in mine], budget.ttft_ms),
         over_itl_budget=_over(_each(mine, lambda gaps: np.percentile(gaps, 95)), budget.p95_itl_ms),

@@ -9,11 +9,11 @@ import numpy as np
 from edgespec.acceptance import StopRules
 from edgespec.errors import ConfigError
 from edgespec.latency import DeviceProfile
-from edgespec.sizing import Plain, Policy, Setting
+from edgespec.sizing import Feedback, Plain, Policy, Setting
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import Load, fitted
-from edgespec_runtime.decoder import decode
+from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.simulate.answers import Answer, Pool
 from edgespec_runtime.simulate.clock import Clock, Meter
@@ -40,7 +40,9 @@ class Moment:
     """One round after the prefill. Times in milliseconds."""
 
     tokens: int
-    drafted: bool
+    nodes: int
+    calls: tuple[int, ...]
+    """Rows of every draft call; none where nothing was drafted."""
     round_ms: float
     """What a budget of ``ms_per_round`` limits: the draft's prompt is left out."""
     gap_ms: float
@@ -112,12 +114,15 @@ def replay(
         if outcome.feedback is None:
             ttft_ms = clock.ms
         else:
-            feedback = outcome.feedback
-            drafted = bool(feedback.calls)
-            gap_ms = clock.ms - before
-            moments.append(Moment(len(outcome.tokens), drafted, feedback.round_ms, gap_ms))
+            moments.append(_moment(outcome, outcome.feedback, clock.ms - before))
         before = clock.ms
     return Replay(ttft_ms, clock.ms, tuple(moments), oracle.asked, oracle.drawn)
+
+
+def _moment(outcome: Round, feedback: Feedback, gap_ms: float) -> Moment:
+    return Moment(
+        len(outcome.tokens), outcome.tree_nodes, feedback.calls, feedback.round_ms, gap_ms
+    )
 
 
 def load_of(answer: Answer, conditions: Conditions) -> Load:
