@@ -116,10 +116,12 @@ class Calibrator:
 class Paths:
     """Acceptance probabilities of one round's candidates, kept up to date while they grow."""
 
-    def __init__(self, calibrator: Calibrator) -> None:
+    def __init__(self, calibrator: Calibrator, eos: frozenset[int] = frozenset()) -> None:
         self._calibrator = calibrator
+        self._eos = eos
         self.reach: list[float] = []
-        """P(every edge down to the candidate is accepted), [N]."""
+        """P(every edge down to the candidate is accepted), [N]; 0 below a token that ends the
+        answer, as nothing is emitted there."""
         self._families = 0
 
     def extend(self, candidates: Candidates) -> list[float]:
@@ -128,12 +130,14 @@ class Paths:
         Scalar arithmetic: a round's few candidates are done before a dozen array calls are.
         """
         reach, scores, parents = self.reach, candidates.scores, candidates.parents
-        families = candidates.families
+        families, tokens = candidates.families, candidates.tokens
         bias, odds, rank, first, path, depth, gap = self._calibrator.weights.tolist()
         index = len(reach)
         for size in families[self._families :]:
             parent = parents[index]
             above, up = (scores[parent], reach[parent]) if parent >= 0 else (0.0, 1.0)
+            if parent >= 0 and tokens[parent] in self._eos:
+                up = 0.0
             base = bias + path * max(above, LEAST) + depth * candidates.depths[index] / 8.0
             logits, gaps = _family(scores[index : index + size], above)
             for place in range(size):
@@ -163,7 +167,9 @@ class Paths:
             answers = {-1: named[0]}
             answers.update(zip(chosen, named[1:], strict=True))
         reach, proposed = self.reach, candidates.tokens
-        labelled = [i for i, parent in enumerate(candidates.parents) if parent in answers]
+        labelled = [
+            i for i, parent in enumerate(candidates.parents) if parent in answers and reach[i] > 0
+        ]
         above = [candidates.parents[i] for i in labelled]
         outcomes = [answers[p] == proposed[i] for i, p in zip(labelled, above, strict=True)]
         weights = [1.0 if parent in visited else reach[parent] for parent in above]

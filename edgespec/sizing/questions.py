@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from edgespec.sizing.rates import Arms
 
-REMEMBERED = 128
+REMEMBERED = 64
 """Questions; the ones asked longest ago are forgotten first."""
 ANSWERS = 32
 """Lengths kept of one question."""

@@ -293,6 +293,7 @@ class Model:
             max_new_tokens=new_tokens,
             temperature=params.temperature,
             coupled=coupled,
+            eos=frozenset(self.manifest.generation["eos_token_ids"]),
             chain_steps=own.chain_steps if own else 0,
             draft=choice.name,
             question=tuple(np.unique(prompt.ids).tolist()),

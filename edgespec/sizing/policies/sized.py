@@ -34,6 +34,8 @@ from edgespec.tree import Candidates
 
 TRIES = 3
 """Rounds of every kind of growth before its rate is trusted."""
+BONUS = 0.2
+"""Of a rate known from one round: how much better it may be; fades with the root of the rounds."""
 MARGIN = 1.01
 """Drafting must look so much better than plain decoding: a tie is not worth its spread."""
 
@@ -100,7 +102,7 @@ class SizedTrees:
         self._limit = _round_limit(setting.budget)
         self._mine = Arms()  # of this answer alone
         self._start: int | None = None
-        self._paths = Paths(self._lesson.calibrator)
+        self._paths = Paths(self._lesson.calibrator, setting.eos)
         # Of the round at hand.
         self._growth = Growth.NONE
         self._verify: Sequence[float] = (0.0,)
@@ -117,7 +119,7 @@ class SizedTrees:
         self._growth, self._spent = growth, 0.0
         if growth is not Growth.NONE:
             self._verify = costs.verify(root.context)
-            self._paths = Paths(self._lesson.calibrator)
+            self._paths = Paths(self._lesson.calibrator, self._setting.eos)
             self._spent = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
         return growth
 
@@ -143,10 +145,13 @@ class SizedTrees:
         return [Growth.STEPS]
 
     def _value(self, growth: Growth) -> float:
-        """Its rate; of a question in words never heard, what it may hopefully be."""
+        """Its rate, with what it may hopefully be where little is known: other questions went
+        better by one deviation, and what was seldom tried may be luckier next time."""
         known = self._known[growth]
         value, hope = self._arms.by[growth].value, self._lesson.spread[growth].hopeful
-        return value if hope <= value else (known * value + TRIES * hope) / (known + TRIES)
+        if hope > value:
+            value = (known * value + TRIES * hope) / (known + TRIES)
+        return value * (1.0 + BONUS / math.sqrt(known + 1.0))
 
     def _fits(self, growth: Growth, root: Root) -> bool:
         """Whether the smallest round of this kind keeps the budget."""
@@ -172,7 +177,7 @@ class SizedTrees:
     def _worth_preparing(self, root: Root, best: Growth, plain: float) -> bool:
         """Whether this answer is likely to pay for the draft's prompt."""
         if self._start is None:
-            setting, rate = self._setting, self._value(best)
+            setting, rate = self._setting, self._arms.by[best].value
             self._start = start_after(
                 self._near,
                 setting.max_new_tokens,
@@ -206,9 +211,11 @@ class SizedTrees:
         reach = self._paths.extend(candidates)
         if level >= min(self.policy.levels, root.depth_left):
             return []
-        fresh = newest(candidates, level)
+        eos = self._setting.eos
+        fresh = [i for i in newest(candidates, level) if candidates.tokens[i] not in eos]
         if self._growth is Growth.CHAIN:
-            return self._next_segment(reach, fresh[0], root)
+            tip = newest(candidates, level)[0]
+            return self._next_segment(reach, tip, root) if tip in fresh else []
         return self._next_beam(reach, fresh, root)
 
     def _next_segment(self, reach: list[float], tip: int, root: Root) -> list[int]:
@@ -232,6 +239,8 @@ class SizedTrees:
         (depth), looking two steps ahead."""
         costs, rate, kept = self._costs, self._rate, self._lesson.kept
         ranked = sorted(fresh, key=lambda i: -reach[i])[: self.policy.width]
+        if not ranked:
+            return []
         prices = costs.further(False, root.context)[: len(ranked) + 1]
         chance = np.array([reach[i] for i in ranked])
         nodes = min(len(reach), len(self._verify) - 1)
@@ -266,8 +275,8 @@ class SizedTrees:
     def learn(self, feedback: Feedback) -> None:
         root, growth = feedback.root, feedback.growth
         costs, lesson, nodes = self._costs, self._lesson, len(feedback.chosen)
-        tokens = len(feedback.tokens)
-        ms = costs.learn_verify(nodes, tokens, root.context, feedback.verify_ms)
+        tokens = feedback.emitted
+        ms = costs.learn_verify(nodes, len(feedback.tokens), root.context, feedback.verify_ms)
         if growth is not Growth.NONE:
             chain = growth is Growth.CHAIN and bool(costs.chain_steps)
             drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
