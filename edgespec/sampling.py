@@ -56,9 +56,17 @@ def gumbel_noise(seed: int, position: int, size: int) -> npt.NDArray[np.float64]
     Token t gets the t-th draw of the Philox stream with key ``seed`` whose counter holds
     ``position`` in its second word, so the value depends on (seed, position, token) alone.
     """
+    return _gumbel(_uniform(seed, position, size))
+
+
+def _uniform(seed: int, position: int, size: int) -> npt.NDArray[np.float64]:
     bits = np.random.Philox(key=seed, counter=[0, position, 0, 0]).random_raw(size)
     # 53 random bits, centred in their cell: never 0 and never 1, so both logarithms are finite.
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    uniform: npt.NDArray[np.float64] = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return uniform
+
+
+def _gumbel(uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))
     return noise
 
@@ -72,15 +80,25 @@ class Noise:
 
     def __init__(self, seed: int, size: int) -> None:
         self._seed, self._size = seed, size
-        self._known: dict[int, npt.NDArray[np.float64]] = {}
+        self._uniform: dict[int, npt.NDArray[np.float64]] = {}
 
     def at(self, position: int) -> npt.NDArray[np.float64]:
         """``gumbel_noise`` of the request's seed at an absolute position, [V]."""
-        found = self._known.get(position)
+        return _gumbel(self._drawn(position))
+
+    def roughly(self, position: int) -> npt.NDArray[np.float32]:
+        """The same in single precision, which is quick: good enough to guess with."""
+        below_one = np.float32(1.0 - 2.0**-24)
+        uniform = np.minimum(self._drawn(position).astype(np.float32), below_one)
+        noise: npt.NDArray[np.float32] = -np.log(-np.log(uniform))
+        return noise
+
+    def _drawn(self, position: int) -> npt.NDArray[np.float64]:
+        found = self._uniform.get(position)
         if found is None:
-            if len(self._known) >= self.KEPT:
-                del self._known[min(self._known)]  # positions only ever move on
-            found = self._known[position] = gumbel_noise(self._seed, position, self._size)
+            if len(self._uniform) >= self.KEPT:
+                del self._uniform[min(self._uniform)]  # positions only ever move on
+            found = self._uniform[position] = _uniform(self._seed, position, self._size)
         return found
 
 

@@ -70,6 +70,23 @@ def test_an_estimate_has_every_cost_of_the_bundle(name: str, bundle: Bundle) -> 
     check_fits(given, bundle=bundle_facts(bundle))
 
 
+def test_a_bundle_without_a_draft_has_no_costs_of_one(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    graphs = tuple(g for g in manifest.graphs if g.role in ("vision", "projector", "target"))
+    models = {"target": manifest.models["target"]}
+    alone = replace(bundle, manifest=replace(manifest, graphs=graphs, models=models))
+    alone = replace(alone, manifest=replace(alone.manifest, compressor=None))
+    given = estimate_profile(sheet("generic-cpu"), alone)
+    assert set(curves(given)) == {"vision", "prefill", "verify"}
+    assert (given.costs.chain_steps, given.costs.commit_ms) == (0, 0)
+    assert (given.memory.draft_mb, given.memory.draft_kv_bytes) == (0, 0)
+    assert (given.bundle.draft, given.bundle.variant, given.bundle.compressor) == (
+        None,
+        None,
+        "none",
+    )
+
+
 @pytest.mark.parametrize("name", DEVICES)
 def test_more_rows_and_more_context_never_cost_less(name: str, bundle: Bundle) -> None:
     for found in curves(estimate_profile(sheet(name), bundle)).values():

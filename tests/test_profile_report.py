@@ -434,6 +434,9 @@ def test_ticks_are_round_and_within() -> None:
 
 def test_a_chart_of_one_point_is_drawn() -> None:
     chart = line_chart(Frame("t", "pictures", "ms"), [Series("s", (1.0,), (8.0,), (9.0,))])
+    assert "95th percentile" in chart
+    flat = line_chart(Frame("t", "pictures", "ms"), [Series("s", (1.0,), (8.0,), (8.0,))])
+    assert "95th percentile" not in flat
     (picture,) = pictures(chart)
     assert [shape.tag for shape in picture.iter("circle")] == ["circle"]
 

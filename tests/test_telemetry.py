@@ -489,11 +489,14 @@ def test_the_sampler_prefers_tegrastats_and_ends_it(
 def test_where_tegrastats_gives_up_the_files_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program(tmp_path / "bin", "tegrastats", "echo 'must be root' >&2; exit 1\n", monkeypatch)
+    """Its last line is cut off in the middle, and is no reading."""
+    torn = "echo 'must be root' >&2; printf '%s' 'RAM 9/7620MB (lfb'; exit 1\n"
+    program(tmp_path / "bin", "tegrastats", torn, monkeypatch)
     with Sampler(interval_s=0.01, root=tree(tmp_path / "root", ORIN_FILES)) as sampler:
         until(sampler, 4)
     figures = sampler.summary()
     assert figures is not None and figures["total_is"] == "VDD_IN"
+    assert {reading.ram_mb for reading in sampler.readings} == {4000}
     assert figures["troubles"] == ["tegrastats ended early; the kernel's files were read instead"]
 
 

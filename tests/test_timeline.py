@@ -119,6 +119,7 @@ def test_a_clock_that_reads_the_whole_shorter_than_its_parts_leaves_the_host_not
 def test_spans_may_nest_and_tracks_keep_their_order() -> None:
     timeline = Timeline(name="demo")
     timeline.add("network", "send", 2.0, 0.5, {"bytes": 90})
+    timeline.add("engine", "setup", 1.0, 0.1)
     timeline.add("engine", "run", 1.1, 0.2, category="graph")
     timeline.add("engine", "call", 1.0, 0.5)
     timeline.add("draft", "step", 1.0, 0.5)
@@ -127,7 +128,9 @@ def test_spans_may_nest_and_tracks_keep_their_order() -> None:
     names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
     assert names == ["draft", "engine", "network"]
     assert events[0]["args"] == {"name": "demo"}
-    assert [e["name"] for e in events if e["ph"] == "X"] == ["call", "step", "run", "send"]
+    assert [e["name"] for e in events if e["ph"] == "X"] == [
+        "call", "step", "setup", "run", "send",
+    ]  # fmt: skip
     run = next(event for event in events if event["name"] == "run")
     assert (run["ts"], run["dur"], run["cat"]) == (100000, 200000, "graph")
 

@@ -44,13 +44,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# Not read from the registry: its modules import numpy, which no --help should wait for.
+POLICIES = "chain, eagle2, opt-tree, plain, rolling, sage, sequoia, sized, threshold, tree"
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Flags of anything that generates text."""
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="length limit")
     parser.add_argument(
         "--policy",
         metavar="NAME[:KEY=VALUE,...]",
-        help="tree policy: eagle2 or rolling, e.g. eagle2:nodes=12,depth=8,top_k=2",
+        help=f"tree policy: {POLICIES}; e.g. eagle2:nodes=12,depth=8,top_k=2",
     )
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
@@ -64,6 +68,18 @@ def add_sizing(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="from `edgespec profile` on this device: trees are sized by measured cost",
     )
+    add_budget(parser)
+    parser.add_argument(
+        "--coupling",
+        choices=("on", "off"),
+        default="on",
+        help="whether a draft may rank by the noise that the target draws with at temperature > 0; "
+        "changes speed alone (default: on)",
+    )
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Flags of limits; ``budget_of`` reads them."""
     limits = (
         ("--budget-ms-per-round", "MS", "longest round (95th percentile)"),
         ("--budget-ttft-ms", "MS", "time to the first token"),
@@ -72,13 +88,6 @@ def add_sizing(parser: argparse.ArgumentParser) -> None:
     )
     for flag, unit, what in limits:
         parser.add_argument(flag, type=float, default=math.inf, metavar=unit, help=f"limit: {what}")
-    parser.add_argument(
-        "--coupling",
-        choices=("on", "off"),
-        default="on",
-        help="whether a draft may rank by the noise that the target draws with at temperature > 0; "
-        "changes speed alone (default: on)",
-    )
 
 
 def budget_of(arguments: argparse.Namespace) -> Budget:

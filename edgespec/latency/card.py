@@ -49,14 +49,18 @@ def _graph_card(bundle: Bundle, spec: GraphSpec) -> GraphCard:
             f"not known here; known are {', '.join(BYTES)}"
         )
     meta = spec.meta
-    kv = (2 * int(meta["layers"]) * int(meta["kv_heads"]) * int(meta["head_dim"])) if meta else 0
+    cached = (
+        int(meta["layers"]) * int(meta["kv_heads"]) * int(meta["head_dim"])
+        if "layers" in meta
+        else 0
+    )
     return GraphCard(
         role=spec.role,
         precision=spec.precision,
         weight_bytes=multiplied,
-        kv_bytes_per_token=kv * CACHED,
+        kv_bytes_per_token=2 * cached * CACHED,
         flops_per_row=2.0 * multiplied / BYTES[spec.precision],
-        head_flops=2.0 * int(meta["hidden"]) * _logits(source) if meta else 0.0,
+        head_flops=2.0 * int(meta["hidden"]) * _logits(source) if "hidden" in meta else 0.0,
         steps=int(meta.get("steps", 1)),
     )
 

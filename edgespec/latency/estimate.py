@@ -145,6 +145,9 @@ def _costs(roofline: Roofline) -> Costs:
     rows = _rows(roofline.sheet.tile[target.precision])
     seen = [r for r in ("draft_vision", "draft_projector", "compressor") if manifest.graph(r)]
 
+    def draft_prompt_ms(tokens: int, _: int) -> float:
+        return call("draft_features", tokens) + prompt("draft", tokens)
+
     def first_ms(role: str) -> Callable[[int, int], float]:
         return lambda size, at: call("draft_features", size) + call(role, size, at, 1)
 
@@ -153,7 +156,7 @@ def _costs(roofline: Roofline) -> Costs:
         prefill=_curve(tokens, (0,), lambda n, _: prompt("target", n)),
         verify=_curve(rows, contexts, lambda n, at: call("target", n, at)),
         draft_vision=_curve(PICTURES, (0,), lambda n, _: pictures(seen, n)) if seen else None,
-        draft_prefill=_curve(tokens, (0,), lambda n, _: prompt("draft", n)) if draft else None,
+        draft_prefill=_curve(tokens, (0,), draft_prompt_ms) if draft else None,
         draft_first=_curve(rows, contexts, first_ms("draft")) if draft else None,
         draft_step=_curve(rows, contexts, lambda n, at: call("draft", n, at)) if draft else None,
         chain_first=_curve(rows, contexts, first_ms("draft_chain")) if chain else None,

@@ -22,12 +22,19 @@ WIDTH = 100
 
 def dump(profile: DeviceProfile) -> str:
     """The text of a profile file: YAML under a comment that says what it is."""
-    made = "measured on" if profile.kind == "measured" else "ESTIMATED (not measured) for"
+    if profile.kind == "measured":
+        made = "measured on"
+        origin = "Written by `edgespec profile`; give it back with --profile."
+        fits = "It fits this bundle, device, power mode and engine only: measure again for others."
+    else:
+        made = "ESTIMATED (not measured) for"
+        origin = "Computed from the figures under `sources`."
+        fits = "It fits this bundle only; `edgespec profile` on the device measures."
     header = (
         f"# What every operation of '{profile.bundle.name}' costs, {made} {profile.device.name}\n"
-        f"# ({profile.created}). Written by `edgespec profile`; give it back with --profile.\n"
+        f"# ({profile.created}). {origin}\n"
         "# Milliseconds; median_ms and p95_ms have one row per context, one value per size.\n"
-        "# It fits this bundle, device, power mode and engine only: measure again for others.\n"
+        f"# {fits}\n"
     )
     return header + _yaml(rounded(profile.as_json()))
 

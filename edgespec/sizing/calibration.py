@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp, log1p
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ STRENGTH = np.array([2.0, 20.0, 4.0, 4.0, 20.0, 10.0, 20.0])
 """Precision of the prior: what some ten nodes can move is loose."""
 HALF_LIFE = 1000.0
 """Nodes after which a label counts half: drafts are better at some tasks than at others."""
-SHARPEST = 9.0
-"""Logits beyond +-SHARPEST tell no more."""
+EASY, THINNED = 500, 8
+"""After so many nodes only every ``THINNED``-th round is learnt from: it costs as it did."""
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Reliability:
     predicted: Floats = field(default_factory=lambda: np.zeros(10))
     accepted: Floats = field(default_factory=lambda: np.zeros(10))
     squared: float = 0.0
+    nodes: int = 0
 
     def add(self, p: Floats, y: Floats) -> None:
         """Counts predictions ``p`` [M] with their outcomes ``y`` [M]."""
@@ -46,10 +48,7 @@ class Reliability:
         self.predicted += np.bincount(bins, p, minlength=10)
         self.accepted += np.bincount(bins, y, minlength=10)
         self.squared += float(((p - y) ** 2).sum())
-
-    @property
-    def nodes(self) -> int:
-        return int(self.counts.sum())
+        self.nodes += len(p)
 
     @property
     def ece(self) -> float:
@@ -90,12 +89,12 @@ class Calibrator:
         self.weights = IDENTITY.copy()
         self.reliability = Reliability()
         self._seen = np.zeros((len(IDENTITY), len(IDENTITY)))
+        self._rounds = 0
 
-    def predict(self, x: Floats) -> Floats:
-        """Features [M, F] -> acceptance given the parent's, [M]."""
-        logits = np.clip(x @ self.weights, -SHARPEST, SHARPEST)
-        probabilities: Floats = 1.0 / (1.0 + np.exp(-logits))
-        return probabilities
+    def due(self) -> bool:
+        """Whether this round is to be learnt from."""
+        self._rounds += 1
+        return self.reliability.nodes < EASY or self._rounds % THINNED == 0
 
     def learn(self, x: Floats, predicted: Floats, y: Floats, weight: Floats) -> None:
         """Takes M labelled nodes: features, what was predicted for them, outcomes 0 or 1, weights.
@@ -105,7 +104,7 @@ class Calibrator:
         """
         sure = weight >= 1.0
         self.reliability.add(predicted[sure], y[sure])
-        p = self.predict(x)
+        p = 1.0 / (1.0 + np.exp(-(x @ self.weights)))
         faded = 0.5 ** (float(weight.sum()) / HALF_LIFE)
         self._seen = faded * self._seen + (x * (weight * p * (1.0 - p))[:, None]).T @ x
         precision = self._seen.copy()
@@ -117,23 +116,35 @@ class Calibrator:
 class Paths:
     """Acceptance probabilities of one round's candidates, kept up to date while they grow."""
 
-    def __init__(self, calibrator: Calibrator) -> None:
+    def __init__(self, calibrator: Calibrator, eos: frozenset[int] = frozenset()) -> None:
         self._calibrator = calibrator
+        self._eos = eos
         self.reach: list[float] = []
-        """P(every edge down to the candidate is accepted), [N]."""
-        self._x: list[Floats] = []
-        self._edges: list[Floats] = []
+        """P(every edge down to the candidate is accepted), [N]; 0 for a token that ends the answer
+        and below it: the target names it by itself behind its parent, and nothing follows."""
+        self._families = 0
 
     def extend(self, candidates: Candidates) -> list[float]:
-        """Takes the candidates that are new; returns ``reach`` of all."""
-        done, reach = len(self.reach), self.reach
-        if done < len(candidates):
-            x = features(candidates, done)
-            edges = self._calibrator.predict(x)
-            self._x.append(x)
-            self._edges.append(edges)
-            for edge, parent in zip(edges.tolist(), candidates.parents[done:], strict=True):
-                reach.append(edge * reach[parent] if parent >= 0 else edge)
+        """Takes the candidates that are new; returns ``reach`` of all.
+
+        Scalar arithmetic: a round's few candidates are done before a dozen array calls are.
+        """
+        reach, scores, parents = self.reach, candidates.scores, candidates.parents
+        families, tokens, eos = candidates.families, candidates.tokens, self._eos
+        bias, odds, rank, first, path, depth, gap = self._calibrator.weights.tolist()
+        index = len(reach)
+        for size in families[self._families :]:
+            parent = parents[index]
+            above, up = (scores[parent], reach[parent]) if parent >= 0 else (0.0, 1.0)
+            base = bias + path * max(above, LEAST) + depth * candidates.depths[index] / 8.0
+            logits, gaps = _family(scores[index : index + size], above)
+            for place in range(size):
+                z = base + odds * logits[place] + rank * _RANKS[place] + gap * gaps[place]
+                if place == 0:
+                    z += first
+                reach.append(0.0 if tokens[index + place] in eos else up / (1.0 + exp(-z)))
+            index += size
+        self._families = len(families)
         return reach
 
     def learn(
@@ -145,7 +156,7 @@ class Paths:
         tokens: Sequence[int],
     ) -> None:
         """Labels every candidate whose parent the target answered, and teaches the calibrator."""
-        if not self.reach:
+        if not self.reach or not self._calibrator.due():
             return
         visited = {-1: tokens[0]}  # candidate -> the target's token behind it
         visited.update((chosen[r - 1], tokens[i]) for i, r in enumerate(rows, start=1))
@@ -153,44 +164,50 @@ class Paths:
         if named is not None:
             answers = {-1: named[0]}
             answers.update(zip(chosen, named[1:], strict=True))
-        indices, outcomes, weights = [], [], []
-        pairs = zip(candidates.parents, candidates.tokens, strict=True)
-        for index, (parent, token) in enumerate(pairs):
-            answer = answers.get(parent)
-            if answer is not None:
-                indices.append(index)
-                outcomes.append(float(token == answer))
-                weights.append(1.0 if parent in visited else self.reach[parent])
-        x, edges = np.concatenate(self._x), np.concatenate(self._edges)
-        self._calibrator.learn(x[indices], edges[indices], np.array(outcomes), np.array(weights))
+        reach, proposed = self.reach, candidates.tokens
+        labelled = [
+            i for i, parent in enumerate(candidates.parents) if parent in answers and reach[i] > 0
+        ]
+        above = [candidates.parents[i] for i in labelled]
+        outcomes = [answers[p] == proposed[i] for i, p in zip(labelled, above, strict=True)]
+        weights = [1.0 if parent in visited else reach[parent] for parent in above]
+        x = features(candidates)[labelled]
+        edges = np.array(
+            [reach[i] / (reach[p] if p >= 0 else 1.0) for i, p in zip(labelled, above, strict=True)]
+        )
+        self._calibrator.learn(x, edges, np.array(outcomes, dtype=np.float64), np.array(weights))
 
 
-def features(candidates: Candidates, start: int = 0) -> Floats:
-    """What the draft says of the candidates from index ``start`` on, [M, F] (``FEATURES``).
+def _family(scores: Sequence[float], above: float) -> tuple[list[float], list[float]]:
+    """(logit of the draft's probability given the parent, log-probability ahead of the next best
+    or behind the best) of children that came together, best first."""
+    own = [max(score - above, LEAST) for score in scores]
+    logits = [p - log1p(-exp(min(p, MOST))) for p in own]
+    best = own[0]
+    gaps = [p - best for p in own]
+    gaps[0] = best - own[1] if len(own) > 1 else -LEAST
+    return logits, gaps
 
-    Children of one parent that were proposed together lie side by side, best first.
-    """
-    scores = np.array(candidates.scores)
-    parents = np.array(candidates.parents[start:])
-    above = np.where(parents >= 0, scores[parents], 0.0)
-    own = np.maximum(scores[start:] - above, -30.0)
-    count = len(own)
-    opens = np.empty(count, dtype=np.bool_)
-    opens[0] = True
-    np.not_equal(parents[1:], parents[:-1], out=opens[1:])
-    heads = np.flatnonzero(opens)
-    group = np.cumsum(opens) - 1
-    rank = np.arange(count) - heads[group]
-    second = np.minimum(heads + 1, count - 1)
-    alone = opens[second]
-    lead = np.where(alone, 8.0, own[heads] - own[second])
-    x = np.empty((count, len(FEATURES)))
+
+def features(candidates: Candidates) -> Floats:
+    """What the draft says of every candidate, [N, F] (``FEATURES``)."""
+    x = np.zeros((len(candidates), len(FEATURES)))
+    index = 0
+    for size in candidates.families:
+        rows = x[index : index + size]
+        parent = candidates.parents[index]
+        above = candidates.scores[parent] if parent >= 0 else 0.0
+        logits, gaps = _family(candidates.scores[index : index + size], above)
+        rows[:, 1], rows[:, 6] = logits, gaps
+        rows[:, 2] = _RANKS[:size]
+        rows[0, 3] = 1.0
+        rows[:, 4] = max(above, LEAST)
+        rows[:, 5] = candidates.depths[index] / 8.0
+        index += size
     x[:, 0] = 1.0
-    x[:, 1] = np.clip(own - np.log1p(-np.exp(np.minimum(own, -1e-4))), -SHARPEST, SHARPEST)
-    x[:, 2] = np.log1p(rank)
-    x[:, 3] = opens
-    x[:, 4] = np.maximum(above, -6.0)
-    x[:, 5] = np.minimum(np.array(candidates.depths[start:]), 16) / 8.0
-    behind = own - own[heads][group]
-    x[:, 6] = np.clip(np.where(opens, lead[group], behind), -8.0, 8.0)
     return x
+
+
+LEAST, MOST = -9.0, -1.2e-4
+"""Log-probabilities beyond these (logits of about -9 and 9) tell no more."""
+_RANKS = [log1p(rank) for rank in range(256)]

@@ -95,6 +95,8 @@ class Setting:
     temperature: float = 0.0
     coupled: bool = False
     """Whether the draft ranks its candidates with the target's own noise (DESIGN, decision 1)."""
+    eos: frozenset[int] = frozenset()
+    """Tokens that end an answer: what is drafted below them is worth nothing."""
     chain_steps: int = 0
     """Levels of one chain call; 0 where the draft has no chain graph."""
     draft: str = "none"

@@ -25,6 +25,8 @@ OUTLIER = 0.7
 """Log ratios further off than a factor of two count as this much: a hiccup is no drift."""
 MISFIT = 0.25
 """A profile whose factor stays further from 1 than this no longer fits its device."""
+REFRESH = 8
+"""Rounds for which a corrected curve is good: drift is slow."""
 CONTEXT_STEP = 64
 """Curves are looked up anew when the context has grown by so many rows."""
 
@@ -38,6 +40,8 @@ class Factor:
     """Of measured over corrected prediction: a running 95th percentile."""
     bins: dict[int, float] = field(default_factory=dict)
     rounds: int = 0
+    misfit: float = 0.0
+    """Running mean of log(measured / profile), whatever the size."""
 
     def of(self, size: int) -> float:
         """The factor at a size."""
@@ -58,7 +62,8 @@ class Factor:
             return
         where = _bin(size)
         own = self.bins.get(where, 0.0)
-        off = math.log(measured / predicted) - self.log - own
+        ratio = math.log(measured / predicted)
+        off = ratio - self.log - own
         # The 95th percentile by Robbins-Monro: steps up are 19 times those down.
         self.log_p95 = max(self.log_p95 + 0.02 * (0.95 if off > self.log_p95 else -0.05), 0.0)
         off = min(max(off, -OUTLIER), OUTLIER)
@@ -66,11 +71,12 @@ class Factor:
         fast = max(FAST, 1.0 / self.rounds)  # the first rounds say more than the profile's day
         self.log += fast * off
         self.bins[where] = own + SLOW * off
+        self.misfit += fast * (min(max(ratio, -2.0), 2.0) - self.misfit)
 
     @property
     def fits(self) -> bool:
         """Whether the profile still tells the device's times."""
-        return self.rounds < 20 or abs(self.log) < MISFIT
+        return self.rounds < 20 or abs(self.misfit) < MISFIT
 
 
 def _bin(size: int) -> int:
@@ -90,7 +96,7 @@ class Drift:
         """Factors by operation, and whether the profile still fits."""
         parts = {"verify": self.verify, "draft": self.draft, "prepare": self.prepare}
         return {
-            **{name: math.exp(part.log) for name, part in parts.items()},
+            **{name: math.exp(part.misfit) for name, part in parts.items()},
             "profile_fits": all(part.fits for part in parts.values()),
         }
 
@@ -127,10 +133,19 @@ class RoundCosts:
         self.chain_steps = costs.chain_steps if costs.chain_first else 0
         self.can_step = costs.draft_step is not None
         self._tables: Tables | None = None
+        self._shown: Tables | None = None
+        self._age = 0
+        self._corrected: list[float] = []
 
-    def verify(self, context: int) -> Floats:
+    def verify(self, context: int) -> list[float]:
         """Milliseconds to verify 0..nodes nodes, [nodes + 1]."""
-        return self._at(context).verify * self.drift.verify.table(self._nodes)
+        tables = self._at(context)
+        self._age += 1
+        if self._age >= REFRESH or self._shown is not tables:
+            self._age, self._shown = 0, tables
+            factors = self.drift.verify.table(self._nodes)
+            self._corrected = (tables.verify * factors).tolist()
+        return self._corrected
 
     def verify_one(self, nodes: int, context: int) -> float:
         """The same for one size."""
@@ -149,6 +164,10 @@ class RoundCosts:
         """The first draft call of a round, and the draft's commit."""
         bare = self._bare_calls(chain, (unseen,), context)
         return bare * math.exp(self.drift.draft.log)
+
+    def calls(self, chain: bool, calls: Sequence[int], context: int) -> float:
+        """All of a round's drafting, by the rows of its calls."""
+        return self._bare_calls(chain, calls, context) * math.exp(self.drift.draft.log)
 
     def further(self, chain: bool, context: int) -> Floats:
         """A further draft call over 0..width nodes; of a chain, index 1."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from edgespec.sizing.questions import Asked
 
 
@@ -25,14 +23,20 @@ def start_after(
     """
     if gain_ms <= 0:
         return most
-    pairs = [(min(length, most), weight) for weight, asked in near for length in asked.lengths]
+    pairs = sorted(
+        ((min(length, most), weight) for weight, asked in near for length in asked.lengths),
+        reverse=True,
+    )
     if not pairs:
         return 1
-    seen, weights = np.array(pairs).T
-    best, least = int(seen.max()), 0.0
-    for s in sorted({1, *seen.astype(int).tolist()}):
-        left = seen - s
-        cost = float((weights * np.where(left > 0, prepare_ms - gain_ms * left, 0.0)).sum())
-        if cost < least:
-            best, least = s, cost
+    best, least = pairs[0][0], 0.0
+    longer = weighed = 0.0  # weights of the answers longer than s, and of their tokens
+    for place, (length, weight) in enumerate(pairs):
+        longer += weight
+        weighed += weight * length
+        s = pairs[place + 1][0] if place + 1 < len(pairs) else 1
+        if s < length:
+            cost = longer * (prepare_ms + gain_ms * s) - gain_ms * weighed
+            if cost < least:
+                best, least = s, cost
     return best

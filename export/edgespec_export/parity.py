@@ -2,7 +2,8 @@
 
 The inputs are random, the tolerance is relative to the values. A step graph is checked end to end:
 a prompt with the image's visual tokens inside, and below it a random tree, each node of which must
-get the logits of a plain forward over its path.
+get the logits of a plain forward over its path. A draft's graphs run twice, the second time with
+random noise in the ranking of their candidates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
-from edgespec.tree import TokenTree
 from edgespec_export.comparing import (
     Graphs,
     check_top_k,
@@ -28,11 +28,11 @@ from edgespec_export.comparing import (
     parity_libraries,
     plain_and_coupled,
     random_tree,
-    rows_to,
     spread,
     text_ids,
 )
 from edgespec_export.geometry import LlavaGeometry
+from edgespec_export.original import Original
 from edgespec_runtime.engines import open_engine
 from edgespec_runtime.prefill import causal_mask, prefill
 
@@ -103,65 +103,6 @@ def check_compressor(graphs: Graphs, draft: DraftPlan, weights: Any = None) -> d
     return figures
 
 
-class _Original:
-    """One checkpoint in torch, float32."""
-
-    def __init__(self, model: Model) -> None:
-        self.torch, self.transformers = parity_libraries()
-        loader = self.transformers.LlavaForConditionalGeneration
-        self._model = loader.from_pretrained(model.checkpoint.path, dtype=self.torch.float32).eval()
-        self._core = getattr(self._model, "model", self._model)
-        self._geometry = model.geometry
-
-    @property
-    def against(self) -> str:
-        return f"torch {self.torch.__version__}, transformers {self.transformers.__version__}"
-
-    def features(self, pixels: Floats) -> Floats:
-        with self.torch.no_grad():
-            states = self._core.vision_tower(
-                self.torch.from_numpy(pixels), output_hidden_states=True
-            ).hidden_states
-        chosen = [states[i] for i in self._geometry.feature_layers]
-        joined = self.torch.cat(chosen, dim=-1)[:, int(self._geometry.drop_class_token) :]
-        return floats(joined)
-
-    def project(self, features: Floats) -> Floats:
-        with self.torch.no_grad():
-            return floats(self._core.multi_modal_projector(self.torch.from_numpy(features)))
-
-    def forward(
-        self, ids: list[int], pixels: Floats | None, features: Sequence[int] = ()
-    ) -> tuple[Floats, Floats]:
-        """([len(ids), V] logits, [len(ids), F] hidden states) of a plain forward."""
-        image = None if pixels is None else self.torch.from_numpy(pixels)
-        with self.torch.no_grad():
-            output = self._model(
-                input_ids=self.torch.tensor([ids]),
-                pixel_values=image,
-                use_cache=False,
-                output_hidden_states=bool(features),
-            )
-        states = [floats(output.hidden_states[k][0]) for k in features]
-        hidden = np.concatenate(states, -1) if states else np.empty((len(ids), 0), np.float32)
-        return floats(output.logits[0]), hidden
-
-    def nodes(
-        self, prompt: list[int], tree: TokenTree, pixels: Floats | None, features: Sequence[int]
-    ) -> tuple[Floats, Floats]:
-        """``forward`` of the prompt's last row and every node, each over its own path."""
-        rows, before = len(tree) + 1, len(prompt) - 1
-        text = self._geometry.text
-        logits = np.empty((rows, text.vocab), dtype=np.float32)
-        hidden = np.empty((rows, text.hidden * len(features)), dtype=np.float32)
-        for leaf in set(range(rows)) - set(tree.parents):
-            path = rows_to(tree, leaf)
-            plain, states = self.forward([*prompt, *tree.path(leaf)], pixels, features)
-            logits[path] = plain[before : before + len(path)]
-            hidden[path] = states[before : before + len(path)]
-        return logits, hidden
-
-
 def _check_model(
     graphs: Graphs,
     model: Model,
@@ -174,7 +115,7 @@ def _check_model(
     """Yields (role, figures) for one model's tower, projector and decoder; ``ids``: the tokens it
     may propose, ``features``: hidden states that its step graph hands out."""
     rng = np.random.default_rng(0)
-    original = _Original(model)
+    original = Original(model)
     side = model.geometry.vision.image_size
     pixels = rng.standard_normal((2, 3, side, side), dtype=np.float32)
     seen = original.features(pixels)
@@ -198,7 +139,7 @@ def _check_model(
 def _check_step(
     graphs: Graphs,
     geometry: LlavaGeometry,
-    original: _Original,
+    original: Original,
     role: str,
     pixels: Floats,
     visual: Floats,
@@ -252,7 +193,7 @@ def _check_step(
 def _check_chain(
     graphs: Graphs,
     geometry: LlavaGeometry,
-    original: _Original,
+    original: Original,
     rng: np.random.Generator,
     allowed: Sequence[int] | None,
 ) -> dict[str, Any]:

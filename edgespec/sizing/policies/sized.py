@@ -7,10 +7,10 @@ online (``calibration``), the device's measured times (``costs``), and budgets a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgespec.errors import ConfigError
 from edgespec.sizing.budgets import Budget
@@ -27,17 +27,10 @@ from edgespec.sizing.contract import (
 )
 from edgespec.sizing.costs import RoundCosts
 from edgespec.sizing.experience import Experience
-from edgespec.sizing.lengths import start_after
-from edgespec.sizing.rates import Arms
-from edgespec.sizing.rule import best_count, tree_order, worth_of_levels
+from edgespec.sizing.rates import LEVELS
+from edgespec.sizing.rule import best_count, tree_order, worth_of_nodes
+from edgespec.sizing.whether import Whether
 from edgespec.tree import Candidates
-
-Floats = npt.NDArray[np.float64]
-
-TRIES = 3
-"""Rounds of every kind of growth before its rate is trusted."""
-MARGIN = 1.01
-"""Drafting must look so much better than plain decoding: a tie is not worth its spread."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,7 @@ class SizedTrees:
         self.policy = policy
         self._setting = setting
         self.experience = setting.experience or Experience()
-        key = self.experience.key(setting)
-        self._lesson = self.experience.lesson(key)
-        self._asked = self.experience.questions.ask(setting.question)
-        self._near = self.experience.questions.near(self._asked)
-        self._own = self._asked.arms.setdefault(key, Arms())
-        known = [(weight, asked.arms[key]) for weight, asked in self._near if key in asked.arms]
-        self._arms = Arms.blended(known)
-        self._known = {growth: rate.rounds for growth, rate in self._arms.by.items()}
-        self._arms.lighten()
+        self._lesson = self.experience.lesson(self.experience.key(setting))
         self._costs = RoundCosts(
             setting.profile.costs,
             self.experience.drift,
@@ -99,56 +84,39 @@ class SizedTrees:
             width=policy.width,
             sampled=setting.temperature > 0,
         )
+        self._whether = Whether(setting, self.experience, self._costs)
         self._limit = _round_limit(setting.budget)
-        self._mine = Arms()  # of this answer alone
-        self._start: int | None = None
-        self._paths = Paths(self._lesson.calibrator)
+        self._paths = Paths(self._lesson.calibrator, setting.eos)
+        # Plain rounds not learnt from yet.
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
         # Of the round at hand.
         self._growth = Growth.NONE
-        self._verify: Floats = np.zeros(1)
-        self._rate = self._plain_ms = self._spent = self._tokens = 0.0
+        self._verify: Sequence[float] = (0.0,)
+        self._rate = self._spent = self._tokens = 0.0
 
     # --- before drafting
 
     def begin(self, root: Root) -> Growth:
+        if root.emitted < self._whether.wake:
+            return Growth.NONE
+        self._settle(root)
         costs = self._costs
-        self._plain_ms = costs.verify_one(0, root.context) + costs.host(1)
-        self._rate = max(self._arms.overall.value, 1.0 / self._plain_ms)
-        self._tokens = 1.0
-        growth = self._pick(root)
-        self._growth, self._spent = growth, 0.0
-        if growth is not Growth.NONE:
-            self._verify = costs.verify(root.context)
-            self._paths = Paths(self._lesson.calibrator)
-            self._spent = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
-        return growth
-
-    def _pick(self, root: Root) -> Growth:
-        """The kind of growth that is fastest here, or one whose turn it is to be tried."""
-        possible = [g for g in self._kinds() if self._fits(g, root)]
-        if not possible:
+        plain_ms = costs.verify_one(0, root.context) + costs.host(1)
+        self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
+        kinds = [kind for kind in self._kinds() if self._fits(kind, root)]
+        if not kinds or not self._whether.drafts(root, plain_ms):
             return Growth.NONE
-        plain = 1.0 / self._plain_ms
-        untried = [g for g in possible if self._lesson.arms.by[g].rounds < TRIES]
-        best = max(possible, key=self._value)
-        if not root.prepared and not untried and not self._worth_preparing(root, best, plain):
-            return Growth.NONE
-        if untried:
-            return untried[0]
-        drafting = self._value(best) > MARGIN * plain
-        tried = self._on_trial(root, possible, self._value(best) if drafting else plain)
-        return tried or (best if drafting else Growth.NONE)
+        self._rate = max(self._whether.rate, 1.0 / plain_ms)
+        self._verify = costs.verify(root.context)
+        self._paths = Paths(self._lesson.calibrator, self._setting.eos)
+        self._growth = max(kinds, key=lambda kind: self._speed(kind, root))
+        self._spent = costs.first(self._growth is Growth.CHAIN, root.unseen, root.context)
+        return self._growth
 
     def _kinds(self) -> list[Growth]:
         if self._costs.chain_steps and self._setting.chain_steps:
             return [Growth.CHAIN, Growth.STEPS] if self._costs.can_step else [Growth.CHAIN]
         return [Growth.STEPS]
-
-    def _value(self, growth: Growth) -> float:
-        """Its rate; of a question in words never heard, what it may hopefully be."""
-        known = self._known[growth]
-        value, hope = self._arms.by[growth].value, self._lesson.spread[growth].hopeful
-        return value if hope <= value else (known * value + TRIES * hope) / (known + TRIES)
 
     def _fits(self, growth: Growth, root: Root) -> bool:
         """Whether the smallest round of this kind keeps the budget."""
@@ -158,49 +126,31 @@ class SizedTrees:
         least = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
         least += costs.verify_one(1, root.context) + costs.host(1)
         if not root.prepared:
-            least += self._prepare_ms
+            least += self._whether.prepare_ms
         return least * self._tail <= self._limit
 
-    @property
-    def _prepare_ms(self) -> float:
-        setting = self._setting
-        return self._costs.prepare(setting.draft_prompt_tokens, setting.images)
+    def _speed(self, growth: Growth, root: Root) -> float:
+        """Tokens per millisecond of the best depth, were the best path all there is and as likely
+        to survive as it was so far: what calls of several levels save against what they waste."""
+        if not self._costs.can_step or not self._costs.chain_steps:
+            return 0.0
+        costs, chain = self._costs, growth is Growth.CHAIN
+        stride = costs.chain_steps if chain else 1
+        spent = costs.first(chain, root.unseen, root.context) + costs.host(1)
+        further = float(costs.further(chain, root.context)[1])
+        best, tokens, verify = 0.0, 1.0, self._verify
+        for level, reached in enumerate(self._whether.survival.levels):
+            if level and level % stride == 0:
+                spent += further
+            tokens += reached
+            if level + 1 < len(verify):
+                best = max(best, tokens / (spent + verify[level + 1]))
+        return best
 
     @property
     def _tail(self) -> float:
         """A round's 95th percentile over its prediction."""
         return math.exp(self._costs.drift.verify.log_p95)
-
-    def _worth_preparing(self, root: Root, best: Growth, plain: float) -> bool:
-        """Whether this answer is likely to pay for the draft's prompt."""
-        if self._start is None:
-            setting, rate = self._setting, self._value(best)
-            self._start = start_after(
-                self._near,
-                setting.max_new_tokens,
-                self._prepare_ms,
-                1.0 / plain - 1.0 / rate if rate else 0.0,
-            )
-        if root.emitted >= self._start:
-            return True
-        return self._lesson.allowance_ms > 2 * self._prepare_ms
-
-    def _on_trial(self, root: Root, possible: list[Growth], rate: float) -> Growth | None:
-        """A kind that looks worse, when what trying it may lose has been saved up for.
-
-        ``explore`` of all time is the allowance, so what is lost on trials is bounded by it.
-        """
-        for growth in possible:
-            arm = self._arms.by[growth]
-            if arm.value >= rate or not arm.rounds:
-                continue
-            loss = (arm.ms - arm.tokens / rate) / arm.rounds
-            if not root.prepared:
-                loss += self._prepare_ms
-            if loss < self._lesson.allowance_ms:
-                self._lesson.allowance_ms -= loss
-                return growth
-        return None
 
     # --- while drafting
 
@@ -221,8 +171,8 @@ class SizedTrees:
         if not self._affordable(price):
             return []
         gains = [reach[tip] * kept**ahead for ahead in range(1, steps + 1)]
-        ranked = np.sort(np.array(reach))[::-1]
-        worth = worth_of_levels(ranked, gains, self._verify, self._rate)
+        there = best_count(sorted(reach, reverse=True), self._verify, self._rate)[0]
+        worth = worth_of_nodes(gains, there, self._verify, self._rate)
         if worth <= self._rate * price:
             return []
         self._spent += price
@@ -234,10 +184,12 @@ class SizedTrees:
         (depth), looking two steps ahead."""
         costs, rate, kept = self._costs, self._rate, self._lesson.kept
         ranked = sorted(fresh, key=lambda i: -reach[i])[: self.policy.width]
+        if not ranked:
+            return []
         prices = costs.further(False, root.context)[: len(ranked) + 1]
         chance = np.array([reach[i] for i in ranked])
         nodes = min(len(reach), len(self._verify) - 1)
-        slope = float(self._verify[nodes] - self._verify[0]) / max(nodes, 1)
+        slope = (self._verify[nodes] - self._verify[0]) / max(nodes, 1)
         one = np.maximum(chance * kept - rate * slope, 0.0)
         two = one + np.maximum(chance * kept * kept - rate * slope, 0.0)
         worth = np.maximum(
@@ -251,44 +203,55 @@ class SizedTrees:
 
     def _affordable(self, price: float) -> bool:
         left = self._limit / self._tail - self._spent - price - self._costs.host(1)
-        return left >= float(self._verify[1])
+        return left >= self._verify[1]
 
     def choose(self, candidates: Candidates) -> list[int]:
         if not len(candidates):
             return []
-        reach = np.array(self._paths.extend(candidates))
+        reach = self._paths.extend(candidates)
         order = tree_order(reach)[: self.policy.nodes]
-        ranked = reach[order]
         left = self._limit / self._tail - self._spent - self._costs.host(1)
-        count = best_count(ranked, self._verify, self._rate, left)
-        self._tokens = 1.0 + float(ranked[:count].sum())
-        chosen: list[int] = order[:count].tolist()
-        return chosen
+        count, tokens = best_count([reach[i] for i in order], self._verify, self._rate, left)
+        self._tokens = 1.0 + tokens
+        return order[:count]
 
     # --- afterwards
 
     def learn(self, feedback: Feedback) -> None:
-        root, growth = feedback.root, feedback.growth
-        costs, lesson, nodes = self._costs, self._lesson, len(feedback.chosen)
-        tokens = len(feedback.tokens)
-        ms = costs.learn_verify(nodes, tokens, root.context, feedback.verify_ms)
-        if growth is not Growth.NONE:
-            chain = growth is Growth.CHAIN and bool(costs.chain_steps)
-            drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
-            ms += drafting or feedback.draft_ms
-            if not root.prepared:
-                setting = self._setting
-                costs.learn_prepare(
-                    setting.draft_prompt_tokens, setting.images, feedback.prepare_ms
-                )
-            self._learn_paths(feedback)
+        if feedback.growth is Growth.NONE:
+            # Plain rounds are short, and what is learnt of them can wait.
+            self._plain_rounds += 1
+            self._plain_ms += feedback.round_ms
+            self._plain_verify_ms += feedback.verify_ms
+            return
+        root, costs, lesson = feedback.root, self._costs, self._lesson
+        tokens, nodes = feedback.emitted, len(feedback.chosen)
+        ms = costs.learn_verify(nodes, len(feedback.tokens), root.context, feedback.verify_ms)
+        chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
+        drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
+        ms += drafting or feedback.draft_ms
+        if not root.prepared:
+            setting = self._setting
+            costs.learn_prepare(setting.draft_prompt_tokens, setting.images, feedback.prepare_ms)
+        self._learn_paths(feedback)
         ms += costs.host(tokens)
         costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
-        for arms in (self._arms, self._own, lesson.arms, self._mine):
-            arms.add(growth, self._tokens, ms)
-        self._known[growth] += 1
+        self._whether.learn(True, self._tokens, ms)
         lesson.allowance_ms += self.policy.explore * ms
         lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
+
+    def _settle(self, root: Root | None = None) -> None:
+        """Learns from the plain rounds since the last time."""
+        rounds, ms = self._plain_rounds, self._plain_ms
+        if not rounds:
+            return
+        context = root.context if root else self._setting.prompt_tokens
+        verify_ms = self._plain_verify_ms / rounds
+        predicted = self._costs.learn_verify(0, 1, context, verify_ms) + self._costs.host(1)
+        self._whether.learn(False, rounds, ms, rounds)
+        self._lesson.allowance_ms += self.policy.explore * ms
+        self._lesson.forecast.add(rounds, rounds, rounds * predicted, ms, rounds)
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
 
     def _learn_paths(self, feedback: Feedback) -> None:
         candidates, reach = feedback.candidates, self._paths.reach
@@ -297,21 +260,23 @@ class SizedTrees:
         self._paths.learn(
             candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
         )
-        inner = above = 0.0
-        last = -1
-        for index, parent in enumerate(candidates.parents):
-            if parent >= 0 and parent != last:
-                inner += reach[index]
-                above += reach[parent]
-            last = parent
-        if above > 0:
-            self._lesson.kept += 0.05 * (inner / above - self._lesson.kept)
+        deepest = candidates.depths[-1]
+        best = [0.0] * (deepest + 1)
+        for depth, chance in zip(candidates.depths, reach, strict=True):
+            best[depth] = max(best[depth], chance)
+        lesson = self._lesson
+        if deepest > 1 and sum(best[1:-1]) > 0:
+            lesson.kept += 0.05 * (sum(best[2:]) / sum(best[1:-1]) - lesson.kept)
+        reached = best[1 : LEVELS + 1]
+        last = best[-1]
+        while len(reached) < LEVELS:  # where drafting stopped it would have gone on like this
+            last *= lesson.kept
+            reached.append(last)
+        self._whether.learn_survival(reached)
 
     def finish(self, emitted: int, ended: bool) -> None:
-        self._asked.lengths.append(emitted)
-        for growth, rate in self._mine.by.items():
-            if rate.rounds >= TRIES:
-                self._lesson.spread[growth].add(rate.value)
+        self._settle()
+        self._whether.finish(emitted)
 
 
 def _round_limit(budget: Budget | None) -> float:

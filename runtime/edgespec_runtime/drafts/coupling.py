@@ -30,6 +30,5 @@ class Coupling:
 
     def rows(self, positions: Sequence[int]) -> Floats:
         """Noise of the tokens at absolute ``positions``, [P, V_d]."""
-        noise = np.stack([self.noise.at(position) for position in positions])
-        wanted = noise if self.ids is None else noise[:, self.ids]
-        return wanted.astype(np.float32)
+        noise = np.stack([self.noise.roughly(position) for position in positions])
+        return noise if self.ids is None else noise[:, self.ids]

@@ -198,15 +198,16 @@ class RequestBench:
             Sampler(SamplingParams(), int(step.spec.meta["vocab"])),
             features=features,
         )
+        setting = Setting(prompt_tokens=self._prompt)
         return Request(
             SteeredVerifier(verifier, session, self._levels()),
             drafter,
-            policy.start(Setting()),
+            policy.start(setting),
             model.tokenizer,
             eos_ids=(),
             stop=(),
             max_new_tokens=new,
-            prompt_tokens=len(prompt),
+            setting=setting,
         )
 
     def _levels(self) -> Iterator[int]:

@@ -93,7 +93,7 @@ def legend(series: Sequence[Series]) -> Markup:
         )
         for line in series
     ]
-    if any(line.tops for line in series):
+    if any(line.tops > line.ys for line in series):  # an estimate has no spread
         items.append(tag("li", tag("i", "", class_="key band"), "median to 95th percentile"))
     return tag("ul", *items, class_="legend")
 

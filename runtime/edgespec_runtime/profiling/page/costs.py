@@ -127,7 +127,7 @@ def _per_table(unit: str, target: Curve, draft: Curve | None) -> Markup:
             rate = f"{1000 * size / ms:,.0f}"
             rows.append((name, f"{size:,}", figure(ms), figure(ms / size), rate))
     head = ("prefill", f"{unit}s", "ms", f"ms per {unit}", f"{unit}s per second")
-    return table(head, rows, "Longest prompt measured")
+    return table(head, rows, "The longest prompt of the curve")
 
 
 def host_section(profile: DeviceProfile) -> Markup:

@@ -65,7 +65,7 @@ def about_section(profile: DeviceProfile) -> Markup:
         ("memory", f"{device.memory_mb:,} MB" if device.memory_mb else ""),
         ("system", device.system),
         ("power mode", device.power_mode),
-        ("engine", f"{engine.name} {engine.version}"),
+        ("engine", f"{engine.name} {engine.version}".strip()),
         ("provider", engine.provider),
         ("threads", engine.threads),
         ("target", bundle.target),

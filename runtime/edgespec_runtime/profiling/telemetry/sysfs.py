@@ -160,7 +160,7 @@ def _ina_rails(chip: Path) -> Iterator[tuple[str, Gauge]]:
 
 
 def _connected(rail: str | None) -> bool:
-    return bool(rail) and rail != "NC" and "shunt" not in str(rail).lower()
+    return bool(rail) and rail != "NC"
 
 
 def _energy(system: Path, file: str = "energy_uj") -> Iterator[tuple[str, Gauge]]:
