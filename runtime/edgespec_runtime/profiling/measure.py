@@ -140,17 +140,22 @@ class _Measuring:
     def _jobs(
         self, groups: Sequence[str], curves: Samples, host: Samples
     ) -> list[Callable[[], None]]:
-        """What one pass runs, in an order of its own."""
-        jobs: list[Callable[[], None]] = []
-        if ROUNDS in groups:
-            jobs += [
-                partial(self._rounds.run, planned, curves)
-                for planned in self._rounds.deal(self._rng)
-            ]
+        """What one pass runs: rounds of one context behind each other, prompts in between."""
+        prompts: list[Callable[[], None]] = []
         if PROMPTS in groups:
-            jobs += [partial(job, curves) for job in self._prompts.jobs()]
-            jobs += [partial(self._requests.run, host), partial(self._prompts.pick, host)]
-        return [jobs[i] for i in self._rng.permutation(len(jobs))]
+            prompts += [partial(job, curves) for job in self._prompts.jobs()]
+            prompts += [partial(self._requests.run, host), partial(self._prompts.pick, host)]
+        prompts = [prompts[i] for i in self._rng.permutation(len(prompts))]
+        if ROUNDS not in groups:
+            return prompts
+        jobs: list[Callable[[], None]] = []
+        hands = self._rounds.deal(self._rng)
+        for index, hand in enumerate(hands):
+            jobs += prompts[index :: len(hands)]
+            # Whatever ran before left other data in the caches: one round is not counted.
+            jobs += [partial(self._rounds.run, planned, Samples()) for planned in hand[:1]]
+            jobs += [partial(self._rounds.run, planned, curves) for planned in hand]
+        return jobs
 
     def _tell(self, passes: float) -> None:
         settings = self._settings

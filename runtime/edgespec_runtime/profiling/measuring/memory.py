@@ -103,8 +103,9 @@ def main(path: str, threads: str, part: str) -> None:
     for job in PromptBench(model, sizes, source).jobs():
         job(samples)
     rounds = RoundBench(model, sizes, source)
-    for planned in rounds.deal(np.random.default_rng(0)):
-        rounds.run(planned, samples)
+    for hand in rounds.deal(np.random.default_rng(0)):
+        for planned in hand:
+            rounds.run(planned, samples)
     print(json.dumps({"base_mb": base, "loaded_mb": resident_mb()}))
 
 

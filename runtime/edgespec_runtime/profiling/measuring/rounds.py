@@ -23,7 +23,6 @@ from edgespec_runtime.profiling.measuring.samples import Samples
 from edgespec_runtime.profiling.measuring.scripts import (
     ENDLESS,
     Script,
-    bush,
     caterpillar,
     clock_growth,
     ramp,
@@ -56,7 +55,6 @@ class Round:
     growing: Growing | None
     context: int
     rows: int
-    bushy: bool = False
 
 
 class RoundBench:
@@ -74,23 +72,34 @@ class RoundBench:
             room = sizes.unseen[-1] + max(2 * depth * sizes.widths[-1], SEGMENTS * self._steps)
             self._draft = DraftRig(model, source, sizes.draft_contexts, room)
 
-    def deal(self, rng: np.random.Generator) -> list[Round]:
-        """One pass: every verification and every growth at least once, paired and in an order of
-        their own every time."""
-        verifications = [(c, rows) for c in self._sizes.contexts for rows in self._sizes.rows]
-        plain = [(c, rows) for c, rows in verifications if rows == 1]
-        trees = _shuffled([(c, rows) for c, rows in verifications if rows > 1], rng)
-        growths: list[Growing | None] = [*_shuffled(list(self._growths(rng)), rng)] or [None]
-        count = max(len(trees), len(growths)) if trees else 0
-        pairs = zip(islice(cycle(growths), count), islice(cycle(trees), count), strict=True)
-        rounds = [Round(growing, *verified) for growing, verified in pairs]
-        return _shuffled(rounds + [Round(None, *verified) for verified in plain], rng)
+    def deal(self, rng: np.random.Generator) -> list[list[Round]]:
+        """One pass: every verification and every growth at least once. Rounds that follow each
+        other are of one context, as a request's are; all orders are new every time."""
+        sizes = self._sizes
+        count = max(len(sizes.contexts), len(sizes.draft_contexts))
+        return _shuffled([self._group(index, rng) for index in range(count)], rng)
+
+    def _group(self, index: int, rng: np.random.Generator) -> list[Round]:
+        """The rounds of one context of the target and the one of the draft that belongs to it."""
+        sizes = self._sizes
+        context = sizes.contexts[min(index, len(sizes.contexts) - 1)]
+        trees = _shuffled([rows for rows in sizes.rows if rows > 1], rng)
+        growths: list[Growing | None] = [None]
+        if sizes.draft_contexts:
+            own = sizes.draft_contexts[min(index, len(sizes.draft_contexts) - 1)]
+            growths = [*_shuffled(list(self._growths(own, rng)), rng)]
+        count = max(len(trees), len(growths))
+        rounds = [
+            Round(growing, context, rows)
+            for growing, rows in zip(islice(cycle(growths), count), cycle(trees), strict=False)
+        ]
+        return _shuffled([*rounds, Round(None, context, 1)], rng)
 
     def run(self, planned: Round, samples: Samples) -> None:
         """Clocks one round."""
         growing = planned.growing
         tokens = self._source.different(planned.rows - 1)
-        tree = (bush if planned.bushy else caterpillar)(tokens)
+        tree = caterpillar(tokens)
         if growing is not None:
             assert self._draft is not None
             drafter = self._draft.at(growing.context, growing.unseen)
@@ -112,20 +121,19 @@ class RoundBench:
         verifier.verify(tree)
         return (perf_counter() - started) * 1e3
 
-    def _growths(self, rng: np.random.Generator) -> Iterator[Growing]:
+    def _growths(self, context: int, rng: np.random.Generator) -> Iterator[Growing]:
         """Every count of unseen rows with both kinds of growth. A draft warms up from call to call
         of a round, so steps are clocked in rounds as deep as trees are, every width early and late
         in turn."""
         sizes, depth = self._sizes, self._depth
-        for context in sizes.draft_contexts:
-            count = -(-len(sizes.unseen) * depth // len(sizes.widths))
-            widths = [w for _ in range(count) for w in _shuffled(sizes.widths, rng)]
-            for i, unseen in enumerate(_shuffled(sizes.unseen, rng)):
-                calls = ramp(widths[i * depth : (i + 1) * depth], sizes.top_k)
-                yield Growing(context, unseen, Script(Growth.STEPS, calls, sizes.top_k))
-                if self._steps:
-                    tips = (1,) * (SEGMENTS - 1)
-                    yield Growing(context, unseen, Script(Growth.CHAIN, tips, sizes.top_k))
+        count = -(-len(sizes.unseen) * depth // len(sizes.widths))
+        widths = [w for _ in range(count) for w in _shuffled(sizes.widths, rng)]
+        for i, unseen in enumerate(_shuffled(sizes.unseen, rng)):
+            calls = ramp(widths[i * depth : (i + 1) * depth], sizes.top_k)
+            yield Growing(context, unseen, Script(Growth.STEPS, calls, sizes.top_k))
+            if self._steps:
+                tips = (1,) * (SEGMENTS - 1)
+                yield Growing(context, unseen, Script(Growth.CHAIN, tips, sizes.top_k))
 
 
 def _shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
