@@ -44,13 +44,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# Not read from the registry: its modules import numpy, which no --help should wait for.
+POLICIES = "chain, eagle2, opt-tree, plain, rolling, sage, sequoia, sized, threshold, tree"
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Flags of anything that generates text."""
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="length limit")
     parser.add_argument(
         "--policy",
         metavar="NAME[:KEY=VALUE,...]",
-        help="tree policy: eagle2 or rolling, e.g. eagle2:nodes=12,depth=8,top_k=2",
+        help=f"tree policy: {POLICIES}; e.g. eagle2:nodes=12,depth=8,top_k=2",
     )
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"

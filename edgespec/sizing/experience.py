@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgespec.sizing.calibration import Calibrator
-from edgespec.sizing.contract import Growth, Setting
+from edgespec.sizing.contract import Setting
 from edgespec.sizing.costs import Drift
 from edgespec.sizing.questions import Questions
-from edgespec.sizing.rates import Arms, Spread
+from edgespec.sizing.rates import Record, Spread
 
 
 @dataclass
@@ -25,9 +25,16 @@ class Forecast:
     ms_predicted: float = 0.0
     ms: float = 0.0
 
-    def add(self, tokens_predicted: float, tokens: float, ms_predicted: float, ms: float) -> None:
-        """Takes one round."""
-        self.rounds += 1
+    def add(
+        self,
+        tokens_predicted: float,
+        tokens: float,
+        ms_predicted: float,
+        ms: float,
+        rounds: int = 1,
+    ) -> None:
+        """Takes rounds, with what all of them brought and took."""
+        self.rounds += rounds
         self.tokens_predicted += tokens_predicted
         self.tokens += tokens
         self.ms_predicted += ms_predicted
@@ -50,10 +57,8 @@ class Lesson:
     """Of one drafter at one temperature."""
 
     calibrator: Calibrator = field(default_factory=Calibrator)
-    arms: Arms = field(default_factory=Arms)
-    spread: dict[Growth, Spread] = field(
-        default_factory=lambda: {growth: Spread() for growth in Growth}
-    )
+    record: Record = field(default_factory=Record)
+    spread: Spread = field(default_factory=Spread)
     forecast: Forecast = field(default_factory=Forecast)
     allowance_ms: float = 0.0
     """Time that may still be lost on trying what looks worse."""

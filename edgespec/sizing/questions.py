@@ -13,12 +13,12 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from edgespec.sizing.rates import Arms
+from edgespec.sizing.rates import Record
 
 REMEMBERED = 64
 """Questions; the ones asked longest ago are forgotten first."""
-ANSWERS = 32
-"""Lengths kept of one question."""
+ANSWERS = 8
+"""Lengths kept of one question; one with so many answers speaks for itself."""
 SHARPNESS = 4.0
 """Weight of a question = similarity to this power."""
 STRANGER = 0.02
@@ -31,8 +31,8 @@ class Asked:
 
     words: frozenset[int]
     lengths: deque[int] = field(default_factory=lambda: deque(maxlen=ANSWERS))
-    arms: dict[object, Arms] = field(default_factory=dict)
-    """Rates by lesson."""
+    records: dict[object, Record] = field(default_factory=dict)
+    """By lesson."""
 
 
 class Questions:
@@ -56,7 +56,9 @@ class Questions:
         return entry
 
     def near(self, entry: Asked) -> list[tuple[float, Asked]]:
-        """All questions with their weights for this one; its own is 1."""
+        """Questions with their weights for this one; its own is 1, and enough if often asked."""
+        if len(entry.lengths) >= ANSWERS:
+            return [(1.0, entry)]
         count = len(self._asked) + 1.0
         rarity = {word: math.log(count / self._in[word]) for word in entry.words}
         own = sum(rarity.values())

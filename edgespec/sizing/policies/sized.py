@@ -27,17 +27,10 @@ from edgespec.sizing.contract import (
 )
 from edgespec.sizing.costs import RoundCosts
 from edgespec.sizing.experience import Experience
-from edgespec.sizing.lengths import start_after
-from edgespec.sizing.rates import Arms
+from edgespec.sizing.rates import LEVELS
 from edgespec.sizing.rule import best_count, tree_order, worth_of_nodes
+from edgespec.sizing.whether import Whether
 from edgespec.tree import Candidates
-
-TRIES = 3
-"""Rounds of every kind of growth before its rate is trusted."""
-BONUS = 0.2
-"""Of a rate known from one round: how much better it may be; fades with the root of the rounds."""
-MARGIN = 1.01
-"""Drafting must look so much better than plain decoding: a tie is not worth its spread."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,7 @@ class SizedTrees:
         self.policy = policy
         self._setting = setting
         self.experience = setting.experience or Experience()
-        key = self.experience.key(setting)
-        self._lesson = self.experience.lesson(key)
-        self._asked = self.experience.questions.ask(setting.question)
-        self._near = self.experience.questions.near(self._asked)
-        self._own = self._asked.arms.setdefault(key, Arms())
-        known = [(weight, asked.arms[key]) for weight, asked in self._near if key in asked.arms]
-        self._arms = Arms.blended(known)
-        self._known = {growth: rate.rounds for growth, rate in self._arms.by.items()}
-        self._arms.lighten()
+        self._lesson = self.experience.lesson(self.experience.key(setting))
         self._costs = RoundCosts(
             setting.profile.costs,
             self.experience.drift,
@@ -99,59 +84,39 @@ class SizedTrees:
             width=policy.width,
             sampled=setting.temperature > 0,
         )
+        self._whether = Whether(setting, self.experience, self._costs)
         self._limit = _round_limit(setting.budget)
-        self._mine = Arms()  # of this answer alone
-        self._start: int | None = None
         self._paths = Paths(self._lesson.calibrator, setting.eos)
+        # Plain rounds not learnt from yet.
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
         # Of the round at hand.
         self._growth = Growth.NONE
         self._verify: Sequence[float] = (0.0,)
-        self._rate = self._plain_ms = self._spent = self._tokens = 0.0
+        self._rate = self._spent = self._tokens = 0.0
 
     # --- before drafting
 
     def begin(self, root: Root) -> Growth:
+        if root.emitted < self._whether.wake:
+            return Growth.NONE
+        self._settle(root)
         costs = self._costs
-        self._plain_ms = costs.verify_one(0, root.context) + costs.host(1)
-        self._rate = max(self._arms.overall.value, 1.0 / self._plain_ms)
-        self._tokens = 1.0
-        growth = self._pick(root)
-        self._growth, self._spent = growth, 0.0
-        if growth is not Growth.NONE:
-            self._verify = costs.verify(root.context)
-            self._paths = Paths(self._lesson.calibrator, self._setting.eos)
-            self._spent = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
-        return growth
-
-    def _pick(self, root: Root) -> Growth:
-        """The kind of growth that is fastest here, or one whose turn it is to be tried."""
-        possible = [g for g in self._kinds() if self._fits(g, root)]
-        if not possible:
+        plain_ms = costs.verify_one(0, root.context) + costs.host(1)
+        self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
+        kinds = [kind for kind in self._kinds() if self._fits(kind, root)]
+        if not kinds or not self._whether.drafts(root, plain_ms):
             return Growth.NONE
-        plain = 1.0 / self._plain_ms
-        untried = [g for g in possible if self._lesson.arms.by[g].rounds < TRIES]
-        best = max(possible, key=self._value)
-        if not root.prepared and not untried and not self._worth_preparing(root, best, plain):
-            return Growth.NONE
-        if untried:
-            return untried[0]
-        drafting = self._value(best) > MARGIN * plain
-        tried = self._on_trial(root, possible, self._value(best) if drafting else plain)
-        return tried or (best if drafting else Growth.NONE)
+        self._rate = max(self._whether.rate, 1.0 / plain_ms)
+        self._verify = costs.verify(root.context)
+        self._paths = Paths(self._lesson.calibrator, self._setting.eos)
+        self._growth = max(kinds, key=lambda kind: self._speed(kind, root))
+        self._spent = costs.first(self._growth is Growth.CHAIN, root.unseen, root.context)
+        return self._growth
 
     def _kinds(self) -> list[Growth]:
         if self._costs.chain_steps and self._setting.chain_steps:
             return [Growth.CHAIN, Growth.STEPS] if self._costs.can_step else [Growth.CHAIN]
         return [Growth.STEPS]
-
-    def _value(self, growth: Growth) -> float:
-        """Its rate, with what it may hopefully be where little is known: other questions went
-        better by one deviation, and what was seldom tried may be luckier next time."""
-        known = self._known[growth]
-        value, hope = self._arms.by[growth].value, self._lesson.spread[growth].hopeful
-        if hope > value:
-            value = (known * value + TRIES * hope) / (known + TRIES)
-        return value * (1.0 + BONUS / math.sqrt(known + 1.0))
 
     def _fits(self, growth: Growth, root: Root) -> bool:
         """Whether the smallest round of this kind keeps the budget."""
@@ -161,49 +126,31 @@ class SizedTrees:
         least = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
         least += costs.verify_one(1, root.context) + costs.host(1)
         if not root.prepared:
-            least += self._prepare_ms
+            least += self._whether.prepare_ms
         return least * self._tail <= self._limit
 
-    @property
-    def _prepare_ms(self) -> float:
-        setting = self._setting
-        return self._costs.prepare(setting.draft_prompt_tokens, setting.images)
+    def _speed(self, growth: Growth, root: Root) -> float:
+        """Tokens per millisecond of the best depth, were the best path all there is and as likely
+        to survive as it was so far: what calls of several levels save against what they waste."""
+        if not self._costs.can_step or not self._costs.chain_steps:
+            return 0.0
+        costs, chain = self._costs, growth is Growth.CHAIN
+        stride = costs.chain_steps if chain else 1
+        spent = costs.first(chain, root.unseen, root.context) + costs.host(1)
+        further = float(costs.further(chain, root.context)[1])
+        best, tokens, verify = 0.0, 1.0, self._verify
+        for level, reached in enumerate(self._whether.survival.levels):
+            if level and level % stride == 0:
+                spent += further
+            tokens += reached
+            if level + 1 < len(verify):
+                best = max(best, tokens / (spent + verify[level + 1]))
+        return best
 
     @property
     def _tail(self) -> float:
         """A round's 95th percentile over its prediction."""
         return math.exp(self._costs.drift.verify.log_p95)
-
-    def _worth_preparing(self, root: Root, best: Growth, plain: float) -> bool:
-        """Whether this answer is likely to pay for the draft's prompt."""
-        if self._start is None:
-            setting, rate = self._setting, self._arms.by[best].value
-            self._start = start_after(
-                self._near,
-                setting.max_new_tokens,
-                self._prepare_ms,
-                1.0 / plain - 1.0 / rate if rate else 0.0,
-            )
-        if root.emitted >= self._start:
-            return True
-        return self._lesson.allowance_ms > 2 * self._prepare_ms
-
-    def _on_trial(self, root: Root, possible: list[Growth], rate: float) -> Growth | None:
-        """A kind that looks worse, when what trying it may lose has been saved up for.
-
-        ``explore`` of all time is the allowance, so what is lost on trials is bounded by it.
-        """
-        for growth in possible:
-            arm = self._arms.by[growth]
-            if arm.value >= rate or not arm.rounds:
-                continue
-            loss = (arm.ms - arm.tokens / rate) / arm.rounds
-            if not root.prepared:
-                loss += self._prepare_ms
-            if loss < self._lesson.allowance_ms:
-                self._lesson.allowance_ms -= loss
-                return growth
-        return None
 
     # --- while drafting
 
@@ -211,11 +158,9 @@ class SizedTrees:
         reach = self._paths.extend(candidates)
         if level >= min(self.policy.levels, root.depth_left):
             return []
-        eos = self._setting.eos
-        fresh = [i for i in newest(candidates, level) if candidates.tokens[i] not in eos]
+        fresh = newest(candidates, level)
         if self._growth is Growth.CHAIN:
-            tip = newest(candidates, level)[0]
-            return self._next_segment(reach, tip, root) if tip in fresh else []
+            return self._next_segment(reach, fresh[0], root)
         return self._next_beam(reach, fresh, root)
 
     def _next_segment(self, reach: list[float], tip: int, root: Root) -> list[int]:
@@ -273,27 +218,40 @@ class SizedTrees:
     # --- afterwards
 
     def learn(self, feedback: Feedback) -> None:
-        root, growth = feedback.root, feedback.growth
-        costs, lesson, nodes = self._costs, self._lesson, len(feedback.chosen)
-        tokens = feedback.emitted
+        if feedback.growth is Growth.NONE:
+            # Plain rounds are short, and what is learnt of them can wait.
+            self._plain_rounds += 1
+            self._plain_ms += feedback.round_ms
+            self._plain_verify_ms += feedback.verify_ms
+            return
+        root, costs, lesson = feedback.root, self._costs, self._lesson
+        tokens, nodes = feedback.emitted, len(feedback.chosen)
         ms = costs.learn_verify(nodes, len(feedback.tokens), root.context, feedback.verify_ms)
-        if growth is not Growth.NONE:
-            chain = growth is Growth.CHAIN and bool(costs.chain_steps)
-            drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
-            ms += drafting or feedback.draft_ms
-            if not root.prepared:
-                setting = self._setting
-                costs.learn_prepare(
-                    setting.draft_prompt_tokens, setting.images, feedback.prepare_ms
-                )
-            self._learn_paths(feedback)
+        chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
+        drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
+        ms += drafting or feedback.draft_ms
+        if not root.prepared:
+            setting = self._setting
+            costs.learn_prepare(setting.draft_prompt_tokens, setting.images, feedback.prepare_ms)
+        self._learn_paths(feedback)
         ms += costs.host(tokens)
         costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
-        for arms in (self._arms, self._own, lesson.arms, self._mine):
-            arms.add(growth, self._tokens, ms)
-        self._known[growth] += 1
+        self._whether.learn(True, self._tokens, ms)
         lesson.allowance_ms += self.policy.explore * ms
         lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
+
+    def _settle(self, root: Root | None = None) -> None:
+        """Learns from the plain rounds since the last time."""
+        rounds, ms = self._plain_rounds, self._plain_ms
+        if not rounds:
+            return
+        context = root.context if root else self._setting.prompt_tokens
+        verify_ms = self._plain_verify_ms / rounds
+        predicted = self._costs.learn_verify(0, 1, context, verify_ms) + self._costs.host(1)
+        self._whether.learn(False, rounds, ms, rounds)
+        self._lesson.allowance_ms += self.policy.explore * ms
+        self._lesson.forecast.add(rounds, rounds, rounds * predicted, ms, rounds)
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
 
     def _learn_paths(self, feedback: Feedback) -> None:
         candidates, reach = feedback.candidates, self._paths.reach
@@ -302,21 +260,23 @@ class SizedTrees:
         self._paths.learn(
             candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
         )
-        inner = above = 0.0
-        last = -1
-        for index, parent in enumerate(candidates.parents):
-            if parent >= 0 and parent != last:
-                inner += reach[index]
-                above += reach[parent]
-            last = parent
-        if above > 0:
-            self._lesson.kept += 0.05 * (inner / above - self._lesson.kept)
+        deepest = candidates.depths[-1]
+        best = [0.0] * (deepest + 1)
+        for depth, chance in zip(candidates.depths, reach, strict=True):
+            best[depth] = max(best[depth], chance)
+        lesson = self._lesson
+        if deepest > 1 and sum(best[1:-1]) > 0:
+            lesson.kept += 0.05 * (sum(best[2:]) / sum(best[1:-1]) - lesson.kept)
+        reached = best[1 : LEVELS + 1]
+        last = best[-1]
+        while len(reached) < LEVELS:  # where drafting stopped it would have gone on like this
+            last *= lesson.kept
+            reached.append(last)
+        self._whether.learn_survival(reached)
 
     def finish(self, emitted: int, ended: bool) -> None:
-        self._asked.lengths.append(emitted)
-        for growth, rate in self._mine.by.items():
-            if rate.rounds >= TRIES:
-                self._lesson.spread[growth].add(rate.value)
+        self._settle()
+        self._whether.finish(emitted)
 
 
 def _round_limit(budget: Budget | None) -> float:

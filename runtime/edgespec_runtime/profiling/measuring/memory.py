@@ -99,7 +99,7 @@ def main(path: str, threads: str, part: str) -> None:
     if part == "target":
         bundle = Bundle(bundle.path, without_draft(bundle.manifest))
     model = Model(bundle, engine)
-    sizes, source, samples = smallest(model, PROMPT), Source(model), Samples()
+    sizes, source, samples = smallest(model.manifest, PROMPT), Source(model), Samples()
     for job in PromptBench(model, sizes, source).jobs():
         job(samples)
     rounds = RoundBench(model, sizes, source)

@@ -1,8 +1,8 @@
 """Rounds by rote: a growth, then a verification, as decoding has them.
 
 In a real round the draft's weights are cold because the target has just run, and the other way
-round. So draft calls are clocked behind a verification and verifications behind a growth, but for
-those of a single row: with nothing to verify, nothing was drafted.
+round. So draft calls are clocked behind a verification, and verifications behind a growth. Those of
+a single row are plain decoding, where nothing is drafted: they are clocked behind another one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from edgespec.sizing import Growth, Root
+from edgespec.tree import TokenTree
 from edgespec_runtime.model import Model
 from edgespec_runtime.profiling.measuring.rigs import DraftRig, Source, TargetRig
 from edgespec_runtime.profiling.measuring.samples import Samples
@@ -30,6 +31,8 @@ from edgespec_runtime.profiling.measuring.scripts import (
 from edgespec_runtime.profiling.measuring.sizes import SEGMENTS, Sizes
 
 T = TypeVar("T")
+DEPTH = 4
+"""Draft steps of a round beyond its first call."""
 CALLS = {
     Growth.STEPS: ("draft_first", "draft_step"),
     Growth.CHAIN: ("chain_first", "chain_next"),
@@ -48,7 +51,7 @@ class Growing:
 
 @dataclass(frozen=True)
 class Round:
-    """One round; without a growth where the bundle has no draft, or nothing is to be verified."""
+    """One round; without a growth where the bundle has no draft, or one row is verified."""
 
     growing: Growing | None
     context: int
@@ -62,11 +65,13 @@ class RoundBench:
     def __init__(self, model: Model, sizes: Sizes, source: Source) -> None:
         self._sizes, self._source = sizes, source
         self._steps = model.draft.chain_steps if model.draft else 0
+        # As many steps as deal out every width, and no fewer than trees usually have.
+        depth = self._depth = max(DEPTH, -(-len(sizes.widths) // max(len(sizes.unseen), 1)))
         self._target = TargetRig(model, source, sizes.contexts, sizes.rows[-1])
         self._draft: DraftRig | None = None
         if model.draft:
-            calls = ramp(sizes.widths, sizes.top_k)
-            room = sizes.unseen[-1] + max(sum(calls), SEGMENTS * self._steps)
+            # The widest of every script, and as much again for what its ramps may take.
+            room = sizes.unseen[-1] + max(2 * depth * sizes.widths[-1], SEGMENTS * self._steps)
             self._draft = DraftRig(model, source, sizes.draft_contexts, room)
 
     def deal(self, rng: np.random.Generator) -> list[Round]:
@@ -90,24 +95,33 @@ class RoundBench:
             assert self._draft is not None
             drafter = self._draft.at(growing.context, growing.unseen)
             root = Root(ENDLESS, growing.context, growing.unseen, True, 1)
-            names = CALLS[growing.script.growth]
-            for i, (rows, ms) in enumerate(clock_growth(drafter, growing.script, root)):
-                samples.add(names[min(i, 1)], rows, ms, growing.context)
-        verifier = self._target.at(planned.context)
-        started = perf_counter()
-        verifier.verify(tree)
-        ms = (perf_counter() - started) * 1e3
+            first, further = CALLS[growing.script.growth]
+            calls = clock_growth(drafter, growing.script, root)
+            samples.add(first, *calls[0], growing.context)
+            for rows, ms in calls[1:]:
+                if rows in self._sizes.widths:  # else it only made room for a wider one
+                    samples.add(further, rows, ms, growing.context)
+        ms = self._verify(planned.context, tree)
+        if not tokens:
+            ms = self._verify(planned.context, tree)
         samples.add("verify", planned.rows, ms, planned.context)
 
+    def _verify(self, context: int, tree: TokenTree) -> float:
+        verifier = self._target.at(context)
+        started = perf_counter()
+        verifier.verify(tree)
+        return (perf_counter() - started) * 1e3
+
     def _growths(self, rng: np.random.Generator) -> Iterator[Growing]:
-        """Every count of unseen rows with both kinds of growth, the widths dealt out to them."""
-        sizes = self._sizes
+        """Every count of unseen rows with both kinds of growth. A draft warms up from call to call
+        of a round, so steps are clocked in rounds as deep as trees are, every width early and late
+        in turn."""
+        sizes, depth = self._sizes, self._depth
         for context in sizes.draft_contexts:
-            hands: list[list[int]] = [[] for _ in sizes.unseen]
-            for i, width in enumerate(_shuffled(sizes.widths, rng)):
-                hands[i % len(hands)].append(width)
-            for unseen, hand in zip(_shuffled(sizes.unseen, rng), hands, strict=True):
-                calls = ramp(hand, sizes.top_k)
+            count = -(-len(sizes.unseen) * depth // len(sizes.widths))
+            widths = [w for _ in range(count) for w in _shuffled(sizes.widths, rng)]
+            for i, unseen in enumerate(_shuffled(sizes.unseen, rng)):
+                calls = ramp(widths[i * depth : (i + 1) * depth], sizes.top_k)
                 yield Growing(context, unseen, Script(Growth.STEPS, calls, sizes.top_k))
                 if self._steps:
                     tips = (1,) * (SEGMENTS - 1)

@@ -72,10 +72,10 @@ def clock_growth(draft: Drafter, script: Script, root: Root) -> list[tuple[int, 
 
 
 def ramp(widths: Sequence[int], top_k: int) -> tuple[int, ...]:
-    """``widths``, ascending, with calls before those that need more candidates than there are."""
+    """``widths``, with calls before those that need more candidates than there are."""
     calls: list[int] = []
     free = top_k
-    for width in sorted(widths):
+    for width in widths:
         while free < width:
             calls.append(free)
             free *= top_k
