@@ -47,7 +47,7 @@ POLICIES = (
 
 @dataclass
 class Times:
-    """Of one policy on one task: tokens after the first, and the time they took, once per answer."""
+    """Of one policy on one task: tokens after the first and their time, every answer once."""
 
     tokens: int = 0
     measured_ms: float = 0.0

@@ -7,8 +7,8 @@ from time import perf_counter
 from typing import Any
 
 from edgespec.acceptance import StopRules
-from edgespec.sizing.policies.sized import SizedTrees
 from edgespec.sizing import Setting, Sizer
+from edgespec.sizing.policies.sized import SizedTrees
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
@@ -33,9 +33,12 @@ class Request:
         eos_ids: Sequence[int],
         stop: Sequence[str],
         max_new_tokens: int,
-        setting: Setting,
+        prompt_tokens: int,
+        setting: Setting | None = None,
     ) -> None:
-        self.setting = setting
+        self.prompt_tokens = prompt_tokens
+        self.setting = setting or Setting(prompt_tokens=prompt_tokens)
+        """What the policy knows of it."""
         self._verifier = verifier
         self._draft = draft
         self.sizer = sizer
@@ -59,10 +62,6 @@ class Request:
             return next(self._records)
         finally:
             self._busy_s += perf_counter() - started
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.setting.prompt_tokens
 
     def listen(self, listener: Callable[[Round], None]) -> None:
         """Has every round from here on told to ``listener`` before its records are handed out, the
