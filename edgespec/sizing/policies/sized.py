@@ -242,7 +242,7 @@ class SizedTrees:
         self._paths.learn(
             candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
         )
-        deepest = candidates.depths[-1]
+        deepest = max(candidates.depths)  # n-grams come best first, not level by level
         best, ends = [0.0] * (deepest + 1), [False] * (deepest + 1)
         for depth, chance, token in zip(candidates.depths, reach, candidates.tokens, strict=True):
             if chance > best[depth]:
