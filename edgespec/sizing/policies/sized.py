@@ -231,9 +231,11 @@ class SizedTrees:
             self._learn_paths(feedback)
         ms += costs.host(tokens)
         costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
-        self._whether.learn(drafted, self._tokens, ms)
+        # The last token's round has no room for a draft and is begun without a question.
+        expected = self._tokens if drafted else 1.0
+        self._whether.learn(drafted, expected, ms)
         lesson.allowance_ms += self.policy.explore * ms
-        lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
+        lesson.forecast.add(expected, tokens, ms, feedback.round_ms)
 
     def _learn_paths(self, feedback: Feedback) -> None:
         candidates, reach = feedback.candidates, self._paths.reach
