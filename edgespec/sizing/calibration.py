@@ -138,7 +138,7 @@ class Paths:
             above, up = (scores[parent], reach[parent]) if parent >= 0 else (0.0, 1.0)
             if parent >= 0 and tokens[parent] in self._eos:
                 up = 0.0
-            base = bias + path * max(above, LEAST) + depth * candidates.depths[index] / 8.0
+            base = bias + path * max(LEAST, above) + depth * candidates.depths[index] / 8.0
             logits, gaps = _family(scores[index : index + size], above)
             for place in range(size):
                 z = base + odds * logits[place] + rank * _RANKS[place] + gap * gaps[place]
@@ -183,7 +183,8 @@ class Paths:
 def _family(scores: Sequence[float], above: float) -> tuple[list[float], list[float]]:
     """(logit of the draft's probability given the parent, log-probability ahead of the next best
     or behind the best) of children that came together, best first."""
-    own = [max(score - above, LEAST) for score in scores]
+    # LEAST comes first: what is no number counts as hopeless.
+    own = [max(LEAST, score - above) for score in scores]
     logits = [p - log1p(-exp(min(p, MOST))) for p in own]
     best = own[0]
     gaps = [p - best for p in own]
@@ -203,7 +204,7 @@ def features(candidates: Candidates) -> Floats:
         rows[:, 1], rows[:, 6] = logits, gaps
         rows[:, 2] = _RANKS[:size]
         rows[0, 3] = 1.0
-        rows[:, 4] = max(above, LEAST)
+        rows[:, 4] = max(LEAST, above)
         rows[:, 5] = candidates.depths[index] / 8.0
         index += size
     x[:, 0] = 1.0
