@@ -123,6 +123,7 @@ class Paths:
         """P(every edge down to the candidate is accepted), [N]; 0 below a token that ends the
         answer, as nothing is emitted there."""
         self._families = 0
+        self._scores: list[float] = []
 
     def extend(self, candidates: Candidates) -> list[float]:
         """Takes the candidates that are new; returns ``reach`` of all.
@@ -132,6 +133,9 @@ class Paths:
         reach, scores, parents = self.reach, candidates.scores, candidates.parents
         families, tokens = candidates.families, candidates.tokens
         bias, odds, rank, first, path, depth, gap = self._calibrator.weights.tolist()
+        if self._scores != scores[: len(reach)]:  # a cascade lifts nodes that were there before
+            reach.clear()
+            self._families = 0
         index = len(reach)
         for size in families[self._families :]:
             parent = parents[index]
@@ -146,7 +150,7 @@ class Paths:
                     z += first
                 reach.append(up / (1.0 + exp(-z)))
             index += size
-        self._families = len(families)
+        self._families, self._scores = len(families), scores[:]
         return reach
 
     def learn(
