@@ -110,7 +110,7 @@ class SizedTrees:
         self._verify = costs.verify(root.context)
         self._paths = Paths(self._lesson.calibrator, self._setting.eos)
         self._growth = max(kinds, key=lambda kind: self._speed(kind, root))
-        self._spent = costs.first(self._growth is Growth.CHAIN, root.unseen, root.context)
+        self._spent = self._least_drafting(self._growth, root)
         return self._growth
 
     def _kinds(self) -> list[Growth]:
@@ -123,11 +123,15 @@ class SizedTrees:
         if self._limit == math.inf:
             return True
         costs = self._costs
-        least = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        least = self._least_drafting(growth, root)
         least += costs.verify_one(1, root.context) + costs.host(1)
-        if not root.prepared:
-            least += self._whether.prepare_ms
         return least * self._tail <= self._limit
+
+    def _least_drafting(self, growth: Growth, root: Root) -> float:
+        """Milliseconds until there are candidates: the first call, and the prompt where it is not
+        taken in yet."""
+        first = self._costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        return first if root.prepared else first + self._whether.prepare_ms
 
     def _speed(self, growth: Growth, root: Root) -> float:
         """Tokens per millisecond of the best depth, were the best path all there is and as likely
@@ -260,7 +264,7 @@ class SizedTrees:
         self._paths.learn(
             candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
         )
-        deepest = candidates.depths[-1]
+        deepest = max(candidates.depths)  # n-grams come best first, not level by level
         best = [0.0] * (deepest + 1)
         for depth, chance in zip(candidates.depths, reach, strict=True):
             best[depth] = max(best[depth], chance)
