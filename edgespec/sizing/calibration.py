@@ -146,7 +146,9 @@ class Paths:
                 z = base + odds * logits[place] + rank * _RANKS[place] + gap * gaps[place]
                 if place == 0:
                     z += first
-                reach.append(0.0 if tokens[index + place] in eos else up / (1.0 + exp(-z)))
+                reach.append(
+                    0.0 if tokens[index + place] in eos else up / (1.0 + exp(min(-z, 30.0)))
+                )
             index += size
         self._families, self._scores = len(families), scores[:]
         return reach

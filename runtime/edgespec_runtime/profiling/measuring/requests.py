@@ -198,7 +198,7 @@ class RequestBench:
             Sampler(SamplingParams(), int(step.spec.meta["vocab"])),
             features=features,
         )
-        setting = Setting(prompt_tokens=self._prompt)
+        setting = Setting(prompt_tokens=len(prompt))
         return Request(
             SteeredVerifier(verifier, session, self._levels()),
             drafter,
@@ -207,6 +207,7 @@ class RequestBench:
             eos_ids=(),
             stop=(),
             max_new_tokens=new,
+            prompt_tokens=len(prompt),
             setting=setting,
         )
 
