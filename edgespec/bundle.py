@@ -22,7 +22,7 @@ from edgespec.errors import BundleError, InputError
 
 MANIFEST = "edgespec.json"
 OLD = ".old"  # ends the name of a bundle that is being replaced
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CHUNK = 1 << 22
 
 

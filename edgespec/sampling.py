@@ -56,11 +56,50 @@ def gumbel_noise(seed: int, position: int, size: int) -> npt.NDArray[np.float64]
     Token t gets the t-th draw of the Philox stream with key ``seed`` whose counter holds
     ``position`` in its second word, so the value depends on (seed, position, token) alone.
     """
+    return _gumbel(_uniform(seed, position, size))
+
+
+def _uniform(seed: int, position: int, size: int) -> npt.NDArray[np.float64]:
     bits = np.random.Philox(key=seed, counter=[0, position, 0, 0]).random_raw(size)
     # 53 random bits, centred in their cell: never 0 and never 1, so both logarithms are finite.
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    uniform: npt.NDArray[np.float64] = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return uniform
+
+
+def _gumbel(uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))
     return noise
+
+
+class Noise:
+    """One request's noise by position, kept while it may be asked for again: the draft ranks with
+    it what the target will draw with it (coupled drafting), and a rejected position is drawn for
+    again in the next round."""
+
+    KEPT = 64
+
+    def __init__(self, seed: int, size: int) -> None:
+        self._seed, self._size = seed, size
+        self._uniform: dict[int, npt.NDArray[np.float64]] = {}
+
+    def at(self, position: int) -> npt.NDArray[np.float64]:
+        """``gumbel_noise`` of the request's seed at an absolute position, [V]."""
+        return _gumbel(self._drawn(position))
+
+    def roughly(self, position: int) -> npt.NDArray[np.float32]:
+        """The same in single precision, which is quick: good enough to guess with."""
+        below_one = np.float32(1.0 - 2.0**-24)
+        uniform = np.minimum(self._drawn(position).astype(np.float32), below_one)
+        noise: npt.NDArray[np.float32] = -np.log(-np.log(uniform))
+        return noise
+
+    def _drawn(self, position: int) -> npt.NDArray[np.float64]:
+        found = self._uniform.get(position)
+        if found is None:
+            if len(self._uniform) >= self.KEPT:
+                del self._uniform[min(self._uniform)]  # positions only ever move on
+            found = self._uniform[position] = _uniform(self._seed, position, self._size)
+        return found
 
 
 class Sampler:
@@ -68,6 +107,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, vocab_size: int) -> None:
         self.params = params
+        self.noise = Noise(params.seed, vocab_size)
         self._seen = np.zeros(vocab_size, dtype=np.bool_)
 
     @property
@@ -92,8 +132,7 @@ class Sampler:
         if params.greedy:
             return int(logits.argmax())
         scores = process(logits, params)
-        noise = gumbel_noise(params.seed, position, scores.shape[0])
-        return int((scores + noise).argmax())
+        return int((scores + self.noise.at(position)).argmax())
 
     def _penalised(self, logits: Floats, path: Sequence[int]) -> Floats:
         seen = self._seen

@@ -25,19 +25,22 @@ class Candidates:
     child never scores above its parent and any best-first cut is closed under ancestors.
     """
 
-    __slots__ = ("depths", "parents", "scores", "tokens")
+    __slots__ = ("depths", "families", "parents", "scores", "tokens")
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.depths: list[int] = []
         self.scores: list[float] = []
+        self.families: list[int] = []
+        """How many children came together, best first, one entry per ``extend``."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def extend(self, parent: int, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
         """Adds children of ``parent`` (an index, or ROOT) with their log q given the path."""
+        self.families.append(len(tokens))
         base, depth = (0.0, 1) if parent == ROOT else (self.scores[parent], self.depths[parent] + 1)
         for token, logprob in zip(tokens, logprobs, strict=True):
             self.tokens.append(token)

@@ -52,6 +52,10 @@ class Chains:
         rows: Floats = self.table[tokens]
         return rows if self.offset is None else rows + self.offset
 
+    @property
+    def proposed(self) -> int:
+        return self._draft.proposer.size
+
     def open(self, steps: int) -> StepSession:
         (planned,) = (g for g in self._plan.graphs if g.role == "draft_chain")
         builder = self._build(steps)
@@ -78,25 +82,33 @@ class Chains:
         )
 
 
+@pytest.mark.parametrize("coupled", [False, True], ids=["plain", "coupled"])
 @pytest.mark.parametrize("variant", ["vlm", "eaglevlm", "vispec", "eagle3"])
-def test_a_chain_goes_on_where_it_stopped(zoo: Zoo, tmp_path: Path, variant: str) -> None:
+def test_a_chain_goes_on_where_it_stopped(
+    zoo: Zoo, tmp_path: Path, variant: str, coupled: bool
+) -> None:
     chains = Chains(zoo, tmp_path, variant)
     whole, short = chains.open(2 * CHAIN_STEPS), chains.open(CHAIN_STEPS)
+    noise = np.random.default_rng(1).gumbel(size=(2 * CHAIN_STEPS, chains.proposed))
+    noises = noise.astype(np.float32) if coupled else None
 
-    def begin(session: StepSession) -> list[Any]:
+    def begin(session: StepSession, steps: int) -> list[Any]:
+        session.set_temperature(4.0 if coupled else 1.0)
         found = session.step(
             chains.rows(chains.tokens), range(PREFIX), causal_mask(0, PREFIX),
             hidden=chains.hidden, offset=chains.offset,
+            noise=None if noises is None else noises[:steps],
         )  # fmt: skip
         session.cache.settle(PREFIX)
         return [array.copy() for array in found]
 
-    wanted, first = begin(whole), begin(short)
+    wanted, first = begin(whole, 2 * CHAIN_STEPS), begin(short, CHAIN_STEPS)
     assert short.cache.pending == CHAIN_STEPS - 1
     tip, used = first[1][-1, 0], short.cache.used
     second = short.step(
         chains.rows([tip]), [PREFIX - 1 + CHAIN_STEPS], causal_mask(used, 1),
         hidden=first[2] if chains.hidden is not None else None, offset=chains.offset,
+        noise=None if noises is None else noises[CHAIN_STEPS:],
     )  # fmt: skip
     np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), wanted[1])
     np.testing.assert_allclose(np.concatenate([first[0], second[0]]), wanted[0], atol=1e-4)

@@ -15,7 +15,9 @@ from edgespec_export import comparing
 from edgespec_export.blocks import rotary_tables
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.geometry import Rope
-from edgespec_export.graphs import decoder
+from edgespec_export.graphs import chain, decoder
+from edgespec_export.graphs.proposer import Proposer
+from tests.support.mutants import plant
 from tests.support.tiny import tiny_config, tiny_tensors, write_tiny
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
 
@@ -71,13 +73,16 @@ def test_graphs_of_saved_models_equal_torch(
         lowering=lowering,
     )
     roles = ["vision", "projector", "target", "draft_vision", "draft_projector"]
-    chain = ["draft_chain"] if lowering == "ort" else []
-    assert list(report) == [*roles, "compressor", "draft", *chain]
+    chained = ["draft_chain"] if lowering == "ort" else []
+    assert list(report) == [*roles, "compressor", "draft", *chained]
     for role, figures in report.items():
         assert figures["max_abs_diff"] <= 1e-5 * figures["max_abs_value"], role
         assert f"torch {torch.__version__}" in figures["against"]
     assert report["target"]["argmax_equal"] and report["draft"]["argmax_equal"]
     assert report["draft"]["topk"]["max_abs_diff"] < 1e-3
+    coupled = [report[role]["coupled"] for role in ("draft", *chained)]
+    assert coupled[0]["topk"]["max_abs_value"] != report["draft"]["topk"]["max_abs_value"]
+    assert all(figures["max_abs_diff"] < 1e-3 for figures in coupled)
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -144,6 +149,37 @@ def test_a_graph_that_differs_is_not_published(
     with pytest.raises(EngineError, match=r"graph 'target' differs by up to .* on values up to"):
         export(write_tiny(tmp_path / "t"), tmp_path / "b")
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("b.node('Add', scaled, coupling.noise)", "scaled"),
+        ("b.node('Mul', logits, coupling.inv_temperature)", "logits"),
+        ("b.node('Mul', logits, coupling.inv_temperature)",
+         "b.node('Div', logits, coupling.inv_temperature)"),
+    ],
+    ids=["no noise", "no temperature", "its inverse"],
+)  # fmt: skip
+@pytest.mark.parametrize("head", [False, True], ids=["vlm", "head"])
+def test_a_draft_that_is_wrongly_coupled_is_not_published(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, head: bool
+) -> None:
+    plant(monkeypatch, Proposer, "best", old.replace("'", '"'), new.replace("'", '"'))
+    draft = zoo.head_checkpoint("gqa", "eaglevlm") if head else zoo.checkpoint("gqa", "shared")
+    with pytest.raises(EngineError, match="parity: graph 'draft with noise: topk_logprobs'"):
+        export(zoo.checkpoint("gqa"), tmp_path / "b", draft=str(draft))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["vlm", "head"])
+def test_a_chain_whose_steps_share_a_row_of_noise_is_not_published(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bool
+) -> None:
+    plant(monkeypatch, chain, "chained_steps", "couplings[ahead], ahead", "couplings[0], ahead")
+    draft = zoo.head_checkpoint("gqa", "eaglevlm") if head else zoo.checkpoint("gqa", "shared")
+    with pytest.raises(EngineError, match="parity: graph 'draft_chain with noise: topk_logprobs'"):
+        export(zoo.checkpoint("gqa"), tmp_path / "b", draft=str(draft))
 
 
 def test_a_wrong_candidate_is_found() -> None:

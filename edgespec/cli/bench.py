@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from edgespec.cli.bench_outputs import Outcome, check_outputs, recording, report
 from edgespec.cli.common import (
     add_command,
     add_config,
+    add_sizing,
+    budget_of,
     needs_extra,
     note,
     positive_int,
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from edgespec_runtime.bench.data import Row
     from edgespec_runtime.bench.measure import Listener, Settings, Turn
     from edgespec_runtime.bench.methods import Method, Plan, Source
+    from edgespec_runtime.model import Model
+
+    Load = Callable[[Path], Model]
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -95,6 +101,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
     )
+    add_sizing(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="the n-th row is sampled with seed + n (default: 0)"
     )
@@ -102,13 +109,21 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks everything that can be checked, measures, reports; 1 where a text was not exact."""
+    import edgespec_runtime
+
     settings = _settings(arguments)
     outputs = check_outputs(arguments)
     with ExitStack() as stack:
         rows = _rows(arguments)
         plan = _plan(arguments, stack)
         listener = stack.enter_context(recording(outputs.get("record")))
-        outcome = _measure(plan, rows, settings, arguments.threads, listener)
+        load = partial(
+            edgespec_runtime.load,
+            threads=arguments.threads,
+            profile=arguments.profile,
+            budget=budget_of(arguments),
+        )
+        outcome = _measure(plan, rows, settings, load, listener)
     return report(outcome, outputs, arguments.json)
 
 
@@ -139,7 +154,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     for temperature in temperatures:
         SamplingParams(temperature=temperature, seed=arguments.seed)
     return Settings(
-        policies, temperatures, arguments.repeats, arguments.max_new_tokens, arguments.seed
+        policies,
+        temperatures,
+        arguments.repeats,
+        arguments.max_new_tokens,
+        arguments.seed,
+        arguments.coupling == "on",
     )
 
 
@@ -180,17 +200,16 @@ def _export_builtin(folder: Path) -> list[Path]:
 
 
 def _measure(
-    plan: Plan, rows: Sequence[Row], settings: Settings, threads: int, listener: Listener
+    plan: Plan, rows: Sequence[Row], settings: Settings, load: Load, listener: Listener
 ) -> Outcome:
     """Bundle by bundle; what stops it on the way leaves what has been measured."""
     from tqdm import tqdm
 
-    import edgespec_runtime
     from edgespec_runtime.bench.measure import measure
 
     def turns_of(source: Source, methods: Sequence[Method]) -> Iterator[Turn]:
         # A scope of its own: one bundle is let go before the next one is loaded.
-        model = edgespec_runtime.load(source.path, threads=threads)
+        model = load(source.path)
         yield from measure(model, source.name, methods, rows, settings, listener)
 
     outcome = Outcome([])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgespec.cli.common import needs_extra, note, print_json
+from edgespec.cli.common import check_writable, needs_extra, note, print_json
 from edgespec.errors import ConfigError, EdgespecError, InputError
 
 if TYPE_CHECKING:
@@ -43,19 +43,8 @@ def check_outputs(arguments: argparse.Namespace) -> dict[str, Path]:
         other = taken.setdefault(path.resolve(), f"--{name}")
         if other != f"--{name}":
             raise InputError(f"--{name} would overwrite '{path}', which is also {other}")
-        _check_writable(path, f"--{name}")
+        check_writable(path, f"--{name}")
     return outputs
-
-
-def _check_writable(path: Path, flag: str) -> None:
-    """Opens the file for appending, which changes nothing in it."""
-    existed = path.exists()
-    try:
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise InputError(f"{flag} cannot be written to '{path}': {error.strerror}") from None
 
 
 @contextmanager

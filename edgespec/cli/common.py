@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from edgespec.errors import MissingDependencyError
+from edgespec.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from edgespec.sizing.budgets import Budget
 
 
 def positive_int(text: str) -> int:
@@ -39,16 +44,61 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# Not read from the registry: its modules import numpy, which no --help should wait for.
+POLICIES = "chain, eagle2, opt-tree, plain, rolling, sage, sequoia, sized, threshold, tree"
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Flags of anything that generates text."""
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="length limit")
     parser.add_argument(
         "--policy",
         metavar="NAME[:KEY=VALUE,...]",
-        help="tree policy: eagle2 or rolling, e.g. eagle2:nodes=12,depth=8,top_k=2",
+        help=f"tree policy: {POLICIES}; e.g. eagle2:nodes=12,depth=8,top_k=2",
     )
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
+    )
+
+
+def add_sizing(parser: argparse.ArgumentParser) -> None:
+    """Flags of sizing by measured cost: the profile, and limits."""
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="from `edgespec profile` on this device: trees are sized by measured cost",
+    )
+    add_budget(parser)
+    parser.add_argument(
+        "--coupling",
+        choices=("on", "off"),
+        default="on",
+        help="whether a draft may rank by the noise that the target draws with at temperature > 0; "
+        "changes speed alone (default: on)",
+    )
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Flags of limits; ``budget_of`` reads them."""
+    limits = (
+        ("--budget-ms-per-round", "MS", "longest round (95th percentile)"),
+        ("--budget-ttft-ms", "MS", "time to the first token"),
+        ("--budget-p95-itl-ms", "MS", "95th percentile of the time between tokens"),
+        ("--budget-memory-mb", "MB", "resident memory"),
+    )
+    for flag, unit, what in limits:
+        parser.add_argument(flag, type=float, default=math.inf, metavar=unit, help=f"limit: {what}")
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """The limits asked for. Raises ConfigError for one that is no positive number."""
+    from edgespec.sizing.budgets import Budget
+
+    return Budget(
+        ms_per_round=arguments.budget_ms_per_round,
+        ttft_ms=arguments.budget_ttft_ms,
+        p95_itl_ms=arguments.budget_p95_itl_ms,
+        memory_mb=arguments.budget_memory_mb,
     )
 
 
@@ -62,6 +112,17 @@ def needs_extra(command: str, extra: str) -> Iterator[None]:
         if package.startswith("edgespec"):
             raise  # our own module: a bug, not a missing package
         raise MissingDependencyError(package, command, extra) from None
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Opens the file for appending, which changes nothing in it. Raises InputError."""
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{flag} cannot be written to '{path}': {error.strerror}") from None
 
 
 def print_json(value: Any) -> None:

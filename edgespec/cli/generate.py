@@ -6,7 +6,15 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgespec.cli.common import add_command, add_config, add_decoding, note, print_json
+from edgespec.cli.common import (
+    add_command,
+    add_config,
+    add_decoding,
+    add_sizing,
+    budget_of,
+    note,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from edgespec_runtime import Stats
@@ -32,6 +40,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "ngram: look-up in the text so far, needs no draft; model+ngram",
     )
     add_decoding(parser)
+    add_sizing(parser)
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-p", type=float, help="nucleus sampling")
     parser.add_argument("--top-k", type=int, help="0 is off")
@@ -49,12 +58,23 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     import edgespec_runtime
+    from edgespec.latency import estimate_note
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    model = edgespec_runtime.load(arguments.bundle, threads=arguments.threads)
+    model = edgespec_runtime.load(
+        arguments.bundle,
+        threads=arguments.threads,
+        profile=arguments.profile,
+        budget=budget_of(arguments),
+    )
+    if model.profile and (said := estimate_note(model.profile)):
+        note(said)
+    if model.draft_left_out:
+        note(model.draft_left_out)
     settings = {
         "draft": arguments.draft,
         "policy": arguments.policy,
+        "coupled": arguments.coupling == "on",
         "max_new_tokens": arguments.max_new_tokens,
         "stop": arguments.stop,
         "temperature": arguments.temperature,

@@ -1,7 +1,10 @@
 """How large a tree: policies behind one contract, and the rule that sizes by measured cost.
 
-contract     what a policy answers and what it is told       budgets      limits
-policies/    one module per policy                           parse        policies by name
+contract     what a policy answers and what it is told
+policies/    one module per policy                      parse        policies by name
+rule         tokens - lambda x time                     calibration  confidence to acceptance
+costs        a profile's curves, corrected online       budgets      limits
+experience   what earlier requests taught               lengths      when drafting should begin
 """
 
 from edgespec.sizing.contract import Feedback, Growth, Policy, Root, Setting, Sizer
@@ -9,6 +12,8 @@ from edgespec.sizing.parse import parse_policy
 from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
+from edgespec.sizing.policies.sized import Sized
+from edgespec.sizing.policies.survey import Survey
 
 __all__ = [
     "Eagle2",
@@ -19,6 +24,8 @@ __all__ = [
     "RollingBestN",
     "Root",
     "Setting",
+    "Sized",
     "Sizer",
+    "Survey",
     "parse_policy",
 ]

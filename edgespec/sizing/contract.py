@@ -95,12 +95,14 @@ class Setting:
     temperature: float = 0.0
     coupled: bool = False
     """Whether the draft ranks its candidates with the target's own noise (DESIGN, decision 1)."""
+    eos: frozenset[int] = frozenset()
+    """Tokens that end an answer: what is drafted below them is worth nothing."""
     chain_steps: int = 0
     """Levels of one chain call; 0 where the draft has no chain graph."""
     draft: str = "none"
     """Name of the drafter: what is learnt of one says nothing of another."""
-    question: int = 0
-    """Hash of the prompt's text: answers to the same question tend to be alike in length."""
+    question: tuple[int, ...] = ()
+    """The prompt's tokens, in any order: answers to similar questions tend to be alike."""
     profile: DeviceProfile | None = None
     budget: Budget | None = None
     experience: Experience | None = None

@@ -9,14 +9,30 @@ from typing import Any
 
 from edgespec.errors import ConfigError
 from edgespec.sizing.contract import Policy
+from edgespec.sizing.policies.chain import FixedChain
 from edgespec.sizing.policies.eagle2 import Eagle2
+from edgespec.sizing.policies.opt_tree import OptTree
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
+from edgespec.sizing.policies.sage import Sage
+from edgespec.sizing.policies.sequoia import Sequoia
+from edgespec.sizing.policies.sized import Sized
+from edgespec.sizing.policies.survey import Survey
+from edgespec.sizing.policies.threshold import Threshold
+from edgespec.sizing.policies.tree import FixedTree
 
 KINDS: dict[str, type[Any]] = {
     "plain": Plain,
+    "chain": FixedChain,
+    "tree": FixedTree,
+    "threshold": Threshold,
     "eagle2": Eagle2,
     "rolling": RollingBestN,
+    "opt-tree": OptTree,
+    "sequoia": Sequoia,
+    "sage": Sage,
+    "sized": Sized,
+    "survey": Survey,
 }
 READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 

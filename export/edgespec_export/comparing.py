@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float32]
 TOLERANCE = 1e-4
 """Largest difference allowed, as a part of the largest value."""
 NODES = 8
+INV_TEMPERATURE = 0.7
+"""Of the coupled case: a draft's candidates ranked with noise."""
 STEP_OUTPUTS = ("topk_logprobs", "topk_ids", "hidden", "feedback")
 """What a step graph may give beside its logits, in this order."""
 
@@ -53,20 +55,26 @@ class Graphs:
         graph = self._engine.load(spec, self._folder)
         return graph.run(dict(zip(names, values, strict=True)))
 
+    @property
+    def proposed(self) -> int:
+        """How many tokens the draft may propose."""
+        return int(self.specs["draft"].meta["proposed"])
+
     def table(self, role: str) -> Floats:
         table: Floats = np.load(self._folder / f"{role}.embed.npy", mmap_mode="r")
         return table
 
     def session(self, role: str, rows: int) -> StepSession:
-        wanted = ("logits", *self._wanted(role))
+        wanted = ("logits", *self.wanted(role))
         return self._engine.load_step(self.specs[role], self._folder).open(rows, wanted)
 
     def chain(self, session: StepSession) -> StepSession:
         """The draft's chain graph on the cache of a session of its step graph."""
         graph = self._engine.load_step(self.specs["draft_chain"], self._folder)
-        return graph.open(0, self._wanted("draft_chain"), session.cache)
+        return graph.open(0, self.wanted("draft_chain"), session.cache)
 
-    def _wanted(self, role: str) -> tuple[str, ...]:
+    def wanted(self, role: str) -> tuple[str, ...]:
+        """What a step graph gives beside its logits, as its session returns it."""
         given = {output.name for output in self.specs[role].outputs}
         return tuple(name for name in STEP_OUTPUTS if name in given)
 
@@ -84,6 +92,36 @@ def check_top_k(
     if any(len(set(row)) != len(row) for row in ids.tolist()):
         raise EngineError(f"parity: graph '{role}' gives a candidate twice in one node's top-k")
     return figures
+
+
+def plain_and_coupled(
+    session: StepSession,
+    shape: tuple[int, int],
+    check: Callable[[Floats | None], dict[str, Any]],
+) -> dict[str, Any]:
+    """Figures of ``check``, which runs ``session``, and below "coupled" those with noise of
+    ``shape`` [rows, V_d] at another temperature; the rows of each run are dropped."""
+    figures = check(None)
+    session.cache.commit(())
+    session.set_temperature(1.0 / INV_TEMPERATURE)
+    noise = np.random.default_rng(0).gumbel(size=shape).astype(np.float32)
+    figures["coupled"] = check(noise)
+    session.cache.commit(())
+    return figures
+
+
+def named(role: str, noise: Floats | None) -> str:
+    """The graph's name in figures and errors."""
+    return role if noise is None else f"{role} with noise"
+
+
+def coupled(logits: Floats, ids: Sequence[int] | None, noise: Floats | None) -> Floats:
+    """What a draft ranks [S, V] logits by, given ``noise`` [S, V_d] of the tokens ``ids``."""
+    if noise is None:
+        return logits
+    scores: Floats = logits * np.float32(INV_TEMPERATURE)
+    scores[:, slice(None) if ids is None else list(ids)] += noise
+    return scores
 
 
 def spread(logits: Floats, ids: Sequence[int] | None, vocab: int) -> Floats:

@@ -121,6 +121,9 @@ def export_bundle(
         _write_json(writer, "preprocessor_config.json", assets.processor)
         if plan.draft:
             _write_table(writer, plan.draft.table, "draft")
+            if plan.draft.proposer.ids is not None:
+                ids = np.array(plan.draft.proposer.ids, dtype=np.int64)
+                np.save(writer.folder / "draft.ids.npy", ids)
             if plan.draft.processor:
                 _write_json(writer, "draft_preprocessor_config.json", plan.draft.processor)
         template = writer.folder / "chat_template.jinja"

@@ -2,13 +2,15 @@
 
 The inputs are random, the tolerance is relative to the values. A step graph is checked end to end:
 a prompt with the image's visual tokens inside, and below it a random tree, each node of which must
-get the logits of a plain forward over its path.
+get the logits of a plain forward over its path. A draft's graphs run twice, the second time with
+random noise in the ranking of their candidates.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +19,20 @@ import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
 from edgespec_export.comparing import (
-    STEP_OUTPUTS,
     Graphs,
     check_top_k,
     compared,
+    coupled,
     floats,
+    named,
     parity_libraries,
+    plain_and_coupled,
     random_tree,
-    rows_to,
     spread,
     text_ids,
 )
 from edgespec_export.geometry import LlavaGeometry
+from edgespec_export.original import Original
 from edgespec_runtime.engines import open_engine
 from edgespec_runtime.prefill import causal_mask, prefill
 
@@ -99,50 +103,6 @@ def check_compressor(graphs: Graphs, draft: DraftPlan, weights: Any = None) -> d
     return figures
 
 
-class _Original:
-    """One checkpoint in torch, float32."""
-
-    def __init__(self, model: Model) -> None:
-        self.torch, self.transformers = parity_libraries()
-        loader = self.transformers.LlavaForConditionalGeneration
-        self._model = loader.from_pretrained(model.checkpoint.path, dtype=self.torch.float32).eval()
-        self._core = getattr(self._model, "model", self._model)
-        self._geometry = model.geometry
-
-    @property
-    def against(self) -> str:
-        return f"torch {self.torch.__version__}, transformers {self.transformers.__version__}"
-
-    def features(self, pixels: Floats) -> Floats:
-        with self.torch.no_grad():
-            states = self._core.vision_tower(
-                self.torch.from_numpy(pixels), output_hidden_states=True
-            ).hidden_states
-        chosen = [states[i] for i in self._geometry.feature_layers]
-        joined = self.torch.cat(chosen, dim=-1)[:, int(self._geometry.drop_class_token) :]
-        return floats(joined)
-
-    def project(self, features: Floats) -> Floats:
-        with self.torch.no_grad():
-            return floats(self._core.multi_modal_projector(self.torch.from_numpy(features)))
-
-    def forward(
-        self, ids: list[int], pixels: Floats | None, features: Sequence[int] = ()
-    ) -> tuple[Floats, Floats]:
-        """([len(ids), V] logits, [len(ids), F] hidden states) of a plain forward."""
-        image = None if pixels is None else self.torch.from_numpy(pixels)
-        with self.torch.no_grad():
-            output = self._model(
-                input_ids=self.torch.tensor([ids]),
-                pixel_values=image,
-                use_cache=False,
-                output_hidden_states=bool(features),
-            )
-        states = [floats(output.hidden_states[k][0]) for k in features]
-        hidden = np.concatenate(states, -1) if states else np.empty((len(ids), 0), np.float32)
-        return floats(output.logits[0]), hidden
-
-
 def _check_model(
     graphs: Graphs,
     model: Model,
@@ -155,7 +115,7 @@ def _check_model(
     """Yields (role, figures) for one model's tower, projector and decoder; ``ids``: the tokens it
     may propose, ``features``: hidden states that its step graph hands out."""
     rng = np.random.default_rng(0)
-    original = _Original(model)
+    original = Original(model)
     side = model.geometry.vision.image_size
     pixels = rng.standard_normal((2, 3, side, side), dtype=np.float32)
     seen = original.features(pixels)
@@ -179,7 +139,7 @@ def _check_model(
 def _check_step(
     graphs: Graphs,
     geometry: LlavaGeometry,
-    original: _Original,
+    original: Original,
     role: str,
     pixels: Floats,
     visual: Floats,
@@ -200,39 +160,40 @@ def _check_step(
     # Row 0 of a tree is the last committed token, whose logits are still wanted.
     prefill(session, np.concatenate(parts)[:-1])
     committed = session.cache.length
-    positions = committed + np.array([0, *tree.depths])
     seen = np.ones((len(tree) + 1, committed), dtype=np.bool_)
-    outputs = session.step(
-        table[[text[-1], *tree.tokens]], positions, np.concatenate([seen, tree.mask()], axis=1)
+    step = partial(
+        session.step,
+        table[[text[-1], *tree.tokens]],
+        committed + np.array([0, *tree.depths]),
+        np.concatenate([seen, tree.mask()], axis=1),
     )
-    vocab = geometry.text.vocab
-    wanted = np.empty((len(tree) + 1, vocab), dtype=np.float32)
-    hidden = np.empty((len(tree) + 1, geometry.text.hidden * len(features)), dtype=np.float32)
-    for leaf in set(range(len(tree) + 1)) - set(tree.parents):
-        rows = rows_to(tree, leaf)
-        asked = [*prompt, *tree.path(leaf)]
-        plain, states = original.forward(asked, pixels if image else None, features)
-        wanted[rows] = plain[committed : committed + len(rows)]
-        hidden[rows] = states[committed : committed + len(rows)]
+    wanted, hidden = original.nodes(prompt, tree, pixels if image else None, features)
     kept = wanted if ids is None else wanted[:, list(ids)]
-    figures = compared(role, outputs[0], kept, original.against)
-    figures["argmax_equal"] = bool(np.array_equal(outputs[0].argmax(-1), kept.argmax(-1)))
-    given = {output.name for output in graphs.specs[role].outputs}
-    rest = dict(zip((n for n in STEP_OUTPUTS if n in given), outputs[1:], strict=True))
-    if "topk_ids" in rest:
-        logits = spread(kept, ids, vocab)
-        figures["topk"] = check_top_k(
-            role, rest["topk_logprobs"], rest["topk_ids"], logits, original.against
-        )
-    if "hidden" in rest:
-        figures["hidden"] = compared(f"{role}: hidden", rest["hidden"], hidden, original.against)
-    return figures
+    names = ("logits", *graphs.wanted(role))
+
+    def check(noise: Floats | None) -> dict[str, Any]:
+        found = dict(zip(names, step(noise=noise), strict=True))
+        label, against = named(role, noise), original.against
+        figures = compared(label, found["logits"], kept, against)
+        figures["argmax_equal"] = bool(np.array_equal(found["logits"].argmax(-1), kept.argmax(-1)))
+        if "topk_ids" in found:
+            scores = coupled(spread(kept, ids, geometry.text.vocab), ids, noise)
+            figures["topk"] = check_top_k(
+                label, found["topk_logprobs"], found["topk_ids"], scores, against
+            )
+        if "hidden" in found:
+            figures["hidden"] = compared(f"{label}: hidden", found["hidden"], hidden, against)
+        return figures
+
+    if "topk_ids" not in names:
+        return check(None)
+    return plain_and_coupled(session, kept.shape, check)
 
 
 def _check_chain(
     graphs: Graphs,
     geometry: LlavaGeometry,
-    original: _Original,
+    original: Original,
     rng: np.random.Generator,
     allowed: Sequence[int] | None,
 ) -> dict[str, Any]:
@@ -245,8 +206,14 @@ def _check_chain(
         prefill(session, table[text[:-1]])
     committed = session.cache.length
     chain = graphs.chain(session)
-    logprobs, ids = chain.step(table[[text[-1]]], [committed], causal_mask(committed, 1))
-    wanted = original.forward([*text, *ids[:-1, 0].tolist()], None)[0][committed:]
-    kept = wanted if allowed is None else wanted[:, list(allowed)]
-    logits = spread(kept, allowed, geometry.text.vocab)
-    return check_top_k("draft_chain", logprobs, ids, logits, original.against)
+
+    def check(noise: Floats | None) -> dict[str, Any]:
+        logprobs, ids = chain.step(
+            table[[text[-1]]], [committed], causal_mask(committed, 1), noise=noise
+        )
+        wanted = original.forward([*text, *ids[:-1, 0].tolist()], None)[0][committed:]
+        kept = wanted if allowed is None else wanted[:, list(allowed)]
+        scores = coupled(spread(kept, allowed, geometry.text.vocab), allowed, noise)
+        return check_top_k(named("draft_chain", noise), logprobs, ids, scores, original.against)
+
+    return plain_and_coupled(chain, (steps, graphs.proposed), check)

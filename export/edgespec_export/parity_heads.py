@@ -17,8 +17,11 @@ from edgespec_export.comparing import (
     Graphs,
     check_top_k,
     compared,
+    coupled,
     floats,
+    named,
     parity_libraries,
+    plain_and_coupled,
     random_tree,
     rows_to,
     spread,
@@ -148,9 +151,6 @@ def _check_step(case: _Case) -> dict[str, Any]:
     mask = np.concatenate([np.ones((len(tree) + 1, cached), np.bool_), tree.mask()], axis=1)
     positions = cached + np.array([0, *tree.depths])
     fed = [prefix[-1], *tree.tokens]
-    logits, logprobs, ids, feedback = session.step(
-        table[fed], positions, mask, hidden=hidden[cached:]
-    )
     wanted = np.empty((len(fed), case.target.geometry.text.vocab), np.float32)
     states = np.empty((len(fed), case.width), np.float32)
     for leaf in set(range(len(fed))) - set(tree.parents):
@@ -160,11 +160,20 @@ def _check_step(case: _Case) -> dict[str, Any]:
         wanted[rows], states[rows] = plain[cached:], fedback[cached:]
     allowed = case.draft.proposer.ids
     kept = wanted if allowed is None else wanted[:, list(allowed)]
-    figures = compared("draft", logits, kept, case.against)
-    figures["argmax_equal"] = bool(np.array_equal(logits.argmax(-1), kept.argmax(-1)))
-    figures["topk"] = check_top_k("draft", logprobs, ids, wanted, case.against)
-    figures["feedback"] = compared("draft: feedback", feedback, states, case.against)
-    return figures
+
+    def check(noise: Floats | None) -> dict[str, Any]:
+        logits, logprobs, ids, feedback = session.step(
+            table[fed], positions, mask, hidden=hidden[cached:], noise=noise
+        )
+        label = named("draft", noise)
+        figures = compared(label, logits, kept, case.against)
+        figures["argmax_equal"] = bool(np.array_equal(logits.argmax(-1), kept.argmax(-1)))
+        scores = coupled(wanted, allowed, noise)
+        figures["topk"] = check_top_k(label, logprobs, ids, scores, case.against)
+        figures["feedback"] = compared(f"{label}: feedback", feedback, states, case.against)
+        return figures
+
+    return plain_and_coupled(session, kept.shape, check)
 
 
 def _check_chain(case: _Case) -> dict[str, Any]:
@@ -185,15 +194,21 @@ def _check_chain(case: _Case) -> dict[str, Any]:
     embeds = table[prefix] if offset is None else table[prefix] + offset
     session = case.graphs.session("draft", PREFIX + steps)
     chain = case.graphs.chain(session)
-    logprobs, ids, last = chain.step(
-        embeds, range(PREFIX), causal_mask(0, PREFIX), hidden=hidden, offset=offset
-    )
-    tokens, wanted = list(prefix), []
-    for step in range(steps):
-        logits, feedback = case.forward(tokens, hidden, vector)
-        wanted.append(logits[-1])
-        tokens.append(int(ids[step, 0]))
-        hidden = np.concatenate([hidden, feedback[-1:]])
-    figures = check_top_k("draft_chain", logprobs, ids, np.stack(wanted), case.against)
-    figures["feedback"] = compared("draft_chain: feedback", last, feedback[-1:], case.against)
-    return figures
+
+    def check(noise: Floats | None) -> dict[str, Any]:
+        logprobs, ids, last = chain.step(
+            embeds, range(PREFIX), causal_mask(0, PREFIX), hidden=hidden, offset=offset, noise=noise
+        )
+        tokens, states, wanted = list(prefix), hidden, []
+        for best in ids[:, 0].tolist():
+            logits, feedback = case.forward(tokens, states, vector)
+            wanted.append(logits[-1])
+            tokens.append(best)
+            states = np.concatenate([states, feedback[-1:]])
+        label = named("draft_chain", noise)
+        scores = coupled(np.stack(wanted), case.draft.proposer.ids, noise)
+        figures = check_top_k(label, logprobs, ids, scores, case.against)
+        figures["feedback"] = compared(f"{label}: feedback", last, states[-1:], case.against)
+        return figures
+
+    return plain_and_coupled(chain, (steps, case.graphs.proposed), check)

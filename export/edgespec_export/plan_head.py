@@ -134,7 +134,12 @@ def _graphs(
     top_k = min(DRAFT_TOP_K, proposer.size)
     step = build_feature_step(folded, proposer, lowering, name="draft", top_k=top_k)
     meta = step_meta(
-        text, lowering, variant=geometry.variant, top_k=top_k, direct_images=geometry.direct
+        text,
+        lowering,
+        variant=geometry.variant,
+        top_k=top_k,
+        proposed=proposer.size,
+        direct_images=geometry.direct,
     )
     yield PlannedGraph("draft", step, meta)
     if lowering.chains:

@@ -85,7 +85,7 @@ def _graphs(
         yield PlannedGraph("compressor", graph)
     top_k = min(DRAFT_TOP_K, proposer.size)
     step = build_decoder(checkpoint, text, proposer, lowering, name="draft", top_k=top_k)
-    meta = step_meta(text, lowering, variant="vlm", top_k=top_k)
+    meta = step_meta(text, lowering, variant="vlm", top_k=top_k, proposed=proposer.size)
     yield PlannedGraph("draft", step, meta)
     if lowering.chains:
         chain = build_chain(

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import BundleError, ConfigError, PromptError
+from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Plain, Policy, Setting, parse_policy
+from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
+from edgespec.sizing.budgets import Budget
+from edgespec.sizing.experience import Experience
+from edgespec.sizing.feasible import Load, check_budget, fitted, memory_mb
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.drafts.opening import DraftModel
@@ -29,22 +34,39 @@ from edgespec_runtime.vision import ImageProcessor, preprocess
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
 
+Floats = npt.NDArray[np.float32]
 DEFAULT_NEW_TOKENS = 512
 # A chain is the cheapest shape where a draft step is dear: one engine call. Measured on the
 # built-in family (docs/performance.md); sizing by measured cost will choose per round.
 DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
 STEP_ROLES = ("target", "draft", "draft_chain")
+TARGET_ROLES = ("vision", "projector", "target")
 
 
 class Model:
     """A bundle on an engine. Requests are independent of each other; weights are shared."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        profile: DeviceProfile | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self.bundle = bundle
+        self.profile = profile
+        self.budget = budget or Budget()
+        self.experience = Experience()
+        """What requests teach about sizing; shared by them."""
         self.manifest = bundle.manifest
+        self.engine = engine.facts
         self._graphs: dict[str, Graph] = {}
         self._steps: dict[str, StepGraph] = {}
+        self.draft_left_out = self._draft_too_large()
+        """Why the bundle's draft was not loaded; empty where it was, or where there is none."""
         for spec in self.manifest.graphs:
+            if self.draft_left_out and spec.role not in TARGET_ROLES:
+                continue
             if spec.role in STEP_ROLES:
                 self._steps[spec.role] = engine.load_step(spec, bundle.path)
             else:
@@ -53,7 +75,7 @@ class Model:
             if role not in self._graphs:
                 raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
         # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
-        self._tables = {
+        self._tables: dict[str, Floats] = {
             role: np.asarray(np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r"))
             for role in self._steps
             if role != "draft_chain"
@@ -72,6 +94,26 @@ class Model:
     @property
     def has_draft(self) -> bool:
         return self.draft is not None
+
+    @property
+    def default_policy(self) -> Policy:
+        """Sizing by measured cost where there is a profile to measure by."""
+        return Sized() if self.profile else DEFAULT_POLICY
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """The graphs without memory, by role."""
+        return self._graphs
+
+    @property
+    def steps(self) -> Mapping[str, StepGraph]:
+        """The decoder graphs, by role."""
+        return self._steps
+
+    @property
+    def tables(self) -> Mapping[str, Floats]:
+        """Token tables [V, H] of target and draft, by role."""
+        return self._tables
 
     @property
     def variant(self) -> str | None:
@@ -105,6 +147,8 @@ class Model:
         *,
         draft: str = "auto",
         policy: Policy | str | None = None,
+        budget: Budget | None = None,
+        coupled: bool = True,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         temperature: float | None = None,
@@ -119,7 +163,11 @@ class Model:
         ``images``: none, one or several (paths, bytes, PIL images, [H, W, 3] uint8 arrays).
         ``draft``: "auto" (the bundle's, if it has one), "none" (plain decoding), "model", "ngram"
         (look-up in the text so far; needs no draft in the bundle) or "model+ngram".
-        Sampling settings left out are the checkpoint's. Raises InputError for what cannot be used.
+        ``policy``: how large a tree; sizing by measured cost where the model was loaded with a
+        profile. ``budget``: limits, checked before anything runs (default: those the model was
+        loaded with). ``coupled``: whether the draft may rank by the noise that the target draws
+        with; it changes speed alone. Sampling settings left out are the checkpoint's. Raises
+        InputError for what cannot be used.
         """
         params = self.sampling(
             temperature=temperature,
@@ -143,21 +191,25 @@ class Model:
             image_seq_len=text["visual_tokens"],
             max_context=text["max_positions"] - 1,
         )
-        budget = self._new_tokens(max_new_tokens, len(built.ids))
+        new_tokens = self._new_tokens(max_new_tokens, len(built.ids))
+        limits = budget or self.budget
+        policy = self._within(limits, policy, choice, built, new_tokens)
         visual = self._visual_inputs(pictures, choice.model)
+        sampler = Sampler(params, int(self._steps["target"].spec.meta["vocab"]))
+        couples = coupled and choice.model and not params.greedy
         own: Drafter = NoDraft()
         if self.draft and choice.model:
-            own = self.draft.open(built, visual, policy, budget)
-        setting = self._setting(built, choice, params, budget)
+            own = self.draft.open(built, visual, policy, new_tokens, sampler if couples else None)
+        setting = self._setting(built, choice, params, new_tokens, limits, couples)
         return Request(
-            self._verifier(built, visual, params, budget + policy.max_nodes, choice.model),
+            self._verifier(built, visual, sampler, new_tokens + policy.max_nodes, choice.model),
             choice.complete(own, built.ids.tolist(), text["image_token_id"]),
             policy.start(setting),
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
-            max_new_tokens=budget,
-            prompt_tokens=len(built.ids),
+            max_new_tokens=new_tokens,
+            setting=setting,
         )
 
     def generate(
@@ -181,7 +233,7 @@ class Model:
         self,
         prompt: Prompt,
         visual: VisualInputs,
-        params: SamplingParams,
+        sampler: Sampler,
         extra: int,
         speculate: bool,
     ) -> LocalVerifier:
@@ -192,19 +244,21 @@ class Model:
             table,
             lambda: splice(prompt.ids, prompt.image_spans, table, visual.target),
             prompt.ids.tolist(),
-            Sampler(params, int(step.spec.meta["vocab"])),
+            sampler,
             features=features,
         )
 
     def _open_draft(self) -> DraftModel | None:
         if "draft" not in self._steps:
             return None
+        names = "draft.ids.npy"
         return DraftModel(
             self._steps["draft"],
             self._steps.get("draft_chain"),
             self._tables["draft"],
             self._graphs,
             self.manifest.compressor or {},
+            np.load(self.bundle.file(names)) if names in self.manifest.files else None,
         )
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
@@ -217,12 +271,18 @@ class Model:
 
     def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
         """What was asked for; plain decoding where nothing drafts."""
-        policy = parse_policy(asked) if isinstance(asked, str) else (asked or DEFAULT_POLICY)
+        policy = parse_policy(asked) if isinstance(asked, str) else (asked or self.default_policy)
         self._check_policy(policy)
         return policy if choice.model or choice.ngram else Plain()
 
     def _setting(
-        self, prompt: Prompt, choice: DraftChoice, params: SamplingParams, budget: int
+        self,
+        prompt: Prompt,
+        choice: DraftChoice,
+        params: SamplingParams,
+        new_tokens: int,
+        budget: Budget,
+        coupled: bool,
     ) -> Setting:
         """What a policy may know of the request."""
         own = self.draft if choice.model else None
@@ -230,11 +290,49 @@ class Model:
             prompt_tokens=len(prompt.ids),
             draft_prompt_tokens=own.prompt_length(prompt) if own else 0,
             images=len(prompt.image_spans),
-            max_new_tokens=budget,
+            max_new_tokens=new_tokens,
             temperature=params.temperature,
+            coupled=coupled,
+            eos=frozenset(self.manifest.generation["eos_token_ids"]),
             chain_steps=own.chain_steps if own else 0,
             draft=choice.name,
-            question=hash(prompt.ids.tobytes()),
+            question=tuple(np.unique(prompt.ids).tolist()),
+            profile=self.profile,
+            budget=budget,
+            experience=self.experience,
+        )
+
+    def _within(
+        self, budget: Budget, policy: Policy, choice: DraftChoice, prompt: Prompt, new_tokens: int
+    ) -> Policy:
+        """Refuses a budget that cannot be met; fits trees into the memory that there is."""
+        if not budget.limited:
+            return policy
+        if self.profile is None:
+            raise ConfigError(
+                "budgets are kept by measured costs and need a device profile; make one with: "
+                "edgespec profile --bundle BUNDLE --out PROFILE, and give it with --profile"
+            )
+        own = self.draft if choice.model else None
+        load = Load(
+            len(prompt.ids),
+            len(prompt.image_spans),
+            new_tokens,
+            own.prompt_length(prompt) if own else 0,
+        )
+        check_budget(budget, self.profile, load)
+        return fitted(policy, budget, self.profile, load, drafts=own is not None)
+
+    def _draft_too_large(self) -> str:
+        """Whether the memory budget has no room for the draft, with the figures."""
+        if self.profile is None or self.manifest.graph("draft") is None:
+            return ""
+        needed = memory_mb(self.profile, Load(0, 0, 0), drafts=True)
+        if needed <= self.budget.memory_mb:
+            return ""
+        return (
+            f"the draft is not loaded: with it {needed:.0f} MB are needed before the first token, "
+            f"the budget is {self.budget.memory_mb:.0f} MB"
         )
 
     def _check_policy(self, policy: Policy) -> None:
@@ -272,12 +370,32 @@ class Model:
 
 
 def load(
-    bundle: str | Path, *, engine: str = "ort", threads: int = 0, check_hashes: bool = True
+    bundle: str | Path,
+    *,
+    engine: str = "ort",
+    threads: int = 0,
+    check_hashes: bool = True,
+    profile: str | Path | DeviceProfile | None = None,
+    budget: Budget | None = None,
 ) -> Model:
-    """Opens a bundle: checks it whole, then loads its graphs. Raises BundleError or EngineError."""
-    return Model(
-        read_bundle(bundle, check_hashes=check_hashes), open_engine(engine, threads=threads)
-    )
+    """Opens a bundle: checks it whole, then loads its graphs.
+
+    ``profile``: what ``edgespec profile`` wrote on this device; trees are then sized by measured
+    cost. ``budget``: limits of all requests; where its memory has no room for the draft, that is
+    left out. Raises BundleError, EngineError, and ConfigError for a profile that does not fit.
+    """
+    opened = read_bundle(bundle, check_hashes=check_hashes)
+    runner = open_engine(engine, threads=threads)
+    if isinstance(profile, (str, Path)):
+        given, profile = profile, profile_for(profile, opened)
+        check_fits(
+            profile,
+            bundle=bundle_facts(opened),
+            device=this_device(),
+            engine=runner.facts,
+            path=str(given),
+        )
+    return Model(opened, runner, profile, budget)
 
 
 def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 from edgespec.acceptance import StopRules
-from edgespec.sizing import Sizer
+from edgespec.sizing import Setting, Sizer
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
@@ -31,9 +31,9 @@ class Request:
         eos_ids: Sequence[int],
         stop: Sequence[str],
         max_new_tokens: int,
-        prompt_tokens: int,
+        setting: Setting,
     ) -> None:
-        self.prompt_tokens = prompt_tokens
+        self.setting = setting
         self._verifier = verifier
         self._draft = draft
         self.sizer = sizer
@@ -41,6 +41,7 @@ class Request:
         self._stops = StopStrings(stop)
         self._texts: list[str] = []  # of the round at hand, one per emitted token
         rules = StopRules(eos_ids, max_new_tokens, self._take_text)
+        self._listener: Callable[[Round], None] | None = None
         self._rounds = decode(verifier, draft, sizer, rules)
         self._records = self._run()
         self._busy_s = self._first_s = self._first_engine_s = 0.0
@@ -56,6 +57,15 @@ class Request:
             return next(self._records)
         finally:
             self._busy_s += perf_counter() - started
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.setting.prompt_tokens
+
+    def listen(self, listener: Callable[[Round], None]) -> None:
+        """Has every round from here on told to ``listener`` before its records are handed out, the
+        prefill included. A round holds its candidates: whoever keeps it keeps them."""
+        self._listener = listener
 
     @property
     def stats(self) -> Stats:
@@ -78,6 +88,8 @@ class Request:
         started = perf_counter()
         for index, outcome in enumerate(self._rounds):
             self._account(index, outcome, started)
+            if self._listener is not None:
+                self._listener(outcome)
             texts, self._texts = self._texts, []
             # End-of-sequence tokens and the last held-back text have no entry of their own.
             texts += [""] * (len(outcome.tokens) - len(texts))

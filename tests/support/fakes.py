@@ -37,6 +37,10 @@ class ToySession:
         self.calls: list[int] = []
         self._vocab, self._seed = vocab, seed
         self._top_k, self._disagree = top_k, disagree
+        self._temperature = 1.0
+
+    def set_temperature(self, temperature: float) -> None:
+        self._temperature = temperature
 
     def step(
         self,
@@ -47,6 +51,7 @@ class ToySession:
         *,
         hidden: Floats | None = None,
         offset: Floats | None = None,
+        noise: Floats | None = None,
     ) -> list[npt.NDArray[Any]]:
         rows, used = len(embeds), self.cache.used
         assert mask.shape == (rows, used + rows), f"mask {mask.shape}, {used} used + {rows} new"
@@ -61,7 +66,8 @@ class ToySession:
         logits = logits[-1:] if last_only else logits
         if not self._top_k:
             return [logits]
-        shifted = logits - logits.max(axis=-1, keepdims=True)
+        scores = logits / np.float32(self._temperature) + (0.0 if noise is None else noise)
+        shifted = scores - scores.max(axis=-1, keepdims=True)
         logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         ids = np.argsort(-logprobs, axis=-1, kind="stable")[:, : self._top_k]
         return [np.take_along_axis(logprobs, ids, axis=-1), ids]

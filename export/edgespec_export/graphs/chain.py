@@ -1,10 +1,11 @@
 """Several draft steps in one graph: a greedy chain, each step fed with the best token of the last.
 
 One engine call instead of ``steps``: what a small draft costs on a small CPU is mostly the calls
-(docs/performance.md). Inputs are the decoder's, without ``logit_index``; outputs are
-``topk_logprobs`` and ``topk_ids`` [B, steps, K], row j the candidates after j chain tokens. The
-cache gains S + steps - 1 rows: the S given ones, then the chain's. The best token of the last step
-has no row yet: given as the one new row of another call, it continues the chain.
+(docs/performance.md). Inputs are those of a draft's step graph, without ``logit_index``; ``noise``
+is [B, steps, 1 or V_d], and the best token of the noisy scores is what the next step is fed with.
+Outputs are ``topk_logprobs`` and ``topk_ids`` [B, steps, K], row j the candidates after j chain
+tokens. The cache gains S + steps - 1 rows: the S given ones, then the chain's. The best token of
+the last step has no row yet: given as the one new row of another call, it continues the chain.
 
 Every step reads the graph's own cache inputs and publishes its caches (``present_key.i.j`` for step
 j > 0), all to be bound to one buffer per layer: each step then finds the rows of the one before in
@@ -25,7 +26,7 @@ from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
 from edgespec_export.graphs.decoder import begin_step, publish_caches, stack
-from edgespec_export.graphs.proposer import Proposer
+from edgespec_export.graphs.proposer import Coupling, Proposer, coupling_inputs
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import StepInputs
 
@@ -37,20 +38,25 @@ class ChainStep:
     inputs: StepInputs
     suffix: str
     """Of its published caches."""
+    coupling: Coupling
     last: bool
 
 
 def chained_steps(
     b: GraphBuilder, lowering: Lowering, first: StepInputs, steps: int
 ) -> Iterator[ChainStep]:
-    """The steps in turn; every one but the first is a single row behind the last given one."""
+    """The steps in turn; every one but the first is a single row behind the last given one.
+    Declares the inputs of coupled drafting: ``noise`` has a row for each step."""
+    given = coupling_inputs(b, steps)
+    noises = b.nodes("Split", given.noise, b.constant([1] * steps), outputs=steps, axis=1)
+    couplings = [Coupling(noise, given.inv_temperature) for noise in noises]
     last = [b.constant([value]) for value in (-1, np.iinfo(np.int64).max, 1)]
     position = b.node("Slice", "position_ids", *last)  # [B, 1], of the last given row
-    yield ChainStep(first, "", steps == 1)
+    yield ChainStep(first, "", couplings[0], steps == 1)
     for ahead in range(1, steps):
         following = b.node("Add", position, b.constant([ahead]))
         inputs = lowering.chained(b, first, following, ahead)
-        yield ChainStep(inputs, f".{ahead}", ahead + 1 == steps)
+        yield ChainStep(inputs, f".{ahead}", couplings[ahead], ahead + 1 == steps)
 
 
 def join_steps(b: GraphBuilder, found: Sequence[tuple[str, str]], top_k: int) -> None:
@@ -81,7 +87,7 @@ def build_chain(
         done = stack(b, checkpoint, text, lowering, x, caches, step.inputs)
         publish_caches(b, text, done.caches, step.suffix)
         row = b.node("Gather", done.normed, b.constant([-1]), axis=1)
-        found.append(proposer.best(b, proposer.logits(b, row), top_k))
+        found.append(proposer.best(b, proposer.logits(b, row), top_k, step.coupling))
         if not step.last:
             token = b.node("Gather", found[-1][1], b.constant(0), axis=2)  # [B, 1]
             x = b.node("Gather", table, token, axis=0)

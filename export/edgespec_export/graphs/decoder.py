@@ -11,9 +11,15 @@ The contract (DESIGN, decision 3), B named for servers that batch sessions:
 ``past_key.i``      [B, KV, capacity, D]   the KV cache; ``present_key.i`` is the same buffer
 ==================  =====================  ======================================================
 
-Outputs: ``logits`` [B, R, V]; for a draft also ``topk_logprobs`` and ``topk_ids`` [B, R, K], so
-that the vocabulary need not cross into Python; for the target of a feature-level draft ``hidden``
-[B, S, F], every row's feature.
+Outputs: ``logits`` [B, R, V]; for the target of a feature-level draft ``hidden`` [B, S, F], every
+row's feature. A draft, which may propose V_d of the V tokens, also gives ``topk_logprobs`` and
+``topk_ids`` [B, R, K], so that the vocabulary need not cross into Python. They are the best of
+log-softmax(logits * inv_temperature + noise), of two more inputs; ``logits`` stay raw:
+
+==================  =====================  ======================================================
+``noise``           [B, N, W] float32      N 1 or R, W 1 or V_d; a single 0: the plain ranking
+``inv_temperature`` [1] float32            1: the draft's own distribution
+==================  =====================  ======================================================
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from edgespec_export.blocks import F32, linear, rotary_tables, stored
 from edgespec_export.builder import Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.graphs.proposer import Proposer
+from edgespec_export.graphs.proposer import Proposer, coupling_inputs
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, StepInputs
 
@@ -64,7 +70,7 @@ def build_decoder(
         joined = b.node("Concat", *parts, axis=-1)
         b.output(joined, "hidden", "float32", ["B", "S", text.hidden * len(parts)])
     if top_k:
-        logprobs, ids = proposer.best(b, "logits", top_k)
+        logprobs, ids = proposer.best(b, "logits", top_k, coupling_inputs(b, "N"))
         b.output(logprobs, "topk_logprobs", "float32", ["B", "R", top_k])
         b.output(ids, "topk_ids", "int64", ["B", "R", top_k])
     publish_caches(b, text, done.caches)

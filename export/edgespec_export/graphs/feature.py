@@ -13,7 +13,7 @@ from edgespec_export.builder import GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.graphs.chain import chained_steps, join_steps
 from edgespec_export.graphs.decoder import begin_step, publish_caches
-from edgespec_export.graphs.proposer import Proposer
+from edgespec_export.graphs.proposer import Proposer, coupling_inputs
 from edgespec_export.heads.folded import Folded
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, StepInputs
@@ -33,7 +33,7 @@ def build_feature_step(
     scored, feedback = _ends(b, folded, lowering, out)
     logits = proposer.logits(b, scored)
     b.output(logits, "logits", "float32", ["B", "R", proposer.size])
-    logprobs, ids = proposer.best(b, "logits", top_k)
+    logprobs, ids = proposer.best(b, "logits", top_k, coupling_inputs(b, "N"))
     b.output(logprobs, "topk_logprobs", "float32", ["B", "R", top_k])
     b.output(ids, "topk_ids", "int64", ["B", "R", top_k])
     b.output(b.node("Identity", feedback), "feedback", "float32", ["B", "R", text.hidden])
@@ -62,7 +62,7 @@ def build_feature_chain(
         publish_caches(b, text, [written], step.suffix)
         row = b.node("Gather", out, b.constant([-1]), axis=1)
         scored, hidden = _ends(b, folded, lowering, row)
-        found.append(proposer.best(b, proposer.logits(b, scored), top_k))
+        found.append(proposer.best(b, proposer.logits(b, scored), top_k, step.coupling))
         if not step.last:
             token = b.node("Gather", found[-1][1], b.constant(0), axis=2)  # [B, 1]
             x = b.node("Gather", table, token, axis=0)

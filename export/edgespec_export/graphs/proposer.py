@@ -3,6 +3,10 @@
 A draft need not be able to say every word of the target: its head may keep only the rows of
 frequent tokens (FR-Spec, arXiv 2502.14856; EAGLE-3's draft vocabulary). The target verifies with
 its whole vocabulary, so the text stays the target's.
+
+A draft may rank its tokens with the noise of the target's own draws (coupled drafting; Gumbel noise
+shared by both sides, arXiv 2408.07978): what it ranks highest is what the target draws wherever the
+two distributions are close. The noise only chooses candidates, so it cannot change the text.
 """
 
 from __future__ import annotations
@@ -12,8 +16,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgespec_export.blocks import F32, linear
-from edgespec_export.builder import Array, GraphBuilder, Weight
+from edgespec_export.builder import Array, Axis, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Names of the values that couple a draft's ranking to the target's draws."""
+
+    noise: str
+    """[B, 1 or R, 1 or V_d] float32, of the proposer's own rows; zeros: not coupled."""
+    inv_temperature: str
+    """[1] float32: logits are multiplied with it before the noise is added."""
+
+
+def coupling_inputs(b: GraphBuilder, rows: Axis) -> Coupling:
+    """Declares both as graph inputs; ``rows`` is the second axis of ``noise``."""
+    noise = b.input("noise", "float32", ["B", rows, "W"])
+    return Coupling(noise, b.input("inv_temperature", "float32", [1]))
 
 
 @dataclass(frozen=True)
@@ -46,9 +66,11 @@ class Proposer:
         weight = Weight((hidden, len(kept)), F32, load)
         return b.node("MatMul", x, b.weight("head.trimmed.weight", weight))
 
-    def best(self, b: GraphBuilder, logits: str, k: int) -> tuple[str, str]:
-        """The ``k`` best (log-probabilities, target ids) of [B, R, size] logits."""
-        logprobs, found = best(b, logits, k)
+    def best(self, b: GraphBuilder, logits: str, k: int, coupling: Coupling) -> tuple[str, str]:
+        """The ``k`` best (scores, target ids) of [B, R, size] logits, where scores are
+        log-softmax(logits * inv_temperature + noise)."""
+        scaled = b.node("Mul", logits, coupling.inv_temperature)
+        logprobs, found = best(b, b.node("Add", scaled, coupling.noise), k)
         if self.ids is None:
             return logprobs, found
         ids = np.array(self.ids, dtype=np.int64)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgespec.acceptance import Verdict
 from edgespec.tree import Candidates
 from edgespec.visual import run_positions
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain, GrowingDraft, Rows
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.inputs import Span
@@ -109,8 +110,9 @@ class FeatureDraft(GrowingDraft):
         prompt: FeaturePrompt,
         max_positions: int,
         chain: Chain | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
-        super().__init__(session, max_positions, chain)
+        super().__init__(session, max_positions, chain, coupling)
         self._prompt = prompt
         self._first: Verdict | None = None  # until the prompt is taken in
         self._last_prompt_row: Rows | None = None

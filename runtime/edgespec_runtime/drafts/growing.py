@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.prefill import causal_mask
 
@@ -47,8 +48,18 @@ class Chain:
 class GrowingDraft:
     """One request's drafter over a step session; subclasses say what is fed."""
 
-    def __init__(self, session: StepSession, max_positions: int, chain: Chain | None) -> None:
+    def __init__(
+        self,
+        session: StepSession,
+        max_positions: int,
+        chain: Chain | None,
+        coupling: Coupling | None = None,
+    ) -> None:
         self.prepared = False
+        self._coupling = coupling
+        if coupling is not None:
+            for each in (session, *((chain.session,) if chain else ())):
+                each.set_temperature(coupling.temperature)
         self._session = session
         self._max_positions = max_positions
         self._chain = chain
@@ -102,10 +113,13 @@ class GrowingDraft:
     def _grow_steps(self, candidates: Candidates, unseen: Rows, sizer: Sizer, root: Root) -> None:
         """One call per level."""
         top_k = sizer.policy.top_k
-        self._extend(candidates, [ROOT], self._refeed(unseen), top_k)
+        outputs = self._refeed(unseen, self._noise(root, (0,)))
+        self._extend(candidates, [ROOT], outputs, top_k)
         level = 1
         while beam := sizer.beam(candidates, level, root):
-            outputs = self._expand(candidates, beam, unseen.positions[-1])
+            depths = [candidates.depths[i] for i in beam]
+            noise = self._noise(root, depths if len(set(depths)) > 1 else depths[:1])
+            outputs = self._expand(candidates, beam, unseen.positions[-1], noise)
             self._extend(candidates, beam, outputs, top_k)
             level += 1
 
@@ -122,7 +136,13 @@ class GrowingDraft:
             candidates.extend(parent, children, scores)
         self._learn(parents, outputs)
 
-    def _refeed(self, unseen: Rows) -> list[Array]:
+    def _noise(self, root: Root, depths: Sequence[int]) -> Floats | None:
+        """The target's noise for the children of nodes at ``depths`` (the root's is 0)."""
+        if self._coupling is None:
+            return None
+        return self._coupling.rows([root.context + depth + 1 for depth in depths])
+
+    def _refeed(self, unseen: Rows, noise: Floats | None) -> list[Array]:
         """Feeds committed rows; the outputs are the root's."""
         cache = self._session.cache
         self._calls.append(len(unseen))
@@ -132,11 +152,14 @@ class GrowingDraft:
             causal_mask(cache.length, len(unseen)),
             last_only=True,
             hidden=unseen.hidden,
+            noise=noise,
         )
         cache.commit(range(len(unseen)))
         return outputs
 
-    def _expand(self, candidates: Candidates, beam: Sequence[int], position: int) -> list[Array]:
+    def _expand(
+        self, candidates: Candidates, beam: Sequence[int], position: int, noise: Floats | None
+    ) -> list[Array]:
         """One draft step over the beam; every node attends to the prefix and its own path."""
         cache = self._session.cache
         first, committed, width = cache.pending, cache.length, len(beam)
@@ -147,7 +170,7 @@ class GrowingDraft:
             mask[i, [committed + row for row in rows]] = True
         fed = self._beam_rows(candidates, beam, position)
         self._calls.append(width)
-        return self._session.step(fed.embeds, fed.positions, mask, hidden=fed.hidden)
+        return self._session.step(fed.embeds, fed.positions, mask, hidden=fed.hidden, noise=noise)
 
     def _grow_chain(
         self, candidates: Candidates, chain: Chain, unseen: Rows, sizer: Sizer, root: Root
@@ -162,7 +185,12 @@ class GrowingDraft:
             self._calls.append(new)
             mask = causal_mask(cache.used, new)
             outputs = chain.session.step(
-                fed.embeds, fed.positions, mask, hidden=fed.hidden, offset=self._offset
+                fed.embeds,
+                fed.positions,
+                mask,
+                hidden=fed.hidden,
+                offset=self._offset,
+                noise=self._noise(root, range(level, level + chain.steps)),
             )
             if level == 0:
                 cache.settle(new)

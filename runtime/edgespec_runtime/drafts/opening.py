@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.sampling import Sampler
 from edgespec.sizing import Policy
 from edgespec_runtime.drafts import feature, vlm
 from edgespec_runtime.drafts.base import Drafter
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain
-from edgespec_runtime.engines.base import Graph, StepGraph
+from edgespec_runtime.engines.base import Graph, StepGraph, StepSession
 from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
 from edgespec_runtime.prompt import Prompt
 
@@ -30,6 +32,8 @@ class DraftModel:
     graphs: Mapping[str, Graph]
     visual: Mapping[str, Any]
     """The manifest's entry of its visual tokens."""
+    ids: npt.NDArray[np.int64] | None = None
+    """Target ids of the tokens it may propose; None: all."""
 
     @property
     def variant(self) -> str:
@@ -50,19 +54,45 @@ class DraftModel:
         per_image = int(self.visual["draft_visual_tokens"])
         return spliced_length(prompt.ids, prompt.image_spans, per_image)
 
-    def open(self, prompt: Prompt, visual: VisualInputs, policy: Policy, budget: int) -> Drafter:
-        """A drafter for one request that may emit ``budget`` tokens."""
+    def open(
+        self,
+        prompt: Prompt,
+        visual: VisualInputs,
+        policy: Policy,
+        budget: int,
+        sampler: Sampler | None = None,
+    ) -> Drafter:
+        """A drafter for one request that may emit ``budget`` tokens; with ``sampler``, the
+        request's, it is coupled to what the target draws."""
         length, steps = self.prompt_length(prompt), self.chain_steps
         segments = -(-policy.levels // steps) if steps else 0
         capacity = length + budget + max(policy.max_drafted, segments * steps) + 1
+        coupling = None
+        if sampler is not None:
+            coupling = Coupling(sampler.noise, sampler.params.temperature, self.ids)
+        return self.drafter(*self.sessions(capacity), prompt, visual, coupling)
+
+    def sessions(self, capacity: int) -> tuple[StepSession, Chain | None]:
+        """A fresh cache of ``capacity`` rows, as its step graph and its chain graph hold it."""
         outputs = feature.OUTPUTS if self.wants_features else vlm.OUTPUTS
         session = self.step.open(capacity, outputs)
-        chain = None
-        if self.chain is not None:
-            chain = Chain(self.chain.open(0, outputs, session.cache), steps)
+        if self.chain is None:
+            return session, None
+        return session, Chain(self.chain.open(0, outputs, session.cache), self.chain_steps)
+
+    def drafter(
+        self,
+        session: StepSession,
+        chain: Chain | None,
+        prompt: Prompt,
+        visual: VisualInputs,
+        coupling: Coupling | None = None,
+    ) -> Drafter:
+        """A drafter over ``sessions``, whose cache holds nothing that is not to be built on."""
         limit = int(self.step.spec.meta["max_positions"])
         if self.wants_features:
-            return feature.FeatureDraft(session, self._prompt(prompt, visual), limit, chain)
+            features = self._prompt(prompt, visual)
+            return feature.FeatureDraft(session, features, limit, chain, coupling)
         table = self.table
         return vlm.VlmDraft(
             session,
@@ -70,6 +100,7 @@ class DraftModel:
             lambda: splice(prompt.ids, prompt.image_spans, table, visual.draft),
             limit,
             chain,
+            coupling,
         )
 
     def _prompt(self, prompt: Prompt, visual: VisualInputs) -> feature.FeaturePrompt:
@@ -78,7 +109,7 @@ class DraftModel:
             prompt.image_spans,
             self.table,
             str(self.visual["positions"]),
-            lambda hidden, question: self._image_rows(visual, hidden, question),
+            lambda hidden, question: self.image_rows(visual, hidden, question),
             self._encode,
         )
 
@@ -86,9 +117,11 @@ class DraftModel:
         encoder = self.graphs.get("draft_features")
         return encoder.run({"features": features})["hidden"] if encoder else features
 
-    def _image_rows(
+    def image_rows(
         self, visual: VisualInputs, hidden: Floats, question: Floats
     ) -> feature.ImageRows:
+        """A feature-level draft's image runs from the target's states [N, P, H] at the image rows
+        and their mean [1, H] over the question."""
         embeds = visual.target
         assert embeds is not None
         direct = bool(self.step.spec.meta["direct_images"])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgespec.acceptance import Verdict
 from edgespec.tree import Candidates
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain, GrowingDraft, Rows
 from edgespec_runtime.engines.base import StepSession
 from edgespec_runtime.prefill import prefill
@@ -33,9 +34,10 @@ class VlmDraft(GrowingDraft):
         prompt: Callable[[], Floats],
         max_positions: int,
         chain: Chain | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
         """``prompt`` computes the draft's prompt embeddings [L, H] when they are needed."""
-        super().__init__(session, max_positions, chain)
+        super().__init__(session, max_positions, chain, coupling)
         self._table = table
         self._prompt = prompt
         self._unseen: list[int] = []  # committed tokens whose rows are not in the cache yet

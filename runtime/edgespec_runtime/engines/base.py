@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
+from edgespec.latency import EngineFacts
 from edgespec_runtime.kv import KVCache
 
 Array = npt.NDArray[Any]
@@ -46,16 +47,30 @@ class StepSession(Protocol):
         *,
         hidden: npt.NDArray[np.float32] | None = None,
         offset: npt.NDArray[np.float32] | None = None,
+        noise: npt.NDArray[np.float32] | None = None,
     ) -> list[Array]:
         """Runs S new rows: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S].
 
         A feature-level draft also takes ``hidden`` [S, H], and ViSpec's chain ``offset`` [H].
         A chain graph appends its own steps - 1 rows behind the S given ones and returns one row
-        per step. ``last_only`` asks for outputs of the last row instead of all rows, where the
-        output is one of picked rows (axis R; an output of axis S has all rows). Returns arrays
-        [R, ...] in the order the session was opened with, valid until the next call. Raises
-        EngineError.
+        per step; its last step's best token, given as one more row, continues the chain
+        (``hidden``: the output ``feedback`` [1, H]). ``last_only`` asks for outputs of the last
+        row instead of all rows, where the output is one of picked rows (axis R; an output of axis
+        S has all rows).
+
+        ``noise`` couples a draft to the target's draws: its candidates are the best of
+        log-softmax(logits / temperature + noise) (``set_temperature``). It is [R', V_d], of the
+        tokens the draft may propose (``draft.ids.npy`` names them where they are fewer than the
+        target's); R' is the number of picked rows, or 1 for a row that all of them share, or a
+        chain's steps. It holds for this call.
+
+        Returns arrays [R, ...] in the order the session was opened with, valid until the next
+        call. Raises EngineError; for noise of another shape, or on a graph that takes none, too.
         """
+
+    def set_temperature(self, temperature: float) -> None:
+        """What a draft's logits are divided by before they are ranked; 1.0 at first. Raises
+        EngineError where it is not above 0, or the graph is no draft's."""
 
 
 class StepGraph(Protocol):
@@ -78,7 +93,9 @@ class StepGraph(Protocol):
 class Engine(Protocol):
     """Loads graphs of a bundle."""
 
-    name: str
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs the graphs: a profile measured with it fits no other."""
 
     def load(self, spec: GraphSpec, folder: Path) -> Graph:
         """A memoryless graph. Raises EngineError where the engine refuses it."""

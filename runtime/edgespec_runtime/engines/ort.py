@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError, MissingDependencyError
+from edgespec.latency import EngineFacts
 from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.engines.coupling import Coupling
 from edgespec_runtime.kv import CacheShape, KVCache
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ CPU = "CPUExecutionProvider"
 
 class OrtEngine:
     """Opens sessions on one execution provider and checks that it is the one that runs."""
-
-    name = "ort"
 
     def __init__(self, threads: int = 0, provider: str = CPU) -> None:
         try:
@@ -41,6 +41,10 @@ class OrtEngine:
         self._ort = onnxruntime
         self._provider = provider
         self._threads = threads or len(os.sched_getaffinity(0))
+
+    @property
+    def facts(self) -> EngineFacts:
+        return EngineFacts("ort", self._ort.__version__, self._provider, self._threads)
 
     def load(self, spec: GraphSpec, folder: Path) -> OrtGraph:
         return OrtGraph(self._session(spec, folder))
@@ -128,6 +132,8 @@ class OrtStepSession:
         self._offset = np.zeros((1, 1, self._hidden), dtype=np.float32)
         if "offset" in self._given:
             self._binding.bind_ortvalue_input("offset", self._wrap(self._offset))
+        coupled = "noise" in self._given
+        self._coupling = Coupling(spec, self._binding, self._wrap) if coupled else None
         buffers = {
             f"{kind}.{layer}": self._wrap(rows)
             for layer, pair in enumerate(self.cache.rows)
@@ -149,6 +155,7 @@ class OrtStepSession:
         *,
         hidden: npt.NDArray[np.float32] | None = None,
         offset: npt.NDArray[np.float32] | None = None,
+        noise: npt.NDArray[np.float32] | None = None,
     ) -> list[Array]:
         rows, cache = len(embeds), self.cache
         new = rows + self._steps - 1
@@ -170,6 +177,11 @@ class OrtStepSession:
             self._bound.hidden[0] = hidden
         if offset is not None:
             self._offset[0, 0] = offset
+        if noise is not None:
+            picked = self._steps if self._steps > 1 else 1 if last_only else rows
+            self._coupled().bind(noise, picked)
+        elif self._coupling and self._coupling.noisy:
+            self._coupling.clear()
         self._past[0] = cache.used
         self._binding.bind_ortvalue_input("tree_mask", self._wrap(self._spread(mask)))
         started = perf_counter()
@@ -180,6 +192,14 @@ class OrtStepSession:
         self.engine_s += perf_counter() - started
         cache.pending += new
         return self._returned
+
+    def set_temperature(self, temperature: float) -> None:
+        self._coupled().set_temperature(temperature)
+
+    def _coupled(self) -> Coupling:
+        if self._coupling is None:
+            raise EngineError(f"{self._file} takes no noise: only a draft's graphs are coupled")
+        return self._coupling
 
     def _bind(self, rows: int, last_only: bool) -> None:
         """Binds the buffers of this row count; a step of the same size finds them bound."""

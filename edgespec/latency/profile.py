@@ -9,36 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from edgespec.latency.curve import Curve
+from edgespec.latency.strict import plain
 
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Milliseconds of one operation over its size, at several context lengths."""
-
-    sizes: tuple[int, ...]
-    """Ascending: rows, tokens or pictures."""
-    contexts: tuple[int, ...]
-    """Ascending: rows in the cache before the operation; (0,) where there is none."""
-    median_ms: tuple[tuple[float, ...], ...]
-    """[contexts][sizes]"""
-    p95_ms: tuple[tuple[float, ...], ...]
-    """[contexts][sizes]"""
-
-    def at(self, size: float, context: float = 0) -> float:
-        """Median at any size and context: linear between measured points, by the last slope
-        above them, and the smallest measured value below."""
-        return float(self._line(context, np.asarray([size], dtype=np.float64))[0])
-
-    def row(self, context: float, most: int) -> Floats:
-        """Medians of the sizes 0..most at ``context``, [most + 1]."""
-        return self._line(context, np.arange(most + 1, dtype=np.float64))
-
-    def _line(self, context: float, sizes: Floats) -> Floats:
-        raise NotImplementedError  # completed by its own commit
+VERSION = 1
+"""Of the profile file."""
+KINDS = ("measured", "estimate")
 
 
 @dataclass(frozen=True)
@@ -76,6 +52,8 @@ class BundleFacts:
     compressor: str
     lowering: str
     precision: str
+    chain_steps: int = 0
+    """Levels of one call of the chain graph, 0 without one."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +63,15 @@ class GraphCard:
     role: str
     precision: str
     weight_bytes: int
+    """Read by one pass: the external data without rotary tables. A chain graph passes over its
+    draft's weights ``steps`` times a call; they count for both graphs, and are stored once."""
     kv_bytes_per_token: int
     flops_per_row: float
     """Multiply-adds counted twice, attention over the cache left out."""
+    head_flops: float = 0.0
+    """Those among them of the output head, which only rows pass whose logits are asked for."""
+    steps: int = 1
+    """Passes over the weights in one call."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +84,29 @@ class Card:
     gflops: float
     """Arithmetic rate: measured, or a datasheet's."""
     measured: bool
+
+    def graph(self, role: str) -> GraphCard | None:
+        """The figures of one graph, if the bundle has it."""
+        return next((graph for graph in self.graphs if graph.role == role), None)
+
+    def floor_ms(self, role: str, rows: int, context: int = 0, picked: int | None = None) -> float:
+        """The least that one call of ``role`` with ``rows`` rows can take: its weights and
+        ``context`` cached rows read once at ``bandwidth_gb_s``, or its arithmetic done at
+        ``gflops``, whichever is longer (the roofline: Williams et al., 2009).
+
+        Rows of a vision graph, a projector or a compressor are patches. ``picked``: rows whose
+        logits are asked for; all by default. Attention's own arithmetic is left out; weights that
+        stay in a cache from one pass to the next may beat the floor. Raises KeyError for a role
+        that the bundle does not have.
+        """
+        graph = self.graph(role)
+        if graph is None:
+            raise KeyError(role)
+        passed = rows + graph.steps - 1
+        headed = passed if picked is None else picked
+        flops = graph.flops_per_row * passed - graph.head_flops * (passed - headed)
+        loaded = graph.steps * (graph.weight_bytes + context * graph.kv_bytes_per_token)
+        return max(loaded / self.bandwidth_gb_s, flops / self.gflops) / 1e6
 
 
 @dataclass(frozen=True)
@@ -127,13 +134,23 @@ class Costs:
     chain_steps: int
     """Levels of one chain call, 0 without a chain graph."""
     commit_ms: float
-    """The draft's side of a commit, per round."""
+    """The draft's side of a drafted round beyond its calls: sizing, building the tree, commit."""
     pick_ms: float
     """Drawing one token at temperature > 0, per visited node, beyond greedy."""
     host_round_ms: float
     """Everything else of a round: bookkeeping, text, records."""
     host_token_ms: float
     """The same per emitted token."""
+
+    def __post_init__(self) -> None:
+        if (self.draft_first is None) != (self.draft_step is None):
+            raise ValueError("draft_first and draft_step belong together; one of them is null")
+        chain = self.chain_first is not None
+        if chain != (self.chain_next is not None) or chain != (self.chain_steps > 0):
+            raise ValueError(
+                f"chain_first, chain_next and chain_steps ({self.chain_steps}) belong together: "
+                "two curves and at least one step, or null, null and 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -185,6 +202,12 @@ class DeviceProfile:
     sources: tuple[str, ...] = ()
     """Where an estimate's figures are from."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is '{self.kind}'; there are: {', '.join(KINDS)}")
+        if self.noise < 1:
+            raise ValueError(f"noise is {self.noise}; p95 over median is 1 or more")
 
-VERSION = 1
-"""Of the profile file."""
+    def as_json(self) -> dict[str, Any]:
+        """The content of a profile file in plain containers, its version first."""
+        return {"version": VERSION, **plain(self)}

@@ -1,0 +1,133 @@
+"""``edgespec profile``: what every operation of a bundle costs on this device, as a file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edgespec.cli.common import add_command, add_config, note, positive_int
+from edgespec.cli.profile_outputs import card_table, check_outputs, write
+
+if TYPE_CHECKING:
+    from edgespec.bundle import Bundle
+    from edgespec.latency import Card, DeviceProfile, Memory
+    from edgespec_runtime import Model
+    from edgespec_runtime.profiling.measure import Settings
+    from edgespec_runtime.profiling.measuring.sizes import Sizes
+    from edgespec_runtime.profiling.telemetry.sampler import Sampler
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = add_command(
+        subparsers,
+        "profile",
+        "Measure what every operation of a bundle costs on this device.",
+        "edgespec profile --bundle llava.bundle --out orin.yaml --report orin.html",
+    )
+    parser.add_argument("--bundle", required=True, metavar="BUNDLE", help="directory from export")
+    parser.add_argument("--out", metavar="PROFILE", help="the profile, a YAML file")
+    parser.add_argument(
+        "--device", metavar="NAME", help="what to call this device (default: its own name)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer sizes and repeats, in under a minute"
+    )
+    parser.add_argument(
+        "--max-nodes",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="nodes of the largest tree (default: 64)",
+    )
+    parser.add_argument(
+        "--max-context",
+        type=positive_int,
+        metavar="N",
+        help="tokens of the longest context (default: all that the bundle takes)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="add no repeats after this time; fails where it does not suffice for five of each",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
+    )
+    parser.add_argument("--report", metavar="FILE.html", help="the profile as a page to look at")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE.json",
+        help="a few real rounds as a timeline for Perfetto or chrome://tracing",
+    )
+    parser.add_argument("--json", action="store_true", help="print the profile as one JSON object")
+    add_config(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks everything that can be checked, measures, writes; nothing is written before."""
+    from edgespec.bundle import read_bundle
+    from edgespec.latency import card_of, measure_ceiling
+    from edgespec_runtime.engines import open_engine
+    from edgespec_runtime.model import Model
+    from edgespec_runtime.profiling.measuring.memory import measure_memory
+    from edgespec_runtime.profiling.recording import record_rounds
+
+    settings = _settings(arguments)
+    outputs = check_outputs(arguments)
+    bundle = read_bundle(arguments.bundle)
+    sizes = _sizes(bundle, arguments)
+    engine = open_engine(threads=arguments.threads)
+    note("measuring this machine's ceiling and the bundle's memory ...")
+    card = card_of(bundle, *measure_ceiling(), measured=True)
+    note(card_table(card))
+    memory = measure_memory(bundle, card, engine.facts.threads)
+    model = Model(bundle, engine)
+    timeline = record_rounds(model) if outputs.trace else None
+    profile, sampler = _measure(model, sizes, settings, card, memory, arguments.device)
+    write(profile, sampler, timeline, outputs, arguments.json)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from edgespec_runtime.profiling.measure import QUICK, Settings
+
+    settings = QUICK if arguments.quick else Settings()
+    return replace(settings, time_limit=arguments.time_limit)
+
+
+def _sizes(bundle: Bundle, arguments: argparse.Namespace) -> Sizes:
+    from edgespec_runtime.profiling.measuring.sizes import sizes_of
+
+    return sizes_of(
+        bundle.manifest,
+        quick=arguments.quick,
+        max_nodes=arguments.max_nodes,
+        max_context=arguments.max_context,
+    )
+
+
+def _measure(
+    model: Model, sizes: Sizes, settings: Settings, card: Card, memory: Memory, name: str | None
+) -> tuple[DeviceProfile, Sampler]:
+    from tqdm import tqdm
+
+    from edgespec.latency import this_device
+    from edgespec_runtime.profiling.measure import measure, profile_of
+    from edgespec_runtime.profiling.telemetry.sampler import Sampler
+
+    device = this_device()
+    with tqdm(total=100, unit="%", disable=None, leave=False, desc="measuring") as bar:
+
+        def listen(done: float) -> None:
+            bar.update(int(100 * done) - bar.n)
+
+        with Sampler() as sampler:
+            measured = measure(model, sizes, settings, listen)
+    if name:
+        device = replace(device, name=name)
+    profile = profile_of(model, measured, card, memory, device=device, telemetry=sampler.summary())
+    return profile, sampler

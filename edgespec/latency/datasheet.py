@@ -1,0 +1,152 @@
+"""Datasheet files: what a device's documents say of it, and what is assumed on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from edgespec.errors import ConfigError
+from edgespec.latency.files import check_version, containers, read_text
+from edgespec.latency.strict import read
+
+KIND = "datasheet"
+HERE = Path(__file__).resolve().parent
+PLACES = (HERE.parent / "devices", HERE.parent.parent / "configs" / "devices")
+"""Where device files lie: inside an installed package, and in a checkout."""
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """Peak figures in one power mode."""
+
+    name: str
+    bandwidth_gb_s: float
+    """Memory bandwidth in 10**9 bytes a second."""
+    gflops: dict[str, float]
+    """Dense arithmetic rate by precision of the graph: "fp32", "fp16"."""
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """Which part of the peak kernels are taken to reach."""
+
+    bandwidth: float
+    rate: float
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth", "rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; a part of the peak is in (0, 1]"
+                )
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a call costs however small its graph is."""
+
+    call_ms: float
+    """Of one engine call: Python, binding, copies, synchronising."""
+    layer_ms: float
+    """Of one decoder or encoder layer: launching its kernels or operators."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """Python around the engine; see ``Costs`` for where each is paid."""
+
+    round_ms: float
+    token_ms: float
+    commit_ms: float
+    pick_ms_per_1k: float
+    """Of one draw at temperature > 0, for every 1,000 tokens of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class Datasheet:
+    """A device as its documents describe it. Raises ValueError for modes that do not fit."""
+
+    kind: str
+    name: str
+    title: str
+    processor: str
+    cores: int
+    accelerator: str
+    memory_mb: int
+    usable_mb: int
+    """Left for this process by system and display."""
+    provider: str
+    """Execution provider the figures are for."""
+    default_mode: str
+    modes: tuple[PowerMode, ...]
+    achieved: Achieved
+    overlap: bool
+    """Whether reading weights hides behind arithmetic (the longer counts) or adds to it."""
+    overhead: Overhead
+    host: Host
+    tile: dict[str, int]
+    """Rows that a kernel computes at once, by precision: fewer cost as much."""
+    base_mb: float
+    """Resident memory of interpreter and engine without a model."""
+    sources: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        names = [mode.name for mode in self.modes]
+        if self.kind != KIND:
+            raise ValueError(f"kind is '{self.kind}', not '{KIND}'")
+        if self.default_mode not in names:
+            raise ValueError(f"default_mode '{self.default_mode}' is none of {', '.join(names)}")
+        for mode in self.modes:
+            rates = (mode.bandwidth_gb_s, *mode.gflops.values())
+            if not all(rates) or set(mode.gflops) != set(self.tile) or 0 in self.tile.values():
+                raise ValueError(
+                    f"mode {mode.name} needs a bandwidth, and a rate and a tile above 0 for the "
+                    "same precisions"
+                )
+
+    def mode(self, name: str = "") -> PowerMode:
+        """A power mode by name, the default one for "". Raises ConfigError with those there are."""
+        wanted = name or self.default_mode
+        for mode in self.modes:
+            if mode.name.lower() == wanted.lower():
+                return mode
+        raise ConfigError(
+            f"device '{self.name}' has no power mode '{wanted}'; "
+            f"there are: {', '.join(mode.name for mode in self.modes)}"
+        )
+
+
+def load_estimate(path: str | Path) -> Datasheet:
+    """The datasheet in a file. Raises ConfigError saying where what was found, and what to do."""
+    where = f"device file '{path}'"
+    return datasheet_from_plain(containers(read_text(path), where), where)
+
+
+def datasheet_from_plain(values: dict[str, Any], where: str) -> Datasheet:
+    """A datasheet from a file's content. Raises ConfigError."""
+    check_version(values, where)
+    return read(Datasheet, {k: v for k, v in values.items() if k != "version"}, where)
+
+
+def device_files(places: Iterable[Path] = PLACES) -> dict[str, Path]:
+    """The device files that come with edgespec, by name."""
+    found = [path for place in places for path in sorted(place.glob("*.yaml"))]
+    return {path.stem: path for path in reversed(found)}
+
+
+def find_device(name: str) -> Path:
+    """The file of a device by its bare name. Raises ConfigError listing those there are."""
+    files = device_files()
+    if name in files:
+        return files[name]
+    near = get_close_matches(name, files, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"'{name}' is neither a profile file nor a known device; devices: "
+        f"{', '.join(sorted(files)) or 'none installed'}.{hint} "
+        "Measure this one with: edgespec profile --bundle ... --out profile.yaml"
+    )

@@ -1,0 +1,285 @@
+"""Sizing by measured cost: as much speculation as pays, round by round.
+
+Source: the renewal-reward rule (``edgespec.sizing.rule``) with acceptance probabilities learnt
+online (``calibration``), the device's measured times (``costs``), and budgets as constraints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgespec.errors import ConfigError
+from edgespec.sizing.budgets import Budget
+from edgespec.sizing.calibration import Paths
+from edgespec.sizing.contract import (
+    Feedback,
+    Growth,
+    Root,
+    Setting,
+    Sizer,
+    check_positive,
+    check_probability,
+    newest,
+)
+from edgespec.sizing.costs import RoundCosts
+from edgespec.sizing.experience import Experience
+from edgespec.sizing.rates import LEVELS
+from edgespec.sizing.rule import best_count, tree_order, worth_of_nodes
+from edgespec.sizing.whether import Whether
+from edgespec.tree import Candidates
+
+
+@dataclass(frozen=True)
+class Sized:
+    """Maximises tokens per second: nodes, depth, width and whether to draft at all, every round.
+
+    ``nodes``, ``levels`` and ``width`` bound the tree, ``top_k`` the children of a node;
+    ``explore`` is the share of time that may be lost on trying what looks worse. Needs a profile.
+    """
+
+    nodes: int = 48
+    levels: int = 24
+    width: int = 8
+    top_k: int = 4
+    explore: float = 0.005
+
+    def __post_init__(self) -> None:
+        check_positive(self, "nodes", "levels", "width", "top_k")
+        check_probability(self, "explore")
+
+    @property
+    def max_nodes(self) -> int:
+        return self.nodes
+
+    @property
+    def max_drafted(self) -> int:
+        return self.width * (self.levels - 1)
+
+    def start(self, setting: Setting) -> Sizer:
+        if setting.profile is None:
+            raise ConfigError(
+                "policy 'sized' sizes trees by measured cost and needs a device profile; make one "
+                "with: edgespec profile --bundle BUNDLE --out PROFILE, and give it with --profile"
+            )
+        return SizedTrees(self, setting)
+
+
+class SizedTrees:
+    """The rule at work in one answer."""
+
+    def __init__(self, policy: Sized, setting: Setting) -> None:
+        assert setting.profile is not None
+        self.policy = policy
+        self._setting = setting
+        self.experience = setting.experience or Experience()
+        self._lesson = self.experience.lesson(self.experience.key(setting))
+        self._costs = RoundCosts(
+            setting.profile.costs,
+            self.experience.drift,
+            nodes=policy.nodes,
+            width=policy.width,
+            sampled=setting.temperature > 0,
+        )
+        self._whether = Whether(setting, self.experience, self._costs)
+        self._limit = _round_limit(setting.budget)
+        self._paths = Paths(self._lesson.calibrator, setting.eos)
+        # Plain rounds not learnt from yet.
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
+        # Of the round at hand.
+        self._growth = Growth.NONE
+        self._verify: Sequence[float] = (0.0,)
+        self._rate = self._spent = self._tokens = 0.0
+
+    # --- before drafting
+
+    def begin(self, root: Root) -> Growth:
+        if root.emitted < self._whether.wake:
+            return Growth.NONE
+        self._settle(root)
+        costs = self._costs
+        plain_ms = costs.verify_one(0, root.context) + costs.host(1)
+        self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
+        kinds = [kind for kind in self._kinds() if self._fits(kind, root)]
+        if not kinds or not self._whether.drafts(root, plain_ms):
+            return Growth.NONE
+        self._rate = max(self._whether.rate, 1.0 / plain_ms)
+        self._verify = costs.verify(root.context)
+        self._paths = Paths(self._lesson.calibrator, self._setting.eos)
+        self._growth = max(kinds, key=lambda kind: self._speed(kind, root))
+        self._spent = costs.first(self._growth is Growth.CHAIN, root.unseen, root.context)
+        return self._growth
+
+    def _kinds(self) -> list[Growth]:
+        if self._costs.chain_steps and self._setting.chain_steps:
+            return [Growth.CHAIN, Growth.STEPS] if self._costs.can_step else [Growth.CHAIN]
+        return [Growth.STEPS]
+
+    def _fits(self, growth: Growth, root: Root) -> bool:
+        """Whether the smallest round of this kind keeps the budget."""
+        if self._limit == math.inf:
+            return True
+        costs = self._costs
+        least = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        least += costs.verify_one(1, root.context) + costs.host(1)
+        if not root.prepared:
+            least += self._whether.prepare_ms
+        return least * self._tail <= self._limit
+
+    def _speed(self, growth: Growth, root: Root) -> float:
+        """Tokens per millisecond of the best depth, were the best path all there is and as likely
+        to survive as it was so far: what calls of several levels save against what they waste."""
+        if not self._costs.can_step or not self._costs.chain_steps:
+            return 0.0
+        costs, chain = self._costs, growth is Growth.CHAIN
+        stride = costs.chain_steps if chain else 1
+        spent = costs.first(chain, root.unseen, root.context) + costs.host(1)
+        further = float(costs.further(chain, root.context)[1])
+        best, tokens, verify = 0.0, 1.0, self._verify
+        for level, reached in enumerate(self._whether.survival.levels):
+            if level and level % stride == 0:
+                spent += further
+            tokens += reached
+            if level + 1 < len(verify):
+                best = max(best, tokens / (spent + verify[level + 1]))
+        return best
+
+    @property
+    def _tail(self) -> float:
+        """A round's 95th percentile over its prediction."""
+        return math.exp(self._costs.drift.verify.log_p95)
+
+    # --- while drafting
+
+    def beam(self, candidates: Candidates, level: int, root: Root) -> list[int]:
+        reach = self._paths.extend(candidates)
+        if level >= min(self.policy.levels, root.depth_left):
+            return []
+        fresh = newest(candidates, level)
+        if self._growth is Growth.CHAIN:
+            return self._next_segment(reach, fresh[0], root)
+        return self._next_beam(reach, fresh, root)
+
+    def _next_segment(self, reach: list[float], tip: int, root: Root) -> list[int]:
+        """The chain's tip where another segment is expected to pay."""
+        costs, kept = self._costs, self._lesson.kept
+        steps = self._setting.chain_steps
+        price = float(costs.further(True, root.context)[1]) if costs.chain_steps else 0.0
+        if not self._affordable(price):
+            return []
+        gains = [reach[tip] * kept**ahead for ahead in range(1, steps + 1)]
+        there = best_count(sorted(reach, reverse=True), self._verify, self._rate)[0]
+        worth = worth_of_nodes(gains, there, self._verify, self._rate)
+        if worth <= self._rate * price:
+            return []
+        self._spent += price
+        return [tip]
+
+    def _next_beam(self, reach: list[float], fresh: list[int], root: Root) -> list[int]:
+        """The newest nodes worth expanding: those whose children are expected to pay for their
+        share of a draft step and of the verification (width), if together they pay for the step
+        (depth), looking two steps ahead."""
+        costs, rate, kept = self._costs, self._rate, self._lesson.kept
+        ranked = sorted(fresh, key=lambda i: -reach[i])[: self.policy.width]
+        if not ranked:
+            return []
+        prices = costs.further(False, root.context)[: len(ranked) + 1]
+        chance = np.array([reach[i] for i in ranked])
+        nodes = min(len(reach), len(self._verify) - 1)
+        slope = (self._verify[nodes] - self._verify[0]) / max(nodes, 1)
+        one = np.maximum(chance * kept - rate * slope, 0.0)
+        two = one + np.maximum(chance * kept * kept - rate * slope, 0.0)
+        worth = np.maximum(
+            np.cumsum(one) - rate * prices[1:], np.cumsum(two) - 2 * rate * prices[1:]
+        )
+        width = int(worth.argmax()) + 1
+        if worth[width - 1] <= 0 or not self._affordable(float(prices[width])):
+            return []
+        self._spent += float(prices[width])
+        return ranked[:width]
+
+    def _affordable(self, price: float) -> bool:
+        left = self._limit / self._tail - self._spent - price - self._costs.host(1)
+        return left >= self._verify[1]
+
+    def choose(self, candidates: Candidates) -> list[int]:
+        if not len(candidates):
+            return []
+        reach = self._paths.extend(candidates)
+        order = tree_order(reach)[: self.policy.nodes]
+        left = self._limit / self._tail - self._spent - self._costs.host(1)
+        count, tokens = best_count([reach[i] for i in order], self._verify, self._rate, left)
+        self._tokens = 1.0 + tokens
+        return order[:count]
+
+    # --- afterwards
+
+    def learn(self, feedback: Feedback) -> None:
+        if feedback.growth is Growth.NONE:
+            # Plain rounds are short, and what is learnt of them can wait.
+            self._plain_rounds += 1
+            self._plain_ms += feedback.round_ms
+            self._plain_verify_ms += feedback.verify_ms
+            return
+        root, costs, lesson = feedback.root, self._costs, self._lesson
+        tokens, nodes = feedback.emitted, len(feedback.chosen)
+        ms = costs.learn_verify(nodes, len(feedback.tokens), root.context, feedback.verify_ms)
+        chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
+        drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
+        ms += drafting or feedback.draft_ms
+        if not root.prepared:
+            setting = self._setting
+            costs.learn_prepare(setting.draft_prompt_tokens, setting.images, feedback.prepare_ms)
+        self._learn_paths(feedback)
+        ms += costs.host(tokens)
+        costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
+        self._whether.learn(True, self._tokens, ms)
+        lesson.allowance_ms += self.policy.explore * ms
+        lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
+
+    def _settle(self, root: Root | None = None) -> None:
+        """Learns from the plain rounds since the last time."""
+        rounds, ms = self._plain_rounds, self._plain_ms
+        if not rounds:
+            return
+        context = root.context if root else self._setting.prompt_tokens
+        verify_ms = self._plain_verify_ms / rounds
+        predicted = self._costs.learn_verify(0, 1, context, verify_ms) + self._costs.host(1)
+        self._whether.learn(False, rounds, ms, rounds)
+        self._lesson.allowance_ms += self.policy.explore * ms
+        self._lesson.forecast.add(rounds, rounds, rounds * predicted, ms, rounds)
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
+
+    def _learn_paths(self, feedback: Feedback) -> None:
+        candidates, reach = feedback.candidates, self._paths.reach
+        if not len(candidates):
+            return
+        self._paths.learn(
+            candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
+        )
+        deepest = candidates.depths[-1]
+        best = [0.0] * (deepest + 1)
+        for depth, chance in zip(candidates.depths, reach, strict=True):
+            best[depth] = max(best[depth], chance)
+        lesson = self._lesson
+        if deepest > 1 and sum(best[1:-1]) > 0:
+            lesson.kept += 0.05 * (sum(best[2:]) / sum(best[1:-1]) - lesson.kept)
+        reached = best[1 : LEVELS + 1]
+        last = best[-1]
+        while len(reached) < LEVELS:  # where drafting stopped it would have gone on like this
+            last *= lesson.kept
+            reached.append(last)
+        self._whether.learn_survival(reached)
+
+    def finish(self, emitted: int, ended: bool) -> None:
+        self._settle()
+        self._whether.finish(emitted)
+
+
+def _round_limit(budget: Budget | None) -> float:
+    """The longest round that budgets allow, ms: tokens of one round arrive together, so the time
+    between tokens is a round's."""
+    return min(budget.ms_per_round, budget.p95_itl_ms) if budget else math.inf

@@ -1,0 +1,73 @@
+"""What answers to similar questions were like: how long, and how fast with and without a draft.
+
+Robots ask the same few things again and again. Whether drafting will pay is decided before any of
+the answer is known, so it is learnt from answers to questions in similar words: past questions
+weigh by the words they share with this one, rare words more than common ones (the chat template's
+say nothing). Nothing here can change a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from edgespec.sizing.rates import Record
+
+REMEMBERED = 64
+"""Questions; the ones asked longest ago are forgotten first."""
+ANSWERS = 8
+"""Lengths kept of one question; one with so many answers speaks for itself."""
+SHARPNESS = 4.0
+"""Weight of a question = similarity to this power."""
+STRANGER = 0.02
+"""Weight of a question that shares nothing: better than nothing to go by."""
+
+
+@dataclass
+class Asked:
+    """One question's answers."""
+
+    words: frozenset[int]
+    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=ANSWERS))
+    records: dict[object, Record] = field(default_factory=dict)
+    """By lesson."""
+
+
+class Questions:
+    """Mutable; shared by the requests of one loaded bundle."""
+
+    def __init__(self) -> None:
+        self._asked: OrderedDict[frozenset[int], Asked] = OrderedDict()
+        self._in: Counter[int] = Counter()
+
+    def ask(self, tokens: Iterable[int]) -> Asked:
+        """The entry of a question, new where it was not asked before."""
+        words = frozenset(tokens)
+        entry = self._asked.get(words)
+        if entry is None:
+            entry = self._asked[words] = Asked(words)
+            self._in.update(words)
+            if len(self._asked) > REMEMBERED:
+                gone, _ = self._asked.popitem(last=False)
+                self._in.subtract(gone)
+        self._asked.move_to_end(words)
+        return entry
+
+    def near(self, entry: Asked) -> list[tuple[float, Asked]]:
+        """Questions with their weights for this one; its own is 1, and enough if often asked."""
+        if len(entry.lengths) >= ANSWERS:
+            return [(1.0, entry)]
+        count = len(self._asked) + 1.0
+        rarity = {word: math.log(count / self._in[word]) for word in entry.words}
+        own = sum(rarity.values())
+        found = []
+        for other in self._asked.values():
+            if other is entry:
+                found.append((1.0, other))
+                continue
+            shared = sum(rarity[word] for word in entry.words & other.words)
+            apart = sum(math.log(count / self._in[w]) for w in other.words - entry.words)
+            found.append((max((shared / (own + apart)) ** SHARPNESS, STRANGER), other))
+        return found

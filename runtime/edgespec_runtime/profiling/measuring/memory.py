@@ -1,0 +1,112 @@
+"""Resident memory of a bundle, read in fresh processes: what an importing test suite or a warm
+runtime holds would be counted otherwise.
+
+Run as a module it prints one JSON object: megabytes before and after loading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from edgespec.bundle import Bundle, Manifest, read_bundle
+from edgespec.errors import EngineError
+from edgespec.latency import Card, Memory
+
+MB = 2**20
+PROMPT = 64
+"""Tokens of the prompt that is run before reading: its cache and buffers are counted."""
+DRAFTING = ("draft", "compressor")
+"""How the roles of the draft's graphs begin."""
+
+
+def measure_memory(bundle: Bundle, card: Card, threads: int) -> Memory:
+    """Loads ``bundle`` twice in processes of its own, without and with the draft's graphs, runs
+    every graph once over a prompt of ``PROMPT`` tokens and a picture, and reads VmRSS: pages of
+    mapped files (the token tables) count as far as they were touched.
+
+    Raises EngineError where such a process fails.
+    """
+    base, without = _resident(bundle.path, threads, drafting=False)
+    draft = card.graph("draft")
+    draft_mb = 0.0
+    if draft is not None:
+        draft_mb = max(_resident(bundle.path, threads, drafting=True)[1] - without, 0.0)
+    target = card.graph("target")
+    return Memory(
+        base_mb=base,
+        target_mb=max(without - base, 0.0),
+        draft_mb=draft_mb,
+        target_kv_bytes=target.kv_bytes_per_token if target else 0,
+        draft_kv_bytes=draft.kv_bytes_per_token if draft else 0,
+    )
+
+
+def _resident(path: Path, threads: int, *, drafting: bool) -> tuple[float, float]:
+    """Megabytes (before loading, after running) of a process of its own."""
+    words = [str(path), str(threads), "all" if drafting else "target"]
+    # The module may come from a path that only this process knows of.
+    known = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(
+        [sys.executable, "-m", __name__, *words], capture_output=True, text=True, env=known
+    )
+    if result.returncode != 0:
+        killed = result.returncode < 0
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineError(
+            f"loading '{path}' in a process of its own, to read its memory, "
+            f"{'was killed: is there enough memory?' if killed else f'failed: {reason}'}"
+        )
+    figures = json.loads(result.stdout)
+    return float(figures["base_mb"]), float(figures["loaded_mb"])
+
+
+def without_draft(manifest: Manifest) -> Manifest:
+    """The target's side of a bundle."""
+    kept = tuple(graph for graph in manifest.graphs if not graph.role.startswith(DRAFTING))
+    return replace(manifest, graphs=kept, compressor=None)
+
+
+def resident_mb() -> float:
+    """VmRSS of this process."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise EngineError("/proc/self/status tells no VmRSS; memory cannot be read here")
+    return int(found.group(1)) * 1024 / MB
+
+
+def main(path: str, threads: str, part: str) -> None:
+    """Reads, loads, runs and reads again."""
+    import numpy as np
+
+    from edgespec_runtime.engines import open_engine
+    from edgespec_runtime.model import Model
+    from edgespec_runtime.profiling.measuring.prompts import PromptBench
+    from edgespec_runtime.profiling.measuring.rigs import Source
+    from edgespec_runtime.profiling.measuring.rounds import RoundBench
+    from edgespec_runtime.profiling.measuring.samples import Samples
+    from edgespec_runtime.profiling.measuring.sizes import smallest
+
+    bundle = read_bundle(path, check_hashes=False)
+    engine = open_engine(threads=int(threads))
+    base = resident_mb()
+    if part == "target":
+        bundle = Bundle(bundle.path, without_draft(bundle.manifest))
+    model = Model(bundle, engine)
+    sizes, source, samples = smallest(model.manifest, PROMPT), Source(model), Samples()
+    for job in PromptBench(model, sizes, source).jobs():
+        job(samples)
+    rounds = RoundBench(model, sizes, source)
+    for planned in rounds.deal(np.random.default_rng(0)):
+        rounds.run(planned, samples)
+    print(json.dumps({"base_mb": base, "loaded_mb": resident_mb()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,125 @@
+"""Target and draft of a loaded bundle, each on one cache that is put at any context.
+
+A cache row costs the same whatever it holds, so a context is no more than a length: both caches are
+filled once with a prompt of random tokens and are then wound back and forth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.acceptance import Verdict
+from edgespec.sampling import Sampler, SamplingParams
+from edgespec_runtime.drafts import Drafter
+from edgespec_runtime.drafts.opening import DraftModel
+from edgespec_runtime.engines.base import StepSession
+from edgespec_runtime.inputs import VisualInputs, splice
+from edgespec_runtime.model import Model
+from edgespec_runtime.prompt import Prompt
+from edgespec_runtime.verifiers import LocalVerifier
+
+Ids = npt.NDArray[np.int64]
+
+
+class Source:
+    """Random tokens and features, as one seed gives them."""
+
+    def __init__(self, model: Model, seed: int = 0) -> None:
+        meta = model.steps["target"].spec
+        self._rng = np.random.default_rng(seed)
+        self._features = next((int(t.axes[-1]) for t in meta.outputs if t.name == "hidden"), 0)
+        image = int(model.manifest.text["image_token_id"])
+        self._tokens = np.setdiff1d(np.arange(int(meta.meta["vocab"])), [image])
+
+    def ids(self, count: int) -> Ids:
+        """Tokens of text, [count]."""
+        return self._rng.choice(self._tokens, count)
+
+    def different(self, count: int) -> list[int]:
+        """Tokens none of which occurs twice, where the vocabulary is large enough."""
+        replace = count > len(self._tokens)
+        tokens: list[int] = self._rng.choice(self._tokens, count, replace=replace).tolist()
+        return tokens
+
+    def verdict(self, tokens: int, rows: int) -> Verdict:
+        """One that accepted nothing of a tree but names ``tokens`` tokens, with features of
+        ``rows`` rows."""
+        features = self._rng.standard_normal((rows, self._features), dtype=np.float32)
+        return Verdict((), tuple(self.ids(tokens).tolist()), features if self._features else None)
+
+    def prompt(self, length: int) -> Prompt:
+        return Prompt("", self.ids(length), ())
+
+
+def text_only(model: Model) -> VisualInputs:
+    """The visual side of a prompt without pictures."""
+    return VisualInputs(dict(model.graphs), None, None)
+
+
+def open_verifier(
+    model: Model, prompt: Ids, capacity: int, params: SamplingParams | None = None
+) -> tuple[LocalVerifier, StepSession]:
+    """A verifier of a text prompt as ``Model.stream`` makes one, and its session."""
+    step, table = model.steps["target"], model.tables["target"]
+    features = model.draft is not None and model.draft.wants_features
+    session = step.open(capacity, ("logits", "hidden") if features else ("logits",))
+    verifier = LocalVerifier(
+        session,
+        table,
+        lambda: splice(prompt, (), table, None),
+        prompt.tolist(),
+        Sampler(params or SamplingParams(), int(step.spec.meta["vocab"])),
+        features=features,
+    )
+    return verifier, session
+
+
+class TargetRig:
+    """The target at any of ``contexts``, with room for trees of ``rows`` rows."""
+
+    def __init__(self, model: Model, source: Source, contexts: Sequence[int], rows: int) -> None:
+        most = max(contexts)
+        # Where a graph attends to its whole buffer, time depends on the buffer: one per context.
+        whole = model.steps["target"].spec.meta["mask_span"] == "capacity"
+        ends = {context: context if whole else most for context in contexts}
+        opened = {
+            end: open_verifier(model, source.ids(end), end + rows) for end in set(ends.values())
+        }
+        for verifier, _ in opened.values():
+            verifier.begin()
+        self._opened = {context: opened[end] for context, end in ends.items()}
+
+    def at(self, context: int) -> LocalVerifier:
+        verifier, session = self._opened[context]
+        session.cache.length, session.cache.pending = context, 0
+        return verifier
+
+
+class DraftRig:
+    """The draft at any of ``contexts``, with room for ``rows`` rows behind them."""
+
+    def __init__(self, model: Model, source: Source, contexts: Sequence[int], rows: int) -> None:
+        assert model.draft is not None
+        self._draft: DraftModel = model.draft
+        self._source, self._visual = source, text_only(model)
+        whole = self._draft.step.spec.meta["mask_span"] == "capacity"
+        ends = {context: context if whole else max(contexts) for context in contexts}
+        opened = {end: self._draft.sessions(end + rows) for end in set(ends.values())}
+        self._opened = {context: opened[end] for context, end in ends.items()}
+        for end, (session, chain) in opened.items():
+            drafter = self._draft.drafter(session, chain, source.prompt(end), self._visual)
+            drafter.begin(source.verdict(1, end))
+            drafter.prepare()
+
+    def at(self, context: int, unseen: int) -> Drafter:
+        """A drafter that has taken in ``context`` rows and has ``unseen`` more to take in."""
+        session, chain = self._opened[context]
+        session.cache.length, session.cache.pending = context, 0
+        prompt = self._source.prompt(context)
+        drafter = self._draft.drafter(session, chain, prompt, self._visual)
+        drafter.commit((), self._source.verdict(unseen, unseen))
+        session.cache.length = context
+        return drafter
