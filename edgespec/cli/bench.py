@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--record",
         metavar="FILE.jsonl",
-        help="write every run's tokens and rounds, line by line; for edgespec simulate, record with "
+        help="write every run's tokens and rounds, line by line; for edgespec simulate record with "
         "--policy survey --repeats 1 (feature-level drafts: --policy survey:verify=0)",
     )
     add_config(parser)
