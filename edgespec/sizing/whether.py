@@ -60,7 +60,7 @@ class Whether:
         """Whether this round is to draft, where a plain one takes ``plain_ms``."""
         untried = self._lesson.record.drafted.rounds < TRIES
         if not root.prepared and not untried and not self._worth_preparing(root, plain_ms):
-            return False
+            return self._on_trial(root, plain_ms)
         if untried or self._hoped * plain_ms > MARGIN:
             return True
         return self._on_trial(root, plain_ms)
@@ -82,7 +82,7 @@ class Whether:
             self._start = start_after(
                 self._near, self._setting.max_new_tokens, self.prepare_ms, gain
             )
-        return root.emitted >= self._start or self._lesson.allowance_ms > 2 * self.prepare_ms
+        return root.emitted >= self._start
 
     def _on_trial(self, root: Root, plain_ms: float) -> bool:
         """Whether enough has been saved up for what a trial is expected to lose."""
