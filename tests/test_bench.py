@@ -176,6 +176,7 @@ class Spy:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.manifest = model.manifest
         self.asked: list[dict[str, Any]] = []
 
     def stream(self, images: Any, prompt: Any, **settings: Any) -> Any:

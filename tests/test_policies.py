@@ -255,7 +255,7 @@ def test_policies_are_parsed(text: str, expected: Policy) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("medusa", "unknown policy 'sequoia'; there are: eagle2, plain, rolling"),
+        ("medusa", "unknown policy 'medusa'; there are: chain, eagle2, opt-tree, plain"),
         ("plain:nodes=2", "no setting 'nodes=2'; write KEY=VALUE with one of: none"),
         ("eagle2:beam_width=-1", "beam_width is -1"),
         ("", "unknown policy ''"),

@@ -68,6 +68,18 @@ def add_sizing(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="from `edgespec profile` on this device: trees are sized by measured cost",
     )
+    add_budget(parser)
+    parser.add_argument(
+        "--coupling",
+        choices=("on", "off"),
+        default="on",
+        help="whether a draft may rank by the noise that the target draws with at temperature > 0; "
+        "changes speed alone (default: on)",
+    )
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Flags of limits; ``budget_of`` reads them."""
     limits = (
         ("--budget-ms-per-round", "MS", "longest round (95th percentile)"),
         ("--budget-ttft-ms", "MS", "time to the first token"),
@@ -76,13 +88,6 @@ def add_sizing(parser: argparse.ArgumentParser) -> None:
     )
     for flag, unit, what in limits:
         parser.add_argument(flag, type=float, default=math.inf, metavar=unit, help=f"limit: {what}")
-    parser.add_argument(
-        "--coupling",
-        choices=("on", "off"),
-        default="on",
-        help="whether a draft may rank by the noise that the target draws with at temperature > 0; "
-        "changes speed alone (default: on)",
-    )
 
 
 def budget_of(arguments: argparse.Namespace) -> Budget:

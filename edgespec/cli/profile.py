@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgespec.cli.common import add_command, add_config, note, positive_int
-from edgespec.cli.profile_outputs import card_table, check_outputs, report
+from edgespec.cli.profile_outputs import card_table, check_outputs, write
 
 if TYPE_CHECKING:
+    from edgespec.bundle import Bundle
     from edgespec.latency import Card, DeviceProfile, Memory
     from edgespec_runtime import Model
     from edgespec_runtime.profiling.measure import Settings
+    from edgespec_runtime.profiling.measuring.sizes import Sizes
+    from edgespec_runtime.profiling.telemetry.sampler import Sampler
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -71,35 +74,45 @@ def run(arguments: argparse.Namespace) -> int:
     from edgespec_runtime.engines import open_engine
     from edgespec_runtime.model import Model
     from edgespec_runtime.profiling.measuring.memory import measure_memory
+    from edgespec_runtime.profiling.recording import record_rounds
 
-    outputs = check_outputs(arguments)
     settings = _settings(arguments)
+    outputs = check_outputs(arguments)
     bundle = read_bundle(arguments.bundle)
+    sizes = _sizes(bundle, arguments)
     engine = open_engine(threads=arguments.threads)
-    note("measuring this machine's ceiling ...")
+    note("measuring this machine's ceiling and the bundle's memory ...")
     card = card_of(bundle, *measure_ceiling(), measured=True)
     note(card_table(card))
-    note("reading the memory that the bundle takes ...")
     memory = measure_memory(bundle, card, engine.facts.threads)
     model = Model(bundle, engine)
-    profile = _measure(model, settings, card, memory, arguments.device)
-    return report(model, profile, outputs, arguments.json)
+    timeline = record_rounds(model) if outputs.trace else None
+    profile, sampler = _measure(model, sizes, settings, card, memory, arguments.device)
+    write(profile, sampler, timeline, outputs, arguments.json)
+    return 0
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from edgespec_runtime.profiling.measure import Settings
+    from edgespec_runtime.profiling.measure import QUICK, Settings
 
-    return Settings(
+    settings = QUICK if arguments.quick else Settings()
+    return replace(settings, time_limit=arguments.time_limit)
+
+
+def _sizes(bundle: Bundle, arguments: argparse.Namespace) -> Sizes:
+    from edgespec_runtime.profiling.measuring.sizes import sizes_of
+
+    return sizes_of(
+        bundle.manifest,
         quick=arguments.quick,
         max_nodes=arguments.max_nodes,
         max_context=arguments.max_context,
-        time_limit=arguments.time_limit,
     )
 
 
 def _measure(
-    model: Model, settings: Settings, card: Card, memory: Memory, name: str | None
-) -> DeviceProfile:
+    model: Model, sizes: Sizes, settings: Settings, card: Card, memory: Memory, name: str | None
+) -> tuple[DeviceProfile, Sampler]:
     from tqdm import tqdm
 
     from edgespec.latency import this_device
@@ -113,12 +126,8 @@ def _measure(
             bar.update(int(100 * done) - bar.n)
 
         with Sampler() as sampler:
-            measured = measure(model, settings, listen)
-    return profile_of(
-        model,
-        measured,
-        card,
-        memory,
-        device=replace(device, name=name) if name else device,
-        telemetry=sampler.summary(),
-    )
+            measured = measure(model, sizes, settings, listen)
+    if name:
+        device = replace(device, name=name)
+    profile = profile_of(model, measured, card, memory, device=device, telemetry=sampler.summary())
+    return profile, sampler

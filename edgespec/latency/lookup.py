@@ -12,18 +12,23 @@ from edgespec.latency.files import containers, from_plain, read_text
 from edgespec.latency.profile import DeviceProfile
 
 
-def profile_for(given: str | Path, bundle: Bundle) -> DeviceProfile:
+def profile_for(given: str | Path, bundle: Bundle | None) -> DeviceProfile:
     """The profile that ``given`` stands for.
 
     ``given`` is a profile file, a device file (from which the costs of ``bundle`` are estimated),
     or the bare name of a device that comes with edgespec; a power mode may follow a device after a
-    colon ("jetson-orin-nano:15W"). Whether a measured profile fits is ``check_fits``'s to say.
-    Raises ConfigError for what is none of these.
+    colon ("jetson-orin-nano:15W"). Without a bundle only what was measured can be had. Whether a
+    measured profile fits is ``check_fits``'s to say. Raises ConfigError for what is none of these.
     """
     path, mode = _split(str(given))
     where = f"profile '{path}'"
     values = containers(read_text(path), where)
     if values.get("kind") == KIND:
+        if bundle is None:
+            raise ConfigError(
+                f"'{given}' is a device that nothing was measured on: its costs are estimated for "
+                "a bundle; give that with --bundle"
+            )
         return estimate_profile(datasheet_from_plain(values, where), bundle, mode)
     if mode:
         raise ConfigError(

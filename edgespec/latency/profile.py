@@ -134,7 +134,7 @@ class Costs:
     chain_steps: int
     """Levels of one chain call, 0 without a chain graph."""
     commit_ms: float
-    """The draft's side of a commit, per round."""
+    """The draft's side of a drafted round beyond its calls: sizing, building the tree, commit."""
     pick_ms: float
     """Drawing one token at temperature > 0, per visited node, beyond greedy."""
     host_round_ms: float

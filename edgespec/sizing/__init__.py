@@ -13,6 +13,7 @@ from edgespec.sizing.policies.eagle2 import Eagle2
 from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
 from edgespec.sizing.policies.sized import Sized
+from edgespec.sizing.policies.survey import Survey
 
 __all__ = [
     "Eagle2",
@@ -25,5 +26,6 @@ __all__ = [
     "Setting",
     "Sized",
     "Sizer",
+    "Survey",
     "parse_policy",
 ]

@@ -120,8 +120,8 @@ class Paths:
         self._calibrator = calibrator
         self._eos = eos
         self.reach: list[float] = []
-        """P(every edge down to the candidate is accepted), [N]; 0 below a token that ends the
-        answer, as nothing is emitted there."""
+        """P(every edge down to the candidate is accepted), [N]; 0 for a token that ends the answer
+        and below it: the target names it by itself behind its parent, and nothing follows."""
         self._families = 0
         self._scores: list[float] = []
 
@@ -131,7 +131,7 @@ class Paths:
         Scalar arithmetic: a round's few candidates are done before a dozen array calls are.
         """
         reach, scores, parents = self.reach, candidates.scores, candidates.parents
-        families, tokens = candidates.families, candidates.tokens
+        families, tokens, eos = candidates.families, candidates.tokens, self._eos
         bias, odds, rank, first, path, depth, gap = self._calibrator.weights.tolist()
         if self._scores != scores[: len(reach)]:  # a cascade lifts nodes that were there before
             reach.clear()
@@ -140,15 +140,15 @@ class Paths:
         for size in families[self._families :]:
             parent = parents[index]
             above, up = (scores[parent], reach[parent]) if parent >= 0 else (0.0, 1.0)
-            if parent >= 0 and tokens[parent] in self._eos:
-                up = 0.0
             base = bias + path * max(LEAST, above) + depth * candidates.depths[index] / 8.0
             logits, gaps = _family(scores[index : index + size], above)
             for place in range(size):
                 z = base + odds * logits[place] + rank * _RANKS[place] + gap * gaps[place]
                 if place == 0:
                     z += first
-                reach.append(up / (1.0 + exp(-z)))
+                reach.append(
+                    0.0 if tokens[index + place] in eos else up / (1.0 + exp(min(-z, 30.0)))
+                )
             index += size
         self._families, self._scores = len(families), scores[:]
         return reach

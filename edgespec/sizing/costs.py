@@ -165,6 +165,10 @@ class RoundCosts:
         bare = self._bare_calls(chain, (unseen,), context)
         return bare * math.exp(self.drift.draft.log)
 
+    def calls(self, chain: bool, calls: Sequence[int], context: int) -> float:
+        """All of a round's drafting, by the rows of its calls."""
+        return self._bare_calls(chain, calls, context) * math.exp(self.drift.draft.log)
+
     def further(self, chain: bool, context: int) -> Floats:
         """A further draft call over 0..width nodes; of a chain, index 1."""
         table = self._at(context).further[chain]

@@ -25,9 +25,16 @@ class Forecast:
     ms_predicted: float = 0.0
     ms: float = 0.0
 
-    def add(self, tokens_predicted: float, tokens: float, ms_predicted: float, ms: float) -> None:
-        """Takes one round."""
-        self.rounds += 1
+    def add(
+        self,
+        tokens_predicted: float,
+        tokens: float,
+        ms_predicted: float,
+        ms: float,
+        rounds: int = 1,
+    ) -> None:
+        """Takes rounds, with what all of them brought and took."""
+        self.rounds += rounds
         self.tokens_predicted += tokens_predicted
         self.tokens += tokens
         self.ms_predicted += ms_predicted

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgespec.errors import ConfigError
 from edgespec.latency import Curve, DeviceProfile
 from edgespec.sizing.budgets import Budget
+from edgespec.sizing.contract import Policy
+from edgespec.sizing.policies.plain import Plain
+from edgespec.sizing.policies.sized import Sized
 
 MB = 2.0**20
 
@@ -67,6 +70,19 @@ def most_nodes(budget: Budget, profile: DeviceProfile, load: Load) -> int | None
         return None
     per_node = (profile.memory.target_kv_bytes + profile.memory.draft_kv_bytes) / MB
     return int(min(left / per_node, 1e6)) if per_node else 1_000_000
+
+
+def fitted(
+    policy: Policy, budget: Budget, profile: DeviceProfile, load: Load, *, drafts: bool
+) -> Policy:
+    """``policy`` with trees for which the memory budget has room; plain decoding where it has none
+    for the draft. Other policies than ``sized`` keep their settings."""
+    nodes = most_nodes(budget, profile, load) if drafts else policy.max_nodes
+    if not nodes:
+        return Plain()
+    if nodes < policy.max_nodes and isinstance(policy, Sized):
+        return replace(policy, nodes=nodes)
+    return policy
 
 
 def tail(curve: Curve, size: int, context: int = 0) -> float:

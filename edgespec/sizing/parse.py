@@ -17,6 +17,7 @@ from edgespec.sizing.policies.rolling import RollingBestN
 from edgespec.sizing.policies.sage import Sage
 from edgespec.sizing.policies.sequoia import Sequoia
 from edgespec.sizing.policies.sized import Sized
+from edgespec.sizing.policies.survey import Survey
 from edgespec.sizing.policies.threshold import Threshold
 from edgespec.sizing.policies.tree import FixedTree
 
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Any]] = {
     "sequoia": Sequoia,
     "sage": Sage,
     "sized": Sized,
+    "survey": Survey,
 }
 READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 

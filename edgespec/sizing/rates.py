@@ -21,11 +21,12 @@ class Rate:
     def __post_init__(self) -> None:
         self._fade = 0.5 ** (1.0 / self.half_life)
 
-    def add(self, tokens: float, ms: float) -> None:
-        """Takes one round."""
-        self.tokens = self.tokens * self._fade + tokens
-        self.ms = self.ms * self._fade + ms
-        self.rounds = self.rounds * self._fade + 1.0
+    def add(self, tokens: float, ms: float, rounds: int = 1) -> None:
+        """Takes rounds, one by default, with what all of them brought and took."""
+        fade = self._fade if rounds == 1 else self._fade**rounds
+        self.tokens = self.tokens * fade + tokens
+        self.ms = self.ms * fade + ms
+        self.rounds = self.rounds * fade + rounds
 
     @staticmethod
     def blended(parts: Iterable[tuple[float, Rate]]) -> Rate:
@@ -112,8 +113,8 @@ class Record:
     overall: Rate = field(default_factory=Rate)
     survival: Survival = field(default_factory=lambda: Survival(0.02))
 
-    def add(self, drafted: bool, tokens: float, ms: float) -> None:
-        """Takes one round."""
-        self.overall.add(tokens, ms)
+    def add(self, drafted: bool, tokens: float, ms: float, rounds: int = 1) -> None:
+        """Takes rounds, with what all of them brought and took."""
+        self.overall.add(tokens, ms, rounds)
         if drafted:
-            self.drafted.add(tokens, ms)
+            self.drafted.add(tokens, ms, rounds)

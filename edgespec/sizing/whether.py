@@ -19,6 +19,8 @@ TRIES = 3
 """Rounds of drafting before its rate is trusted."""
 BONUS = 0.2
 """Of a rate known from one round: how much better it may be; fades with the root of the rounds."""
+REST, LONGEST_REST = 8, 64
+"""Tokens for which a no holds: at first, and at most, doubling from no to no."""
 MARGIN = 1.01
 """Drafting must look so much better than plain decoding: a tie is not worth its spread."""
 
@@ -41,7 +43,10 @@ class Whether:
         self._overall.lighten()
         self.survival = Survival.blended([(w, record.survival) for w, record in known])
         self._mine = Rate()  # of this answer's drafted rounds
-        self._start: int | None = None
+        self._start = self._start_after()
+        self.wake = 0
+        """Tokens emitted before which no round drafts."""
+        self._rest = REST
 
     @property
     def rate(self) -> float:
@@ -57,13 +62,19 @@ class Whether:
         return self._costs.prepare(setting.draft_prompt_tokens, setting.images)
 
     def drafts(self, root: Root, plain_ms: float) -> bool:
-        """Whether this round is to draft, where a plain one takes ``plain_ms``."""
+        """Whether this round is to draft, where a plain one takes ``plain_ms``. If not, neither are
+        those before ``wake``: asking costs time as well."""
         untried = self._lesson.record.drafted.rounds < TRIES
-        if not root.prepared and not untried and not self._worth_preparing(root, plain_ms):
-            return self._on_trial(root, plain_ms)
-        if untried or self._hoped * plain_ms > MARGIN:
+        ready = root.prepared or root.emitted >= self._start
+        if untried or (ready and self._hoped * plain_ms > MARGIN):
             return True
-        return self._on_trial(root, plain_ms)
+        if self._on_trial(root, plain_ms):
+            return True
+        self.wake = root.emitted + self._rest
+        if not ready:
+            self.wake = min(self.wake, self._start)
+        self._rest = min(2 * self._rest, LONGEST_REST)
+        return False
 
     @property
     def _hoped(self) -> float:
@@ -74,15 +85,15 @@ class Whether:
             value = (self._known * value + TRIES * hope) / (self._known + TRIES)
         return value * (1.0 + BONUS / math.sqrt(self._known + 1.0))
 
-    def _worth_preparing(self, root: Root, plain_ms: float) -> bool:
-        """Whether this answer is likely to pay for the draft's prompt."""
-        if self._start is None:
-            rate = self._drafted.value
-            gain = plain_ms - 1.0 / rate if rate else 0.0
-            self._start = start_after(
-                self._near, self._setting.max_new_tokens, self.prepare_ms, gain
-            )
-        return root.emitted >= self._start
+    def _start_after(self) -> int:
+        """Tokens after which the draft's prompt is likely to be paid for in this answer."""
+        setting, rate = self._setting, self._drafted.value
+        if not rate:
+            return 1
+        plain_ms = self._costs.verify_one(0, setting.prompt_tokens) + self._costs.host(1)
+        return start_after(
+            self._near, setting.max_new_tokens, self.prepare_ms, plain_ms - 1.0 / rate
+        )
 
     def _on_trial(self, root: Root, plain_ms: float) -> bool:
         """Whether enough has been saved up for what a trial is expected to lose."""
@@ -97,11 +108,11 @@ class Whether:
         self._lesson.allowance_ms -= max(loss, 0.0)
         return True
 
-    def learn(self, drafted: bool, tokens: float, ms: float) -> None:
-        """Takes one round: tokens expected of its tree, and its time."""
-        self._overall.add(tokens, ms)
+    def learn(self, drafted: bool, tokens: float, ms: float, rounds: int = 1) -> None:
+        """Takes rounds: tokens expected of their trees, and their time."""
+        self._overall.add(tokens, ms, rounds)
         for record in (self._record, self._lesson.record):
-            record.add(drafted, tokens, ms)
+            record.add(drafted, tokens, ms, rounds)
         if drafted:
             self._drafted.add(tokens, ms)
             self._mine.add(tokens, ms)

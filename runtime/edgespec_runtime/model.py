@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
-from edgespec.sizing.feasible import Load, check_budget, memory_mb, most_nodes
+from edgespec.sizing.feasible import Load, check_budget, fitted, memory_mb
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.drafts.opening import DraftModel
@@ -211,6 +210,7 @@ class Model:
             stop=stop,
             max_new_tokens=new_tokens,
             prompt_tokens=len(built.ids),
+            setting=setting,
         )
 
     def generate(
@@ -228,6 +228,7 @@ class Model:
             finish_reason=records[-1].finish_reason or "length",
             prompt_tokens=request.prompt_tokens,
             stats=request.stats,
+            sizing=request.sizing,
         )
 
     def _verifier(
@@ -322,12 +323,7 @@ class Model:
             own.prompt_length(prompt) if own else 0,
         )
         check_budget(budget, self.profile, load)
-        nodes = most_nodes(budget, self.profile, load) if own else policy.max_nodes
-        if not nodes:
-            return Plain()
-        if nodes < policy.max_nodes and isinstance(policy, Sized):
-            return replace(policy, nodes=nodes)
-        return policy
+        return fitted(policy, budget, self.profile, load, drafts=own is not None)
 
     def _draft_too_large(self) -> str:
         """Whether the memory budget has no room for the draft, with the figures."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
+from typing import Any
 
 from edgespec.acceptance import StopRules
-from edgespec.sizing import Sizer
+from edgespec.sizing import Setting, Sizer
+from edgespec.sizing.policies.sized import SizedTrees
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
@@ -32,8 +34,11 @@ class Request:
         stop: Sequence[str],
         max_new_tokens: int,
         prompt_tokens: int,
+        setting: Setting | None = None,
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.setting = setting or Setting(prompt_tokens=prompt_tokens)
+        """What the policy knows of it."""
         self._verifier = verifier
         self._draft = draft
         self.sizer = sizer
@@ -41,6 +46,7 @@ class Request:
         self._stops = StopStrings(stop)
         self._texts: list[str] = []  # of the round at hand, one per emitted token
         rules = StopRules(eos_ids, max_new_tokens, self._take_text)
+        self._listener: Callable[[Round], None] | None = None
         self._rounds = decode(verifier, draft, sizer, rules)
         self._records = self._run()
         self._busy_s = self._first_s = self._first_engine_s = 0.0
@@ -56,6 +62,17 @@ class Request:
             return next(self._records)
         finally:
             self._busy_s += perf_counter() - started
+
+    def listen(self, listener: Callable[[Round], None]) -> None:
+        """Has every round from here on told to ``listener`` before its records are handed out, the
+        prefill included. A round holds its candidates: whoever keeps it keeps them."""
+        self._listener = listener
+
+    @property
+    def sizing(self) -> dict[str, Any] | None:
+        """What sizing has learnt so far, with this request; None for policies that learn nothing of
+        the kind."""
+        return self.sizer.experience.as_json() if isinstance(self.sizer, SizedTrees) else None
 
     @property
     def stats(self) -> Stats:
@@ -78,6 +95,8 @@ class Request:
         started = perf_counter()
         for index, outcome in enumerate(self._rounds):
             self._account(index, outcome, started)
+            if self._listener is not None:
+                self._listener(outcome)
             texts, self._texts = self._texts, []
             # End-of-sequence tokens and the last held-back text have no entry of their own.
             texts += [""] * (len(outcome.tokens) - len(texts))

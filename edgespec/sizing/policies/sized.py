@@ -87,6 +87,8 @@ class SizedTrees:
         self._whether = Whether(setting, self.experience, self._costs)
         self._limit = _round_limit(setting.budget)
         self._paths = Paths(self._lesson.calibrator, setting.eos)
+        # Plain rounds not learnt from yet.
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
         # Of the round at hand.
         self._growth = Growth.NONE
         self._verify: Sequence[float] = (0.0,)
@@ -95,6 +97,9 @@ class SizedTrees:
     # --- before drafting
 
     def begin(self, root: Root) -> Growth:
+        if root.emitted < self._whether.wake:
+            return Growth.NONE
+        self._settle(root)
         costs = self._costs
         plain_ms = costs.verify_one(0, root.context) + costs.host(1)
         self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
@@ -157,11 +162,9 @@ class SizedTrees:
         reach = self._paths.extend(candidates)
         if level >= min(self.policy.levels, root.depth_left):
             return []
-        eos = self._setting.eos
-        fresh = [i for i in newest(candidates, level) if candidates.tokens[i] not in eos]
+        fresh = newest(candidates, level)
         if self._growth is Growth.CHAIN:
-            tip = newest(candidates, level)[0]
-            return self._next_segment(reach, tip, root) if tip in fresh else []
+            return self._next_segment(reach, fresh[0], root)
         return self._next_beam(reach, fresh, root)
 
     def _next_segment(self, reach: list[float], tip: int, root: Root) -> list[int]:
@@ -219,27 +222,40 @@ class SizedTrees:
     # --- afterwards
 
     def learn(self, feedback: Feedback) -> None:
-        root, growth = feedback.root, feedback.growth
-        costs, lesson, nodes = self._costs, self._lesson, len(feedback.chosen)
-        tokens, drafted = feedback.emitted, growth is not Growth.NONE
+        if feedback.growth is Growth.NONE:
+            # Plain rounds are short, and what is learnt of them can wait.
+            self._plain_rounds += 1
+            self._plain_ms += feedback.round_ms
+            self._plain_verify_ms += feedback.verify_ms
+            return
+        root, costs, lesson = feedback.root, self._costs, self._lesson
+        tokens, nodes = feedback.emitted, len(feedback.chosen)
         ms = costs.learn_verify(nodes, len(feedback.tokens), root.context, feedback.verify_ms)
-        if drafted:
-            chain = growth is Growth.CHAIN and bool(costs.chain_steps)
-            drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
-            ms += drafting or feedback.draft_ms
-            if not root.prepared:
-                setting = self._setting
-                costs.learn_prepare(
-                    setting.draft_prompt_tokens, setting.images, feedback.prepare_ms
-                )
-            self._learn_paths(feedback)
+        chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
+        drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
+        ms += drafting or feedback.draft_ms
+        if not root.prepared:
+            setting = self._setting
+            costs.learn_prepare(setting.draft_prompt_tokens, setting.images, feedback.prepare_ms)
+        self._learn_paths(feedback)
         ms += costs.host(tokens)
         costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
-        # The last token's round has no room for a draft and is begun without a question.
-        expected = self._tokens if drafted else 1.0
-        self._whether.learn(drafted, expected, ms)
+        self._whether.learn(True, self._tokens, ms)
         lesson.allowance_ms += self.policy.explore * ms
-        lesson.forecast.add(expected, tokens, ms, feedback.round_ms)
+        lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
+
+    def _settle(self, root: Root | None = None) -> None:
+        """Learns from the plain rounds since the last time."""
+        rounds, ms = self._plain_rounds, self._plain_ms
+        if not rounds:
+            return
+        context = root.context if root else self._setting.prompt_tokens
+        verify_ms = self._plain_verify_ms / rounds
+        predicted = self._costs.learn_verify(0, 1, context, verify_ms) + self._costs.host(1)
+        self._whether.learn(False, rounds, ms, rounds)
+        self._lesson.allowance_ms += self.policy.explore * ms
+        self._lesson.forecast.add(rounds, rounds, rounds * predicted, ms, rounds)
+        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
 
     def _learn_paths(self, feedback: Feedback) -> None:
         candidates, reach = feedback.candidates, self._paths.reach
@@ -249,21 +265,21 @@ class SizedTrees:
             candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
         )
         deepest = max(candidates.depths)  # n-grams come best first, not level by level
-        best, ends = [0.0] * (deepest + 1), [False] * (deepest + 1)
-        for depth, chance, token in zip(candidates.depths, reach, candidates.tokens, strict=True):
-            if chance > best[depth]:
-                best[depth], ends[depth] = chance, token in self._setting.eos
+        best = [0.0] * (deepest + 1)
+        for depth, chance in zip(candidates.depths, reach, strict=True):
+            best[depth] = max(best[depth], chance)
         lesson = self._lesson
         if deepest > 1 and sum(best[1:-1]) > 0:
             lesson.kept += 0.05 * (sum(best[2:]) / sum(best[1:-1]) - lesson.kept)
         reached = best[1 : LEVELS + 1]
-        last = 0.0 if ends[-1] else best[-1]
+        last = best[-1]
         while len(reached) < LEVELS:  # where drafting stopped it would have gone on like this
             last *= lesson.kept
             reached.append(last)
         self._whether.learn_survival(reached)
 
     def finish(self, emitted: int, ended: bool) -> None:
+        self._settle()
         self._whether.finish(emitted)
 
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from edgespec.errors import PromptError
+from edgespec.sizing import Setting
 from edgespec_runtime.bench.data import Row
 from edgespec_runtime.bench.methods import PLAIN, Method
+from edgespec_runtime.bench.proposals import Proposals, proposals
+from edgespec_runtime.decoder import Round
 from edgespec_runtime.model import Model
 from edgespec_runtime.records import Record, Stats
 from edgespec_runtime.template import Message
@@ -60,6 +63,12 @@ class Run:
     """From the call to the first token: pictures, vision tower, prefill."""
     total_ms: float
     """From the call to the last token."""
+    setting: Setting = field(default_factory=Setting)
+    """What the policy knew of the request."""
+    proposals: tuple[Proposals, ...] = ()
+    """What the draft proposed, by round after the prefill."""
+    named: bool = False
+    """Whether verification told the target's token at every node, as greedy decoding does."""
 
     @property
     def decode_ms(self) -> float:
@@ -70,6 +79,28 @@ class Run:
     def draft_prefill_ms(self) -> float:
         """The draft's own prefill, in the first round that drafts; 0 where none does."""
         return self.stats.prepare_ms
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What ran: a device's profile of other models tells nothing of it."""
+
+    target: str = ""
+    """Fingerprint of the target."""
+    draft: str = ""
+    """Of the draft; empty where the bundle has none."""
+    draft_positions: int = 0
+    """The draft's context length."""
+
+    @staticmethod
+    def of(model: Model) -> Identity:
+        """That of a loaded bundle."""
+        models, draft = model.manifest.models, model.manifest.graph("draft")
+        return Identity(
+            target=models["target"].fingerprint,
+            draft=models["draft"].fingerprint if "draft" in models else "",
+            draft_positions=int(draft.meta["max_positions"]) if draft else 0,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +116,7 @@ class Turn:
     runs: dict[Side, list[Run]] = field(default_factory=dict)
     """By side, plain decoding first."""
     skipped: str = ""
+    identity: Identity = field(default_factory=Identity)
 
 
 Listener = Callable[[Turn, Side, int, Run], None]
@@ -112,7 +144,9 @@ def measure(
     for temperature in settings.temperatures:
         for index, row in enumerate(rows):
             # One seed for all sides of a row, another one for the next: noise must not repeat.
-            start = Turn(bundle, row, temperature, settings.seed + index)
+            start = Turn(
+                bundle, row, temperature, settings.seed + index, identity=Identity.of(model)
+            )
             yield from _converse(model, start, sides, settings, listener)
 
 
@@ -164,19 +198,25 @@ def _run(model: Model, turn: Turn, side: Side, history: list[Message], settings:
         coupled=settings.coupled,
         seed=turn.seed,
     )
+    rounds: list[Round] = []
+    request.listen(rounds.append)
     records, arrivals = [], list[float]()
     for record in request:
         records.append(record)
         arrivals.append(perf_counter())
+    tokens = tuple(record.token for record in records)
     return Run(
         text="".join(record.text for record in records),
-        tokens=tuple(record.token for record in records),
+        tokens=tokens,
         rounds=_rounds(records),
         finish_reason=records[-1].finish_reason or "",
         prompt_tokens=request.prompt_tokens,
         stats=request.stats,
         first_ms=(arrivals[0] - started) * 1e3,
         total_ms=(arrivals[-1] - started) * 1e3,
+        setting=request.setting,
+        proposals=proposals(rounds, tokens),
+        named=all(r.feedback.named is not None for r in rounds if r.feedback is not None),
     )
 
 

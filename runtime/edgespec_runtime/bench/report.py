@@ -13,7 +13,7 @@ def markdown(cells: Sequence[Cell]) -> str:
     """A caption that states what all lines share, and one line per cell."""
     columns = [*_keys(cells), *FIGURES]
     rows = [[show(cell) for _, show in columns] for cell in cells]
-    return f"{caption(cells)}\n\n{_table([title for title, _ in columns], rows, len(_keys(cells)))}"
+    return f"{caption(cells)}\n\n{table([title for title, _ in columns], rows, len(_keys(cells)))}"
 
 
 def caption(cells: Sequence[Cell]) -> str:
@@ -78,12 +78,14 @@ def _keys(cells: Sequence[Cell]) -> list[Column]:
     return columns
 
 
-def _number(value: float | None, digits: int, unit: str = "") -> str:
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """``value`` with so many digits after the point; "-" for None."""
     return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def _percent(value: float | None, digits: int) -> str:
-    return _number(None if value is None else 100 * value, digits, " %")
+def percent(value: float | None, digits: int) -> str:
+    """A share of 1 in percent; "-" for None."""
+    return number(None if value is None else 100 * value, digits, " %")
 
 
 def _exact(cell: Cell) -> str:
@@ -93,25 +95,25 @@ def _exact(cell: Cell) -> str:
 
 FIGURES: tuple[Column, ...] = (
     ("n", lambda cell: str(cell.n)),
-    ("tokens", lambda cell: _number(cell.tokens, 0)),
-    ("plain tok/s", lambda cell: _number(cell.plain_tokens_per_s, 0)),
-    ("tok/s", lambda cell: _number(cell.tokens_per_s, 0)),
-    ("speedup decode", lambda cell: _number(cell.speedup_decode, 2, "x")),
-    ("end to end", lambda cell: _number(cell.speedup_e2e, 2, "x")),
-    ("accepted length", lambda cell: _number(cell.accepted_length, 2)),
-    ("plain first token ms", lambda cell: _number(cell.plain_ttft_ms, 1)),
-    ("first token ms", lambda cell: _number(cell.ttft_ms, 1)),
-    ("draft prefill ms", lambda cell: _number(cell.draft_prefill_ms, 1)),
-    ("T(1) ms", lambda cell: _number(cell.plain_round_ms, 2)),
-    ("draft ms", lambda cell: _number(cell.draft_ms_per_round, 2)),
-    ("verify ms", lambda cell: _number(cell.verify_ms_per_round, 2)),
-    ("draft overhead", lambda cell: _percent(cell.draft_overhead, 0)),
-    ("host share", lambda cell: _percent(cell.host_share, 0)),
+    ("tokens", lambda cell: number(cell.tokens, 0)),
+    ("plain tok/s", lambda cell: number(cell.plain_tokens_per_s, 0)),
+    ("tok/s", lambda cell: number(cell.tokens_per_s, 0)),
+    ("speedup decode", lambda cell: number(cell.speedup_decode, 2, "x")),
+    ("end to end", lambda cell: number(cell.speedup_e2e, 2, "x")),
+    ("accepted length", lambda cell: number(cell.accepted_length, 2)),
+    ("plain first token ms", lambda cell: number(cell.plain_ttft_ms, 1)),
+    ("first token ms", lambda cell: number(cell.ttft_ms, 1)),
+    ("draft prefill ms", lambda cell: number(cell.draft_prefill_ms, 1)),
+    ("T(1) ms", lambda cell: number(cell.plain_round_ms, 2)),
+    ("draft ms", lambda cell: number(cell.draft_ms_per_round, 2)),
+    ("verify ms", lambda cell: number(cell.verify_ms_per_round, 2)),
+    ("draft overhead", lambda cell: percent(cell.draft_overhead, 0)),
+    ("host share", lambda cell: percent(cell.host_share, 0)),
     ("exact", _exact),
 )
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """Markdown with padded columns; the first ``left`` of them flush left."""
     lines = [list(titles), *map(list, rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]

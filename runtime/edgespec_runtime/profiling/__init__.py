@@ -1,6 +1,9 @@
 """Profiling a device: what is read while it is measured, and how the result is shown.
 
-measuring  every operation at the runtime's contracts
+measure    all costs of a bundle, pass after pass      measuring  how each operation is clocked
+recording  real rounds for a timeline
+measure    everything in turn, to the costs of a profile       measuring  how each is clocked
+recording  real rounds for the timeline
 telemetry  power, temperature and clocks while something runs
 surface    speedup over tree size and accepted length, from a profile's costs
 ceiling    the roofline beside the costs

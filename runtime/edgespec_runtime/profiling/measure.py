@@ -27,11 +27,8 @@ from edgespec_runtime.profiling.measuring.requests import RequestBench
 from edgespec_runtime.profiling.measuring.rigs import Source
 from edgespec_runtime.profiling.measuring.rounds import RoundBench
 from edgespec_runtime.profiling.measuring.samples import FEWEST, Samples
-from edgespec_runtime.profiling.measuring.sizes import DEFAULT_NODES, sizes_of
+from edgespec_runtime.profiling.measuring.sizes import Sizes
 
-PASSES, QUICK_PASSES = 40, 16
-SECONDS, QUICK_SECONDS = 75.0, 10.0
-"""After which repeats are no longer added, unless a time limit is given."""
 ROUNDS, PROMPTS = GROUPS = ("rounds", "prompts")
 Listener = Callable[[float], None]
 """Told after every job which share of the measuring is done."""
@@ -39,32 +36,29 @@ Listener = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured."""
+    """How often everything is clocked."""
 
-    quick: bool = False
-    """Fewer sizes and repeats."""
-    max_nodes: int = DEFAULT_NODES
-    max_context: int | None = None
-    """Cached rows; None: all that the bundle takes."""
-    passes: int | None = None
-    """Over all points, each clocked at least once in each; None: 40, quick 16."""
+    passes: int = 40
+    """Over all points at most; prompts take longer and are clocked less often."""
+    seconds: float = 75.0
+    """After which no repeats are added to points that were clocked five times."""
     time_limit: float | None = None
-    """Seconds within which every point has to be clocked at least five times."""
+    """The same, but an error where it does not suffice for five times."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.passes is not None and self.passes < FEWEST:
+        if self.passes < FEWEST:
             raise ConfigError(f"passes is {self.passes}; a median needs at least {FEWEST}")
         if self.time_limit is not None and not self.time_limit > 0:
-            raise ConfigError(f"--time-limit is {self.time_limit}; it must be above 0 seconds")
+            raise ConfigError(f"--time-limit is {self.time_limit:g}; it must be above 0 seconds")
 
     @property
-    def most_passes(self) -> int:
-        return self.passes or (QUICK_PASSES if self.quick else PASSES)
+    def enough_s(self) -> float:
+        """Seconds after which no repeats are added."""
+        return self.time_limit or self.seconds
 
-    @property
-    def seconds(self) -> float:
-        return self.time_limit or (QUICK_SECONDS if self.quick else SECONDS)
+
+QUICK = Settings(passes=16, seconds=10.0)
 
 
 @dataclass(frozen=True)
@@ -79,28 +73,23 @@ class Measured:
     seconds: float
 
 
-def measure(model: Model, settings: Settings, listener: Listener = lambda done: None) -> Measured:
-    """The costs of every operation of ``model`` on this machine.
+def measure(
+    model: Model, sizes: Sizes, settings: Settings, listener: Listener = lambda done: None
+) -> Measured:
+    """The costs of every operation of ``model`` on this machine, at ``sizes``.
 
-    Raises ConfigError for sizes that the bundle does not take and for a time limit within which
-    not every point could be clocked five times.
+    Raises ConfigError for a time limit within which not every point could be clocked five times.
     """
-    return _Measuring(model, settings, listener).run()
+    return _Measuring(model, sizes, settings, listener).run()
 
 
 class _Measuring:
     """One measuring under way: passes over two groups of jobs, of which prompts take longer and
     are clocked less often."""
 
-    def __init__(self, model: Model, settings: Settings, listener: Listener) -> None:
+    def __init__(self, model: Model, sizes: Sizes, settings: Settings, listener: Listener) -> None:
         self._started = perf_counter()
         self._model, self._settings, self._listener = model, settings, listener
-        sizes = sizes_of(
-            model,
-            quick=settings.quick,
-            max_nodes=settings.max_nodes,
-            max_context=settings.max_context,
-        )
         source = Source(model, settings.seed)
         self._rng = np.random.default_rng(settings.seed)
         self._rounds = RoundBench(model, sizes, source)
@@ -132,10 +121,10 @@ class _Measuring:
         """The groups to run in this pass; none when everything was clocked often enough."""
         settings = self._settings
         lacking = tuple(group for group in GROUPS if self._repeats[group] < FEWEST)
-        late = self._elapsed > settings.seconds
+        late = self._elapsed > settings.enough_s
         if late and lacking and settings.time_limit is not None:
             raise ConfigError(self._too_short(settings.time_limit))
-        if late or number >= settings.most_passes:
+        if late or number >= settings.passes:
             return lacking
         every = 2 if PROMPTS in lacking else 4
         return (ROUNDS, PROMPTS) if number % every == 0 else (ROUNDS,)
@@ -151,21 +140,26 @@ class _Measuring:
     def _jobs(
         self, groups: Sequence[str], curves: Samples, host: Samples
     ) -> list[Callable[[], None]]:
-        """What one pass runs, in an order of its own."""
-        jobs: list[Callable[[], None]] = []
-        if ROUNDS in groups:
-            jobs += [
-                partial(self._rounds.run, planned, curves)
-                for planned in self._rounds.deal(self._rng)
-            ]
+        """What one pass runs: rounds of one context behind each other, prompts in between."""
+        prompts: list[Callable[[], None]] = []
         if PROMPTS in groups:
-            jobs += [partial(job, curves) for job in self._prompts.jobs()]
-            jobs += [partial(self._requests.run, host), partial(self._prompts.pick, host)]
-        return [jobs[i] for i in self._rng.permutation(len(jobs))]
+            prompts += [partial(job, curves) for job in self._prompts.jobs()]
+            prompts += [partial(self._requests.run, host), partial(self._prompts.pick, host)]
+        prompts = [prompts[i] for i in self._rng.permutation(len(prompts))]
+        if ROUNDS not in groups:
+            return prompts
+        jobs: list[Callable[[], None]] = []
+        hands = self._rounds.deal(self._rng)
+        for index, hand in enumerate(hands):
+            jobs += prompts[index :: len(hands)]
+            # Whatever ran before left other data in the caches: one round is not counted.
+            jobs += [partial(self._rounds.run, planned, Samples()) for planned in hand[:1]]
+            jobs += [partial(self._rounds.run, planned, curves) for planned in hand]
+        return jobs
 
     def _tell(self, passes: float) -> None:
         settings = self._settings
-        done = max(passes / settings.most_passes, self._elapsed / settings.seconds)
+        done = max(passes / settings.passes, self._elapsed / settings.enough_s)
         self._listener(min(done, 1.0))
 
 

@@ -99,12 +99,13 @@ def main(path: str, threads: str, part: str) -> None:
     if part == "target":
         bundle = Bundle(bundle.path, without_draft(bundle.manifest))
     model = Model(bundle, engine)
-    sizes, source, samples = smallest(model, PROMPT), Source(model), Samples()
+    sizes, source, samples = smallest(model.manifest, PROMPT), Source(model), Samples()
     for job in PromptBench(model, sizes, source).jobs():
         job(samples)
     rounds = RoundBench(model, sizes, source)
-    for planned in rounds.deal(np.random.default_rng(0)):
-        rounds.run(planned, samples)
+    for hand in rounds.deal(np.random.default_rng(0)):
+        for planned in hand:
+            rounds.run(planned, samples)
     print(json.dumps({"base_mb": base, "loaded_mb": resident_mb()}))
 
 

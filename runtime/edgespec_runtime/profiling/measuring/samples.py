@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,12 +16,10 @@ class Samples:
     """Milliseconds of every point; a point is an operation at a size and a context."""
 
     def __init__(self) -> None:
-        self._points: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
+        self._points: dict[str, dict[tuple[int, int], list[float]]] = {}
 
     def add(self, operation: str, size: int, ms: float, context: int = 0) -> None:
-        self._points[operation][context, size].append(ms)
+        self._points.setdefault(operation, {}).setdefault((context, size), []).append(ms)
 
     def curve(self, operation: str) -> Curve | None:
         """Medians and 95th percentiles of an operation, or None where it was never clocked.

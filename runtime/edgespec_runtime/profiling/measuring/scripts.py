@@ -72,10 +72,10 @@ def clock_growth(draft: Drafter, script: Script, root: Root) -> list[tuple[int, 
 
 
 def ramp(widths: Sequence[int], top_k: int) -> tuple[int, ...]:
-    """``widths``, ascending, with calls before those that need more candidates than there are."""
+    """``widths``, with calls before those that need more candidates than there are."""
     calls: list[int] = []
     free = top_k
-    for width in sorted(widths):
+    for width in widths:
         while free < width:
             calls.append(free)
             free *= top_k
@@ -85,13 +85,9 @@ def ramp(widths: Sequence[int], top_k: int) -> tuple[int, ...]:
 
 
 def caterpillar(tokens: Sequence[int]) -> TokenTree:
-    """A chain with one sibling beside every node of it: what a narrow policy verifies."""
+    """A chain with one sibling beside every node of it. Chains, stars and bushes of as many nodes
+    cost the same: only the mask differs."""
     parents = [0]
     for row in range(1, len(tokens)):
         parents.append(parents[-1] if row % 2 else row)
     return TokenTree.build(tokens, parents[: len(tokens)])
-
-
-def bush(tokens: Sequence[int], width: int = 4) -> TokenTree:
-    """Every node has ``width`` children, level by level."""
-    return TokenTree.build(tokens, [row // width for row in range(len(tokens))])

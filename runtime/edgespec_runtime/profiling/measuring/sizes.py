@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgespec.bundle import Manifest
 from edgespec.errors import ConfigError
-from edgespec_runtime.model import Model
 
 ROWS = (*range(1, 17), 17, 20, 24, 28, 32, 33, 40, 48, 64, 65)
 """Every size where trees mostly are; beyond them a grid, with the first row of new tiles."""
@@ -41,41 +41,40 @@ class Sizes:
 
 
 def sizes_of(
-    model: Model,
+    manifest: Manifest,
     *,
     quick: bool = False,
     max_nodes: int = DEFAULT_NODES,
     max_context: int | None = None,
 ) -> Sizes:
-    """What to clock of ``model``: trees of up to ``max_nodes`` nodes over up to ``max_context``
+    """What to clock of a bundle: trees of up to ``max_nodes`` nodes over up to ``max_context``
     cached rows (default: all that it takes). Raises ConfigError for more than it takes."""
-    positions = int(model.manifest.text["max_positions"])
-    rows = _rows(model, max_nodes, QUICK_ROWS if quick else ROWS)
+    positions = int(manifest.text["max_positions"])
     if max_context is not None and not 1 <= max_context < positions:
         raise ConfigError(
             f"--max-context is {max_context}; this bundle's context holds {positions} tokens, so "
             f"it must be from 1 to {positions - 1}"
         )
-    asked = max_context or positions - 1
-    visual = int(model.manifest.text["visual_tokens"])
+    longest = max_context or positions - 1
+    visual = int(manifest.text["visual_tokens"])
+    fitting = [count for count in PICTURES if count * visual < positions]
     target = Sizes(
-        rows=rows,
-        contexts=_contexts(asked, quick),
-        prompts=_prompts(asked, quick),
-        pictures=tuple(n for n in PICTURES[: 1 if quick else None] if n * visual < positions)
-        or (1,),
+        rows=_rows(manifest, max_nodes, QUICK_ROWS if quick else ROWS),
+        contexts=_contexts(longest, quick),
+        prompts=_prompts(longest, quick),
+        pictures=tuple(fitting[: 1 if quick else None]) or PICTURES[:1],
     )
-    return _with_draft(target, model, asked, quick) if model.draft else target
+    return _with_draft(target, manifest, longest, quick)
 
 
-def smallest(model: Model, prompt: int) -> Sizes:
+def smallest(manifest: Manifest, prompt: int) -> Sizes:
     """One point of everything, around a prompt of ``prompt`` tokens or what fits of it."""
-    whole = sizes_of(model, quick=True, max_nodes=1)
+    whole = sizes_of(manifest, quick=True, max_nodes=1)
     return replace(
         whole,
         contexts=(min(prompt, whole.contexts[-1]),),
         prompts=(min(prompt, whole.prompts[-1]),),
-        pictures=(1,),
+        pictures=whole.pictures[:1],
         unseen=whole.unseen[:1],
         widths=whole.widths[:1],
         draft_contexts=tuple(min(prompt, size) for size in whole.draft_contexts[-1:]),
@@ -83,45 +82,45 @@ def smallest(model: Model, prompt: int) -> Sizes:
     )
 
 
-def _with_draft(target: Sizes, model: Model, asked: int, quick: bool) -> Sizes:
-    draft = model.draft
-    assert draft is not None
-    meta = draft.step.spec.meta
-    unseen = _up_to(int(meta["tree_rows"]), QUICK_DRAFT_ROWS if quick else DRAFT_ROWS)
-    widths = _up_to(int(meta["tree_rows"]), QUICK_WIDTHS if quick else WIDTHS)
+def _with_draft(target: Sizes, manifest: Manifest, longest: int, quick: bool) -> Sizes:
+    draft, chain = manifest.graph("draft"), manifest.graph("draft_chain")
+    if draft is None:
+        return target
+    rows, top_k = int(draft.meta["tree_rows"]), min(TOP_K, int(draft.meta["top_k"]))
+    unseen = _up_to(rows, QUICK_DRAFT_ROWS if quick else DRAFT_ROWS)
+    widths = _up_to(rows, QUICK_WIDTHS if quick else WIDTHS)
     # A draft whose context is full proposes nothing, so what is clocked has to fit.
-    levels = max(SEGMENTS * draft.chain_steps, len(widths)) + 1
-    most = min(asked, int(meta["max_positions"]) - unseen[-1] - levels)
+    levels = SEGMENTS * (int(chain.meta["steps"]) if chain else 0) + 1
+    most = min(longest, int(draft.meta["max_positions"]) - unseen[-1] - levels)
     if most < 1:
         raise ConfigError(
-            f"the draft's context of {meta['max_positions']} tokens is too short to be measured"
+            f"the draft's context of {draft.meta['max_positions']} tokens is too short to be "
+            "measured"
         )
     return replace(
         target,
         unseen=unseen,
-        widths=widths,
+        widths=widths if top_k > 1 else (1,),  # one child each never makes a wider beam
         draft_contexts=_contexts(most, quick),
         draft_prompts=_prompts(most, quick),
-        top_k=min(TOP_K, int(meta["top_k"])),
+        top_k=top_k,
     )
 
 
-def _rows(model: Model, max_nodes: int, grid: Iterable[int]) -> tuple[int, ...]:
-    most = min(int(step.spec.meta["tree_rows"]) for step in model.steps.values())
-    if max_nodes < 1:
-        raise ConfigError(f"--max-nodes is {max_nodes}; it must be at least 1")
-    if max_nodes > DEFAULT_NODES and max_nodes > most:
+def _rows(manifest: Manifest, max_nodes: int, grid: Sequence[int]) -> tuple[int, ...]:
+    """``grid`` as far as it goes, every 32nd row beyond it, and the largest tree's."""
+    metas = [graph.meta for graph in manifest.graphs if "tree_rows" in graph.meta]
+    most = min(int(meta["tree_rows"]) for meta in metas)
+    if not 1 <= max_nodes <= most:
         raise ConfigError(
-            f"--max-nodes is {max_nodes}; this bundle's graphs take trees of up to {most} nodes"
+            f"--max-nodes is {max_nodes}; this bundle's graphs take trees of 1 to {most} nodes"
         )
-    last = min(max_nodes, most) + 1
-    kept = [rows for rows in grid if rows <= last]
-    step = max(grid)
-    kept += range(step + 31, last, 32)
-    return tuple(sorted({*kept, last}))
+    last = max_nodes + 1
+    beyond = range(grid[-1] - 1 + 32, last, 32)
+    return tuple(sorted({*(rows for rows in grid if rows <= last), *beyond, last}))
 
 
-def _up_to(most: int, grid: Iterable[int]) -> tuple[int, ...]:
+def _up_to(most: int, grid: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in grid if size <= most)
 
 

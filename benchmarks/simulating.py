@@ -1,0 +1,192 @@
+"""Predicted speeds against measured ones, on this machine.
+
+    edgespec profile --bundle B --out P
+    python benchmarks/simulating.py --bundle B --profile P
+
+Records every answer once with the policy `survey`, measures plain decoding and other policies
+interleaved with it, replays the recorded answers under those policies with the profile, and
+compares tokens per second after the first token, task by task and over all. Nothing of the measured
+policies' own runs goes into a prediction but the profile, which was measured before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import edgespec_runtime
+from edgespec.sizing import parse_policy
+from edgespec_export.family import sample_folder
+from edgespec_runtime.bench.data import Row, read_sets, select
+from edgespec_runtime.bench.measure import BASELINE, Settings, Turn, measure
+from edgespec_runtime.bench.methods import Method
+from edgespec_runtime.bench.traces import trace
+from edgespec_runtime.simulate.answers import gather
+from edgespec_runtime.simulate.lines import parse_line
+from edgespec_runtime.simulate.replay import Conditions
+from edgespec_runtime.simulate.simulation import PLAIN, fitting, simulate
+
+SURVEY = "survey"
+POLICIES = (
+    "eagle2:nodes=3,depth=3,top_k=1",
+    "eagle2:nodes=6,depth=6,top_k=1",
+    "eagle2:nodes=12,depth=12,top_k=1",
+    "eagle2:nodes=12,depth=6,top_k=2,beam_width=1",
+    "eagle2:nodes=8,depth=3,top_k=4",
+    "eagle2:nodes=16,depth=4,top_k=4",
+    "rolling:nodes=16,steps=4,width=4",
+    "sized",
+)
+
+
+@dataclass
+class Times:
+    """Of one policy on one task: tokens after the first and their time, every answer once."""
+
+    tokens: int = 0
+    measured_ms: float = 0.0
+    predicted_ms: float = 0.0
+    rounds: int = 0
+    predicted_rounds: int = 0
+
+    def add(self, other: Times) -> None:
+        self.tokens += other.tokens
+        self.measured_ms += other.measured_ms
+        self.predicted_ms += other.predicted_ms
+        self.rounds += other.rounds
+        self.predicted_rounds += other.predicted_rounds
+
+    @property
+    def measured(self) -> float:
+        """Tokens per second."""
+        return 1e3 * self.tokens / self.measured_ms
+
+    @property
+    def predicted(self) -> float:
+        return 1e3 * self.tokens / self.predicted_ms
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+    def as_json(self) -> dict[str, float]:
+        return {
+            "measured": self.measured,
+            "predicted": self.predicted,
+            "error": self.error,
+            "accepted_length": self.tokens / self.rounds,
+            "accepted_length_predicted": self.tokens / self.predicted_rounds,
+        }
+
+
+Table = dict[str, dict[str, Times]]  # task -> policy -> times
+
+
+def rows_of(arguments: argparse.Namespace) -> list[Row]:
+    paths = [sample_folder() / f"{domain}.jsonl" for domain in ("in_domain", "out_of_domain")]
+    single = [row for row in read_sets(paths) if len(row.turns) == 1]
+    return select(single, arguments.task, arguments.prompts)
+
+
+def compared(turns: Sequence[Turn], profile: Any, policies: Sequence[str]) -> Table:
+    """Every turn's measured runs beside the replay of its recorded answer."""
+    lines = [
+        parse_line(json.dumps(trace(turn, side, 1, runs[0])), turn.row.id)
+        for turn in turns
+        for side, runs in turn.runs.items()
+        if side.policy == SURVEY
+    ]
+    answers, pools = gather(fitting(lines, profile, "profile"))
+    wanted = {name: parse_policy(name) for name in policies}
+    table: Table = {}
+    simulated = simulate(answers, pools, wanted, Conditions(profile))
+    for turn, one in zip(turns, simulated, strict=True):
+        of_task = table.setdefault(turn.row.task, {})
+        for side, runs in turn.runs.items():
+            name = PLAIN if side is BASELINE else side.policy
+            replay = one.replays.get(name)
+            if replay is None or not replay.rounds:
+                continue
+            if len(runs[0].tokens) - 1 != replay.tokens_after_first:
+                sys.exit(f"NOT EXACT: {name} on {turn.row.id}")
+            of_task.setdefault(name, Times()).add(
+                Times(
+                    replay.tokens_after_first,
+                    statistics.median(run.decode_ms for run in runs),
+                    replay.total_ms - replay.ttft_ms,
+                    runs[0].stats.rounds,
+                    len(replay.rounds),
+                )
+            )
+    return table
+
+
+def over_all(table: Table) -> dict[str, Times]:
+    """Sums over all tasks."""
+    total: dict[str, Times] = {}
+    for of_task in table.values():
+        for name, times in of_task.items():
+            total.setdefault(name, Times()).add(times)
+    return total
+
+
+def show(title: str, of_policy: Mapping[str, Times]) -> None:
+    print(f"\n{title}\n")
+    print("| policy | measured tok/s | predicted | error | accepted length | predicted |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name, times in of_policy.items():
+        print(
+            f"| {name} | {times.measured:.0f} | {times.predicted:.0f} | {times.error:+.1%} | "
+            f"{times.tokens / times.rounds:.2f} | {times.tokens / times.predicted_rounds:.2f} |"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--profile", type=Path, required=True)
+    parser.add_argument("--policy", action="append", default=[])
+    parser.add_argument("--task", action="append", default=[])
+    parser.add_argument("--prompts", type=int, default=6, help="per task and set")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+    policies = tuple(arguments.policy) or POLICIES
+    model = edgespec_runtime.load(
+        arguments.bundle, profile=arguments.profile, threads=arguments.threads
+    )
+    method = Method(str(model.variant), "model", model.compressor)
+    settings = Settings(
+        (SURVEY, *policies), (arguments.temperature,), arguments.repeats, coupled=True
+    )
+    turns = []
+    for turn in measure(model, arguments.bundle.name, [method], rows_of(arguments), settings):
+        turns.append(turn)
+        print(f"\r{len(turns)} answers", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    table = compared(turns, model.profile, policies)
+    for task, of_policy in sorted(table.items()):
+        show(task, of_policy)
+    whole = over_all(table)
+    show("all tasks", whole)
+    worst = max(whole, key=lambda name: abs(whole[name].error))
+    print(f"\nfurthest off over all tasks: {worst}, {whole[worst].error:+.1%}")
+    if arguments.out:
+        figures = {
+            task: {name: times.as_json() for name, times in of.items()}
+            for task, of in {**table, "all": whole}.items()
+        }
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

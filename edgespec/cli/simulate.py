@@ -1,0 +1,213 @@
+"""``edgespec simulate``: recorded answers on a device, under policies and budgets, not at hand."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgespec.cli.common import (
+    add_budget,
+    add_command,
+    add_config,
+    budget_of,
+    check_writable,
+    note,
+    positive_int,
+    print_json,
+)
+from edgespec.errors import ConfigError, EdgespecError
+
+if TYPE_CHECKING:
+    from edgespec.latency import DeviceProfile
+    from edgespec.sizing import Policy
+    from edgespec_runtime.simulate.cells import Cell
+    from edgespec_runtime.simulate.network import Network
+
+DEFAULT = "default"
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = add_command(
+        subparsers,
+        "simulate",
+        "Predict what a draft would do on another device, from recorded answers.",
+        "edgespec simulate --trace answers.jsonl --profile jetson-orin-nano --bundle llava.bundle "
+        "--budget-ms-per-round 40",
+    )
+    _add_what(parser)
+    _add_where(parser)
+    add_budget(parser)
+    parser.add_argument(
+        "--noise", action="store_true", help="scatter costs as the profile's 95th percentiles say"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of what was not recorded, and of noise (default: 0)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table here as well")
+    add_config(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trace",
+        action="append",
+        required=True,
+        metavar="FILE.jsonl",
+        help="from edgespec bench --policy survey --record FILE.jsonl; may be repeated",
+    )
+    parser.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="NAME[:KEY=VALUE,...]",
+        help="tree policy; may be repeated (default: sized, as with a profile everywhere)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, metavar="N", help="cut answers after N tokens"
+    )
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        required=True,
+        metavar="P",
+        help="the device: a profile from edgespec profile, a device file, or a device's name",
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="BUNDLE",
+        help="the traces' bundle: costs on a device that was not measured are estimated for it",
+    )
+    parser.add_argument(
+        "--target-profile", metavar="P", help="another device that runs the target, with --rtt-ms"
+    )
+    parser.add_argument(
+        "--rtt-ms", type=float, metavar="MS", help="the target is this round trip away"
+    )
+    parser.add_argument(
+        "--uplink-kbps",
+        type=float,
+        metavar="KBPS",
+        help="kilobits a second towards it (default: sending a tree takes no time of its own)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from edgespec_runtime.simulate.answers import gather
+    from edgespec_runtime.simulate.cells import summarise
+    from edgespec_runtime.simulate.lines import read_lines
+    from edgespec_runtime.simulate.network import across
+    from edgespec_runtime.simulate.replay import Conditions
+    from edgespec_runtime.simulate.report import markdown
+    from edgespec_runtime.simulate.simulation import check_answers, fitting, simulate, unmet
+
+    policies, budget, network = _policies(arguments), budget_of(arguments), _network(arguments)
+    if arguments.markdown:
+        check_writable(Path(arguments.markdown).expanduser(), "--markdown")
+    lines = read_lines([Path(path).expanduser() for path in arguments.trace])
+    profile = _profile(arguments.profile, arguments.bundle)
+    server = None
+    if arguments.target_profile:
+        server = _profile(arguments.target_profile, arguments.bundle)
+        _check_server(server, profile, arguments.target_profile)
+    answers, pools = gather(fitting(lines, profile, arguments.profile))
+    check_answers(answers)
+    conditions = Conditions(
+        across(profile, network, server),
+        budget,
+        arguments.max_new_tokens,
+        arguments.seed,
+        arguments.noise,
+    )
+    refused = unmet(answers, conditions)
+    if refused:
+        note(f"{len(refused)} of {len(answers)} requests would be refused there: {refused[0]}")
+    cells = summarise(simulate(answers, pools, policies, conditions), budget)
+    table = markdown(cells, profile, budget, server=server, network=network, noise=arguments.noise)
+    if arguments.json:
+        print_json(_as_json(arguments, cells, profile, server))
+    else:
+        print(table)
+    if arguments.markdown:
+        _write(Path(arguments.markdown).expanduser(), table)
+    return 0
+
+
+def _policies(arguments: argparse.Namespace) -> dict[str, Policy]:
+    """By name as it was given."""
+    from edgespec.sizing import Sized, parse_policy
+
+    names = dict.fromkeys(arguments.policy) or {"sized": None}
+    return {name: Sized() if name == DEFAULT else parse_policy(name) for name in names}
+
+
+def _network(arguments: argparse.Namespace) -> Network | None:
+    from edgespec_runtime.simulate.network import Network
+
+    if arguments.rtt_ms is not None:
+        return Network(arguments.rtt_ms, arguments.uplink_kbps or 0.0)
+    for flag in ("target_profile", "uplink_kbps"):
+        if getattr(arguments, flag) is not None:
+            name = flag.replace("_", "-")
+            raise ConfigError(
+                f"--{name} is of a target elsewhere; say with --rtt-ms how far away it is"
+            )
+    return None
+
+
+def _profile(given: str, bundle: str | None) -> DeviceProfile:
+    from edgespec.bundle import read_bundle
+    from edgespec.latency import estimate_note, profile_for
+
+    opened = read_bundle(bundle, check_hashes=False) if bundle else None
+    profile = profile_for(given, opened)
+    if said := estimate_note(profile):
+        note(said)
+    return profile
+
+
+def _check_server(server: DeviceProfile, profile: DeviceProfile, path: str) -> None:
+    if server.bundle.target != profile.bundle.target:
+        raise ConfigError(
+            f"--target-profile '{path}' is of another target ({server.bundle.name}, "
+            f"{server.bundle.target[:12]}) than --profile ({profile.bundle.name}, "
+            f"{profile.bundle.target[:12]}); profile the same target there"
+        )
+
+
+def _as_json(
+    arguments: argparse.Namespace,
+    cells: Sequence[Cell],
+    profile: DeviceProfile,
+    server: DeviceProfile | None,
+) -> dict[str, Any]:
+    """Stable keys; limits and devices that were not given are null."""
+    limits = ("budget_ms_per_round", "budget_ttft_ms", "budget_p95_itl_ms", "budget_memory_mb")
+    given = {name: getattr(arguments, name) for name in limits}
+    return {
+        "device": profile.device.name,
+        "power_mode": profile.device.power_mode,
+        "kind": profile.kind,
+        "bundle": profile.bundle.name,
+        "target_device": server.device.name if server else None,
+        "rtt_ms": arguments.rtt_ms,
+        "uplink_kbps": arguments.uplink_kbps,
+        **{name: value if math.isfinite(value) else None for name, value in given.items()},
+        "seed": arguments.seed,
+        "noise": arguments.noise,
+        "cells": [cell.as_json() for cell in cells],
+    }
+
+
+def _write(path: Path, table: str) -> None:
+    try:
+        path.write_text(table + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EdgespecError(f"writing '{path}' failed: {error.strerror}") from None

@@ -1,0 +1,181 @@
+"""Replaying answers: the real decoding loop, policies and drafters on modelled time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgespec.acceptance import StopRules
+from edgespec.errors import ConfigError
+from edgespec.latency import DeviceProfile
+from edgespec.sizing import Feedback, Plain, Policy, Setting
+from edgespec.sizing.budgets import Budget
+from edgespec.sizing.experience import Experience
+from edgespec.sizing.feasible import Load, fitted
+from edgespec_runtime.decoder import Round, decode
+from edgespec_runtime.drafts import Drafter, NoDraft
+from edgespec_runtime.simulate.answers import Answer, Pool
+from edgespec_runtime.simulate.clock import Clock, Meter
+from edgespec_runtime.simulate.draft import open_draft
+from edgespec_runtime.simulate.oracle import Oracle
+from edgespec_runtime.simulate.verifier import ReplayVerifier
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all replays share."""
+
+    profile: DeviceProfile
+    budget: Budget = field(default_factory=Budget)
+    max_new_tokens: int | None = None
+    """Where to cut answers; None: where they ended."""
+    seed: int = 0
+    noise: bool = False
+    """Whether costs scatter around their medians."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One round after the prefill. Times in milliseconds."""
+
+    tokens: int
+    nodes: int
+    calls: tuple[int, ...]
+    """Rows of every draft call; none where nothing was drafted."""
+    round_ms: float
+    """What a budget of ``ms_per_round`` limits: the draft's prompt is left out."""
+    gap_ms: float
+    """From the tokens before to this round's."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One answer under one policy. Times in milliseconds."""
+
+    ttft_ms: float
+    total_ms: float
+    rounds: tuple[Moment, ...]
+    asked: int
+    """Nodes on the answer's path whose proposals the policy asked for,"""
+    drawn: int
+    """and those that no run had seen, whose proposals were drawn."""
+
+    @property
+    def tokens_after_first(self) -> int:
+        return sum(moment.tokens for moment in self.rounds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """After the first token; 0 where there is none."""
+        decode_ms = self.total_ms - self.ttft_ms
+        return 1e3 * self.tokens_after_first / decode_ms if decode_ms > 0 else 0.0
+
+
+def check_policy(policy: Policy, pool: Pool, name: str) -> None:
+    """Raises ConfigError for a tree wider than what was recorded."""
+    if policy.max_nodes and policy.top_k > pool.top_k:
+        raise ConfigError(
+            f"policy '{name}' asks for top_k={policy.top_k}, the traces hold {pool.top_k} children "
+            f"of a node; record again with: --policy survey:top_k={policy.top_k}"
+        )
+
+
+def replay(
+    answer: Answer,
+    pool: Pool,
+    policy: Policy,
+    conditions: Conditions,
+    experience: Experience | None = None,
+) -> Replay:
+    """One answer under one policy; ``experience`` is what the answers before it taught."""
+    line, clock = answer.line, Clock()
+    oracle = Oracle(answer, pool, conditions.seed)
+    meter = Meter(
+        conditions.profile.costs,
+        clock,
+        sampled=line.temperature > 0,
+        noise=np.random.default_rng([conditions.seed, *line.question])
+        if conditions.noise
+        else None,
+    )
+    limit = _limit(answer, conditions.max_new_tokens)
+    policy = fitted(
+        policy, conditions.budget, conditions.profile, load_of(answer, conditions), drafts=True
+    )
+    drafter: Drafter = NoDraft()
+    if not isinstance(policy, Plain):
+        drafter = open_draft(line, oracle, meter, policy, limit)
+    verifier = ReplayVerifier(line, oracle, meter, named=line.named)
+    sizer = policy.start(_setting(answer, limit, conditions, experience))
+    moments: list[Moment] = []
+    ttft_ms = before = 0.0
+    for outcome in decode(verifier, drafter, sizer, _stops(answer, limit, verifier, meter), clock):
+        if outcome.feedback is None:
+            ttft_ms = clock.ms
+        else:
+            moments.append(_moment(outcome, outcome.feedback, clock.ms - before))
+        before = clock.ms
+    return Replay(ttft_ms, clock.ms, tuple(moments), oracle.asked, oracle.drawn)
+
+
+def _moment(outcome: Round, feedback: Feedback, gap_ms: float) -> Moment:
+    return Moment(
+        len(outcome.tokens), outcome.tree_nodes, feedback.calls, feedback.round_ms, gap_ms
+    )
+
+
+def load_of(answer: Answer, conditions: Conditions) -> Load:
+    """What the request asks of the device."""
+    line = answer.line
+    limit = _limit(answer, conditions.max_new_tokens)
+    return Load(line.prompt_tokens, line.images, limit, line.draft_prompt_tokens)
+
+
+def _limit(answer: Answer, asked: int | None) -> int:
+    recorded = answer.line.max_new_tokens
+    if asked is None:
+        return recorded
+    if asked > recorded and answer.line.finish_reason == "length":
+        raise ConfigError(
+            f"--max-new-tokens is {asked}, but the answer to '{answer.line.id}' was cut off at "
+            f"{recorded} when it was recorded; ask for at most that, or record longer answers"
+        )
+    return asked
+
+
+def _stops(answer: Answer, limit: int, verifier: ReplayVerifier, meter: Meter) -> StopRules:
+    """Ends the answer where it ended; being told of every token, it is also where the host's part
+    of a round is paid."""
+    seen = rounds = 0
+
+    def take(token: int) -> bool:
+        nonlocal seen, rounds
+        seen += 1
+        meter.host(1, verifier.rounds - rounds)
+        rounds = verifier.rounds
+        return seen == len(answer.tokens) and answer.line.finish_reason != "length"
+
+    return StopRules((), limit, take)
+
+
+def _setting(
+    answer: Answer, limit: int, conditions: Conditions, experience: Experience | None
+) -> Setting:
+    """What the policy may know of the request, on the device asked about."""
+    line, profile = answer.line, conditions.profile
+    return Setting(
+        prompt_tokens=line.prompt_tokens,
+        draft_prompt_tokens=line.draft_prompt_tokens,
+        images=line.images,
+        max_new_tokens=limit,
+        temperature=line.temperature,
+        coupled=line.coupled,
+        chain_steps=profile.costs.chain_steps,
+        draft="model",
+        question=line.question,
+        eos=frozenset(line.eos),
+        profile=profile,
+        budget=conditions.budget,
+        experience=experience,
+    )

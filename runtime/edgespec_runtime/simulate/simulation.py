@@ -1,0 +1,101 @@
+"""All answers under all policies, and which of them a profile can speak for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgespec.errors import ConfigError, InputError
+from edgespec.latency import DeviceProfile
+from edgespec.sizing import Plain, Policy
+from edgespec.sizing.experience import Experience
+from edgespec.sizing.feasible import check_budget
+from edgespec_runtime.simulate.answers import Answer, Group, Pool, replayable
+from edgespec_runtime.simulate.lines import Line
+from edgespec_runtime.simulate.replay import Conditions, Replay, check_policy, load_of, replay
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One answer, plain and under every policy, by the policy's name."""
+
+    group: Group
+    replays: Mapping[str, Replay]
+
+
+def fitting(lines: Sequence[Line], profile: DeviceProfile, path: str) -> list[Line]:
+    """The runs of the models that ``profile`` was made with; ``path`` names it in errors.
+
+    Lowering and precision may differ, for they change times alone. Raises ConfigError where no run
+    fits, and for a profile without a draft's costs.
+    """
+    costs, bundle = profile.costs, profile.bundle
+    if costs.draft_prefill is None or (costs.draft_step is None and costs.chain_next is None):
+        raise ConfigError(
+            f"profile '{path}' is of a bundle without a draft ({bundle.name}); profile one that "
+            "holds the draft of the traces"
+        )
+    fit = [line for line in lines if _models(line) == (bundle.target, bundle.draft or "")]
+    fit = [line for line in fit if not replayable(line) or line.compressor == bundle.compressor]
+    if not any(replayable(line) for line in fit):
+        raise ConfigError(
+            f"profile '{path}' is of other models ({bundle.name}: target {bundle.target[:12]}, "
+            f"draft {(bundle.draft or 'none')[:12]}, compressor {bundle.compressor}) than the "
+            f"traces: {_listed(lines)}; make a profile with their bundle"
+        )
+    return fit
+
+
+def simulate(
+    answers: Sequence[Answer],
+    pools: Mapping[Group, Pool],
+    policies: Mapping[str, Policy],
+    conditions: Conditions,
+) -> Iterator[Simulated]:
+    """Replays answer by answer, in their order. A policy learns from answer to answer, as it does
+    over the requests of one loaded bundle. Raises ConfigError for a policy that cannot be asked."""
+    for name, policy in policies.items():
+        for pool in pools.values():
+            check_policy(policy, pool, name)
+    taught: dict[tuple[str, str, str], Experience] = {}
+    for answer in answers:
+        group, replays = answer.group, {}
+        for name, policy in {PLAIN: Plain(), **policies}.items():
+            experience = taught.setdefault((group.bundle, group.method, name), Experience())
+            replays[name] = replay(answer, pools[group], policy, conditions, experience)
+        yield Simulated(group, replays)
+
+
+def unmet(answers: Sequence[Answer], conditions: Conditions) -> list[str]:
+    """Why the budget cannot be met at all, for every answer for which it cannot: a request like it
+    would be refused on the device."""
+    found = []
+    for answer in answers:
+        try:
+            check_budget(conditions.budget, conditions.profile, load_of(answer, conditions))
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+def check_answers(answers: Sequence[Answer]) -> None:
+    """Raises InputError where no answer has a second token: there is nothing to speed up."""
+    if all(len(answer.tokens) == 1 for answer in answers):
+        raise InputError("every recorded answer ends with its first token; record longer ones")
+
+
+def _models(line: Line) -> tuple[str, str]:
+    return line.target, line.draft
+
+
+def _listed(lines: Sequence[Line]) -> str:
+    """The models of the traces, for people."""
+    found = dict.fromkeys(
+        f"{line.bundle}: target {line.target[:12]}, draft {(line.draft or 'none')[:12]}, "
+        f"compressor {line.compressor}"
+        for line in lines
+        if replayable(line)
+    )
+    return "; ".join(found) or "no runs of a model's draft"
