@@ -45,6 +45,14 @@ def test_bench_runs_with_a_bundle_alone(builtin_bundle: Path, tmp_path: Path) ->
     assert result.returncode == 0 and '"exact_match": 1' in result.stdout, result.stderr
 
 
+def test_profile_runs_with_a_bundle_alone(builtin_bundle: Path) -> None:
+    words = ["profile", "--bundle", str(builtin_bundle), "--json", "--quick", "--threads", "1"]
+    words += ["--max-nodes", "1", "--max-context", "32"]
+    code = blocked((*HEAVY, "matplotlib")) + f"from edgespec.cli import main\nmain({words!r})\n"
+    result = run_python(code)
+    assert result.returncode == 0 and '"kind": "measured"' in result.stdout, result.stderr
+
+
 def test_importing_the_runtime_loads_no_engine_and_no_heavy_package() -> None:
     code = "import sys, edgespec_runtime\nprint(' '.join(sys.modules))"
     loaded = set(run_python(code).stdout.split())
@@ -54,7 +62,7 @@ def test_importing_the_runtime_loads_no_engine_and_no_heavy_package() -> None:
 
 def test_help_needs_no_optional_package() -> None:
     names = (*HEAVY, "onnxruntime", "tokenizers", "jinja2", "PIL", "tqdm", "matplotlib")
-    for command in ("", "export", "generate", "bench", "frequencies", "demo"):
+    for command in ("", "export", "generate", "profile", "bench", "frequencies", "demo"):
         words = [*command.split(), "--help"]
         code = blocked(names) + f"from edgespec.cli import main\nmain({words!r})\n"
         result = run_python(code)

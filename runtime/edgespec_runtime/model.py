@@ -209,7 +209,6 @@ class Model:
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
             max_new_tokens=new_tokens,
-            prompt_tokens=len(built.ids),
             setting=setting,
         )
 

@@ -33,12 +33,9 @@ class Request:
         eos_ids: Sequence[int],
         stop: Sequence[str],
         max_new_tokens: int,
-        prompt_tokens: int,
-        setting: Setting | None = None,
+        setting: Setting,
     ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.setting = setting or Setting(prompt_tokens=prompt_tokens)
-        """What the policy knows of it."""
+        self.setting = setting
         self._verifier = verifier
         self._draft = draft
         self.sizer = sizer
@@ -62,6 +59,10 @@ class Request:
             return next(self._records)
         finally:
             self._busy_s += perf_counter() - started
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.setting.prompt_tokens
 
     def listen(self, listener: Callable[[Round], None]) -> None:
         """Has every round from here on told to ``listener`` before its records are handed out, the

@@ -49,13 +49,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.passes < FEWEST:
             raise ConfigError(f"passes is {self.passes}; a median needs at least {FEWEST}")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ConfigError(f"--time-limit is {self.time_limit:g}; it must be above 0 seconds")
+        if not self.enough_s > 0:
+            raise ConfigError(f"--time-limit is {self.enough_s:g}; it must be above 0 seconds")
 
     @property
     def enough_s(self) -> float:
         """Seconds after which no repeats are added."""
-        return self.time_limit or self.seconds
+        return self.seconds if self.time_limit is None else self.time_limit
 
 
 QUICK = Settings(passes=16, seconds=10.0)
@@ -159,8 +159,8 @@ class _Measuring:
 
     def _tell(self, passes: float) -> None:
         settings = self._settings
-        done = max(passes / settings.passes, self._elapsed / settings.enough_s)
-        self._listener(min(done, 1.0))
+        in_time = min(self._elapsed / settings.enough_s, passes / FEWEST)
+        self._listener(min(max(passes / settings.passes, in_time), 1.0))
 
 
 def costs_of(model: Model, curves: Samples, host: Samples) -> Costs:

@@ -39,9 +39,9 @@ class Source:
         return self._rng.choice(self._tokens, count)
 
     def different(self, count: int) -> list[int]:
-        """Tokens none of which occurs twice, where the vocabulary is large enough."""
-        replace = count > len(self._tokens)
-        tokens: list[int] = self._rng.choice(self._tokens, count, replace=replace).tolist()
+        """Tokens none of which occurs twice; from small vocabularies, none twice within a turn."""
+        drawn = self._rng.choice(self._tokens, min(count, len(self._tokens)), replace=False)
+        tokens: list[int] = np.resize(drawn, count).tolist()
         return tokens
 
     def verdict(self, tokens: int, rows: int) -> Verdict:
