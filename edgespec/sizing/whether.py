@@ -21,6 +21,8 @@ BONUS = 0.2
 """Of a rate known from one round: how much better it may be; fades with the root of the rounds."""
 REST, LONGEST_REST = 8, 64
 """Tokens for which a no holds: at first, and at most, doubling from no to no."""
+CREDIT = 20.0
+"""Plain rounds whose time hopeful trials may be ahead of the allowance."""
 MARGIN = 1.01
 """Drafting must look so much better than plain decoding: a tie is not worth its spread."""
 
@@ -67,9 +69,10 @@ class Whether:
         those before ``wake``: asking costs time as well."""
         untried = self._lesson.record.drafted.rounds + self._mine.rounds < TRIES
         ready = root.prepared or root.emitted >= self._start
-        if untried or (ready and self._hoped * plain_ms > MARGIN):
+        if untried or (ready and self._drafted.value * plain_ms > MARGIN):
             return True
-        if self._on_trial(root, plain_ms):
+        hopeful = ready and self._hoped * plain_ms > MARGIN
+        if self._on_trial(root, plain_ms, CREDIT * plain_ms if hopeful else 0.0):
             return True
         self.wake = root.emitted + self._rest
         if not ready:
@@ -96,15 +99,15 @@ class Whether:
             self._near, setting.max_new_tokens, self.prepare_ms, plain_ms - 1.0 / rate
         )
 
-    def _on_trial(self, root: Root, plain_ms: float) -> bool:
-        """Whether enough has been saved up for what a trial is expected to lose."""
+    def _on_trial(self, root: Root, plain_ms: float, credit_ms: float) -> bool:
+        """Whether enough has been saved up, or is lent, for what a trial is expected to lose."""
         arm = self._drafted
         if not arm.rounds:
-            return False
+            return credit_ms > 0
         loss = (arm.ms - arm.tokens * plain_ms) / arm.rounds
         if not root.prepared:
             loss += self.prepare_ms
-        if loss > self._lesson.allowance_ms:
+        if loss > self._lesson.allowance_ms + credit_ms:
             return False
         self._lesson.allowance_ms -= max(loss, 0.0)
         return True
