@@ -226,7 +226,6 @@ class RequestBench:
             eos_ids=(),
             stop=(),
             max_new_tokens=new,
-            prompt_tokens=len(prompt),
             setting=setting,
         )
 
