@@ -380,6 +380,12 @@ def forecast(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     off = [abs(ratio - 1) for ratio in report.values()]
     print(f"median difference {statistics.median(off):.1%}, largest {max(off):.1%}")
+    pace = statistics.median(report.values())
+    off = [abs(ratio / pace - 1) for ratio in report.values()]
+    print(
+        f"after one factor for all, {pace:.3f}, as drift correction learns it: median "
+        f"{statistics.median(off):.1%}, largest {max(off):.1%}"
+    )
     return report
 
 
