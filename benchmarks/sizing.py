@@ -267,7 +267,7 @@ def budgets(arguments: argparse.Namespace) -> dict[str, Any]:
     model = edgespec_runtime.load(arguments.bundle, profile=arguments.profile)
     rows = [row for row in rows_of(arguments)]
     profile = load_profile(arguments.profile)
-    plain = tail(profile.costs.verify, 1, 300) + profile.costs.host_round_ms
+    plain = tail(profile.costs.verify, 1, 800) + profile.costs.host_round_ms
     plain += profile.costs.host_token_ms
     for row in rows:
         model.generate(list(row.images), row.turns[0])

@@ -34,8 +34,14 @@ from edgespec.tree import Candidates
 from edgespec_runtime import Model
 from edgespec_runtime.profiling import measure as measuring
 from edgespec_runtime.profiling.measure import Measured, Settings, measure, profile_of
+from edgespec_runtime.profiling.measuring.agreement import predicted_ms
 from edgespec_runtime.profiling.measuring.memory import measure_memory
-from edgespec_runtime.profiling.measuring.requests import RequestBench
+from edgespec_runtime.profiling.measuring.requests import (
+    NOTHING,
+    ClockedRound,
+    Grown,
+    RequestBench,
+)
 from edgespec_runtime.profiling.measuring.rigs import DraftRig, Source, TargetRig
 from edgespec_runtime.profiling.measuring.rounds import RoundBench
 from edgespec_runtime.profiling.measuring.samples import Samples
@@ -247,8 +253,24 @@ def test_steered_rounds_are_accepted_as_far_as_asked(model: Model) -> None:
     rounds = [outcome for _ in range(3) for outcome in bench.drafted()]
     assert {outcome.tokens for outcome in rounds} >= set(range(1, 14))
     for outcome in (*rounds, *bench.plain()):
-        parts = outcome.calls_ms + outcome.verify_ms
-        assert outcome.calls_ms <= outcome.draft_ms and parts < outcome.total_ms
+        assert outcome.grown.ms <= outcome.draft_ms
+        assert outcome.draft_ms + outcome.verify_ms < outcome.total_ms
+
+
+def test_a_round_is_predicted_from_its_parts(model: Model, measured: Measured) -> None:
+    """Every part counts, once; whether sums agree with rounds is no test's business: times."""
+    costs = measured.costs
+    assert costs.chain_first and costs.chain_next and costs.draft_first and costs.draft_step
+    chain = Grown(Growth.CHAIN, (2, 1, 1), 100, 0.0)
+    outcome = ClockedRound(5, 12, 100, chain, draft_ms=0.0, verify_ms=0.0, total_ms=1.0)
+    rest = costs.verify.at(13, 100) + costs.host_round_ms + 5 * costs.host_token_ms
+    calls = costs.chain_first.at(2, 100) + 2 * costs.chain_next.at(1, 100)
+    assert predicted_ms(costs, outcome) == pytest.approx(rest + calls + costs.commit_ms)
+    steps = replace(outcome, grown=replace(chain, growth=Growth.STEPS, calls=(1, 4)))
+    calls = costs.draft_first.at(1, 100) + costs.draft_step.at(4, 100)
+    assert predicted_ms(costs, steps) == pytest.approx(rest + calls + costs.commit_ms)
+    plain = replace(outcome, grown=NOTHING)
+    assert predicted_ms(costs, plain) == pytest.approx(rest)
 
 
 def test_samples_give_medians_tails_and_a_line() -> None:
@@ -286,7 +308,7 @@ def test_progress_runs_to_its_end(model: Model) -> None:
     assert told == sorted(told) and told[-1] == 1.0 and told[0] < 0.5
 
 
-MISFITS: dict[str, tuple[dict[str, int], str]] = {
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "no nodes": ({"max_nodes": 0}, "1 to 1024"),
     "nodes": ({"max_nodes": 4000}, "1 to 1024"),
     "context": ({"max_context": 1024}, "from 1 to 1023"),

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgespec.cli.common import add_command, add_config, note, positive_int
-from edgespec.cli.profile_outputs import card_table, check_outputs, write
+from edgespec.cli.profile_outputs import card_table, check_outputs, warnings, write
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from edgespec.bundle import Bundle
-    from edgespec.latency import Card, DeviceProfile, Memory
     from edgespec_runtime import Model
-    from edgespec_runtime.profiling.measure import Settings
+    from edgespec_runtime.profiling.measure import Measured, Settings
     from edgespec_runtime.profiling.measuring.sizes import Sizes
-    from edgespec_runtime.profiling.telemetry.sampler import Sampler
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -70,16 +70,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Checks everything that can be checked, measures, writes; nothing is written before."""
     from edgespec.bundle import read_bundle
-    from edgespec.latency import card_of, measure_ceiling
+    from edgespec.latency import card_of, measure_ceiling, this_device
     from edgespec_runtime.engines import open_engine
     from edgespec_runtime.model import Model
+    from edgespec_runtime.profiling.measure import profile_of
     from edgespec_runtime.profiling.measuring.memory import measure_memory
     from edgespec_runtime.profiling.recording import record_rounds
+    from edgespec_runtime.profiling.telemetry.sampler import Sampler
 
     settings = _settings(arguments)
     outputs = check_outputs(arguments)
     bundle = read_bundle(arguments.bundle)
-    sizes = _sizes(bundle, arguments)
+    sizes, device = _sizes(bundle, arguments), this_device()
     engine = open_engine(threads=arguments.threads)
     note("measuring this machine's ceiling and the bundle's memory ...")
     card = card_of(bundle, *measure_ceiling(), measured=True)
@@ -87,8 +89,19 @@ def run(arguments: argparse.Namespace) -> int:
     memory = measure_memory(bundle, card, engine.facts.threads)
     model = Model(bundle, engine)
     timeline = record_rounds(model) if outputs.trace else None
-    profile, sampler = _measure(model, sizes, settings, card, memory, arguments.device)
-    write(profile, sampler, timeline, outputs, arguments.json)
+    with Sampler() as sampler:
+        measured = _measure(model, sizes, settings)
+    profile = profile_of(
+        model,
+        measured,
+        card,
+        memory,
+        device=replace(device, name=arguments.device or device.name),
+        telemetry=sampler.summary(),
+    )
+    write(profile, sampler.readings, timeline, outputs, arguments.json)
+    for line in (*warnings(measured), *sampler.troubles):
+        note(line)
     return 0
 
 
@@ -110,24 +123,14 @@ def _sizes(bundle: Bundle, arguments: argparse.Namespace) -> Sizes:
     )
 
 
-def _measure(
-    model: Model, sizes: Sizes, settings: Settings, card: Card, memory: Memory, name: str | None
-) -> tuple[DeviceProfile, Sampler]:
+def _measure(model: Model, sizes: Sizes, settings: Settings) -> Measured:
     from tqdm import tqdm
 
-    from edgespec.latency import this_device
-    from edgespec_runtime.profiling.measure import measure, profile_of
-    from edgespec_runtime.profiling.telemetry.sampler import Sampler
+    from edgespec_runtime.profiling.measure import measure
 
-    device = this_device()
     with tqdm(total=100, unit="%", disable=None, leave=False, desc="measuring") as bar:
+        return measure(model, sizes, settings, lambda done: _move(bar, done))
 
-        def listen(done: float) -> None:
-            bar.update(int(100 * done) - bar.n)
 
-        with Sampler() as sampler:
-            measured = measure(model, sizes, settings, listen)
-    if name:
-        device = replace(device, name=name)
-    profile = profile_of(model, measured, card, memory, device=device, telemetry=sampler.summary())
-    return profile, sampler
+def _move(bar: tqdm[Any], done: float) -> None:
+    bar.update(int(100 * done) - bar.n)

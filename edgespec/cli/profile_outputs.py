@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,14 @@ from edgespec.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from edgespec.latency import Card, Curve, DeviceProfile
-    from edgespec_runtime.profiling.telemetry.sampler import Sampler
+    from edgespec_runtime.profiling.measure import Measured
+    from edgespec_runtime.profiling.telemetry.reading import Reading
     from edgespec_runtime.profiling.timeline import Timeline
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64)
 """Sizes of the printed table."""
+NOISY = 1.4
+"""p95 / median above which a profile is doubted."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def card_table(card: Card) -> str:
 
 def write(
     profile: DeviceProfile,
-    sampler: Sampler,
+    readings: Sequence[Reading],
     timeline: Timeline | None,
     outputs: Outputs,
     as_json: bool,
@@ -88,18 +91,29 @@ def write(
     if outputs.report:
         from edgespec_runtime.profiling.report import write_report
 
-        write_report(profile, outputs.report, readings=sampler.readings)
+        write_report(profile, outputs.report, readings=readings)
     if outputs.trace and timeline:
         timeline.write(outputs.trace)
     if as_json:
         print_json(rounded(profile.as_json()))
     else:
         print("\n".join(_summary(profile)))
-    for trouble in sampler.troubles:
-        note(f"telemetry: {trouble}")
     for name, path in vars(outputs).items():
         if path:
             note(f"{name}: {path}")
+
+
+def warnings(measured: Measured) -> Iterator[str]:
+    """Whether what was measured can be relied on."""
+    yield (
+        f"rounds of whole requests took {1 / measured.agreement:.2f} times what these costs add up "
+        f"to (median); every point was clocked {measured.repeats} times or more"
+    )
+    if measured.noise > NOISY:
+        yield (
+            f"this machine was busy: p95 was {measured.noise:.2f} times the median; measure again "
+            "when nothing else runs, or give --threads fewer than there are cores"
+        )
 
 
 def _summary(profile: DeviceProfile) -> Iterator[str]:

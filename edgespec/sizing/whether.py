@@ -44,7 +44,8 @@ class Whether:
         self._drafted.lighten()
         self._overall.lighten()
         self.survival = Survival.blended([(w, record.survival) for w, record in known])
-        self._mine = Rate()  # of this answer's drafted rounds
+        # Plain sums of this answer's own rounds.
+        self._mine, self._plain = Rate(), Rate()
         self._start = self._start_after()
         self.wake = 0
         """Tokens emitted before which no round drafts."""
@@ -66,7 +67,7 @@ class Whether:
     def drafts(self, root: Root, plain_ms: float) -> bool:
         """Whether this round is to draft, where a plain one takes ``plain_ms``. If not, neither are
         those before ``wake``: asking costs time as well."""
-        untried = self._lesson.record.drafted.rounds < TRIES
+        untried = self._lesson.record.drafted.rounds + self._mine.rounds < TRIES
         ready = root.prepared or root.emitted >= self._start
         if untried or (ready and self._drafted.value * plain_ms > MARGIN):
             return True
@@ -112,22 +113,26 @@ class Whether:
         return True
 
     def learn(self, drafted: bool, tokens: float, ms: float, rounds: int = 1) -> None:
-        """Takes rounds: tokens expected of their trees, and their time."""
+        """Takes rounds of this answer: tokens expected of their trees, and their time."""
         self._overall.add(tokens, ms, rounds)
-        for record in (self._record, self._lesson.record):
-            record.add(drafted, tokens, ms, rounds)
         if drafted:
-            self._drafted.add(tokens, ms)
-            self._mine.add(tokens, ms)
-            self._known += 1
-
-    def learn_survival(self, reached: list[float]) -> None:
-        """Takes one drafted round's probabilities by level."""
-        for survival in (self.survival, self._record.survival, self._lesson.record.survival):
-            survival.add(reached)
+            self._drafted.add(tokens, ms, rounds)
+            self._known += rounds
+        of = self._mine if drafted else self._plain
+        of.tokens += tokens
+        of.ms += ms
+        of.rounds += rounds
 
     def finish(self, emitted: int) -> None:
-        """Takes the answer's length."""
+        """Hands on what this answer was like."""
         self._asked.lengths.append(emitted)
-        if self._mine.rounds:
-            self._lesson.spread.add(self._mine.value)
+        mine, plain = self._mine, self._plain
+        for record in (self._record, self._lesson.record):
+            record.overall.add(
+                mine.tokens + plain.tokens, mine.ms + plain.ms, int(mine.rounds + plain.rounds)
+            )
+            if mine.rounds:
+                record.drafted.add(mine.tokens, mine.ms, int(mine.rounds))
+                record.survival.add(self.survival.levels, int(mine.rounds))
+        if mine.rounds:
+            self._lesson.spread.add(mine.value)

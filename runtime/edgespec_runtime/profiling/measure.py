@@ -22,8 +22,9 @@ from edgespec.latency import (
     bundle_facts,
 )
 from edgespec_runtime.model import Model
+from edgespec_runtime.profiling.measuring.agreement import agreement
 from edgespec_runtime.profiling.measuring.prompts import PromptBench
-from edgespec_runtime.profiling.measuring.requests import RequestBench
+from edgespec_runtime.profiling.measuring.requests import ClockedRound, RequestBench
 from edgespec_runtime.profiling.measuring.rigs import Source
 from edgespec_runtime.profiling.measuring.rounds import RoundBench
 from edgespec_runtime.profiling.measuring.samples import FEWEST, Samples
@@ -70,6 +71,8 @@ class Measured:
     """Median over all points of the curves of p95 / median."""
     repeats: int
     """Of the point that has the fewest."""
+    agreement: float
+    """Median over rounds of whole requests of predicted / measured time."""
     seconds: float
 
 
@@ -96,11 +99,13 @@ class _Measuring:
         self._prompts = PromptBench(model, sizes, source, settings.seed)
         self._requests = RequestBench(model, source, settings.seed)
         self._curves, self._host = Samples(), Samples()
+        self._seen: list[ClockedRound] = []
         self._repeats = dict.fromkeys(GROUPS, 0)
 
     def run(self) -> Measured:
         for job in self._jobs(GROUPS, Samples(), Samples()):
             job()  # to warm up: not counted
+        self._seen.clear()
         number = 0
         while wanted := self._wanted(number):
             jobs = self._jobs(wanted, self._curves, self._host)
@@ -111,7 +116,13 @@ class _Measuring:
                 self._repeats[group] += 1
             number += 1
         costs = costs_of(self._model, self._curves, self._host)
-        return Measured(costs, self._curves.noise, self._curves.fewest, self._elapsed)
+        return Measured(
+            costs,
+            noise=self._curves.noise,
+            repeats=self._curves.fewest,
+            agreement=agreement(costs, self._seen),
+            seconds=self._elapsed,
+        )
 
     @property
     def _elapsed(self) -> float:
@@ -144,7 +155,7 @@ class _Measuring:
         prompts: list[Callable[[], None]] = []
         if PROMPTS in groups:
             prompts += [partial(job, curves) for job in self._prompts.jobs()]
-            prompts += [partial(self._requests.run, host), partial(self._prompts.pick, host)]
+            prompts += [partial(self._request, host), partial(self._prompts.pick, host)]
         prompts = [prompts[i] for i in self._rng.permutation(len(prompts))]
         if ROUNDS not in groups:
             return prompts
@@ -156,6 +167,9 @@ class _Measuring:
             jobs += [partial(self._rounds.run, planned, Samples()) for planned in hand[:1]]
             jobs += [partial(self._rounds.run, planned, curves) for planned in hand]
         return jobs
+
+    def _request(self, host: Samples) -> None:
+        self._seen += self._requests.run(host)
 
     def _tell(self, passes: float) -> None:
         settings = self._settings

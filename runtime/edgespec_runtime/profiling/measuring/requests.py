@@ -31,14 +31,28 @@ NODES = 12
 """Of a tree: a chain as long as the runtime's fixed policy has it."""
 
 
+@dataclass(frozen=True)
+class Grown:
+    """One round's growth."""
+
+    growth: Growth
+    calls: tuple[int, ...]
+    """Rows of its draft calls."""
+    context: int
+    ms: float
+    """The calls, without the sizer's decisions between them."""
+
+
+NOTHING = Grown(Growth.NONE, (), 0, 0.0)
+
+
 class CallClock:
     """A drafter whose growths are clocked round by round, the sizer's time left out."""
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
-        self._grown_ms = 0.0
-        self.rounds: list[float] = []
-        """Milliseconds of every round's draft calls."""
+        self._grown = NOTHING
+        self.rounds: list[Grown] = []
 
     @property
     def engine_s(self) -> float:
@@ -66,13 +80,14 @@ class CallClock:
         clocked = SizerClock(sizer)
         started = perf_counter()
         candidates = self._drafter.grow(clocked, growth, root)
-        self._grown_ms = (perf_counter() - started - clocked.seconds) * 1e3
+        ms = (perf_counter() - started - clocked.seconds) * 1e3
+        self._grown = Grown(growth, self._drafter.calls, root.context, ms)
         return candidates
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         self._drafter.commit(chosen, verdict)
-        self.rounds.append(self._grown_ms)
-        self._grown_ms = 0.0
+        self.rounds.append(self._grown)
+        self._grown = NOTHING
 
 
 class SizerClock:
@@ -111,8 +126,9 @@ class ClockedRound:
 
     tokens: int
     nodes: int
-    calls_ms: float
-    """Draft calls, without the sizer's decisions between them."""
+    context: int
+    """Cached rows of the target before it."""
+    grown: Grown
     draft_ms: float
     """All of the draft's side, as records tell it."""
     verify_ms: float
@@ -132,14 +148,16 @@ class RequestBench:
         self._model, self._source = model, source
         self._rng = np.random.default_rng(seed)
 
-    def run(self, samples: Samples) -> None:
-        """Clocks a drafted and a plain request."""
-        for outcome in self.drafted():
+    def run(self, samples: Samples) -> list[ClockedRound]:
+        """Clocks a drafted and a plain request; returns their rounds."""
+        drafted, plain = self.drafted(), self.plain()
+        for outcome in drafted:
             rest = outcome.total_ms - outcome.draft_ms - outcome.verify_ms
             samples.add("host", outcome.tokens, rest)
-            samples.add("commit", 1, outcome.draft_ms - outcome.calls_ms)
-        for outcome in self.plain():
+            samples.add("commit", 1, outcome.draft_ms - outcome.grown.ms)
+        for outcome in plain:
             samples.add("host", 1, outcome.total_ms - outcome.verify_ms)
+        return drafted + plain
 
     def drafted(self) -> list[ClockedRound]:
         """The drafted rounds of one request, but for the first: it takes in the draft's prompt."""
@@ -167,14 +185,15 @@ class RequestBench:
             clocked.append((record, (perf_counter() - started) * 1e3))
             started = perf_counter()
         rounds: list[ClockedRound] = []
-        at = 1  # behind the prefill's token
+        at = 1  # behind the prefill's token, whose row is not in the cache yet
         while at < len(clocked):
             head = clocked[at][0]
             rounds.append(
                 ClockedRound(
                     tokens=head.accepted,
                     nodes=head.tree_nodes,
-                    calls_ms=clock.rounds[len(rounds)],
+                    context=len(prompt) + at - 1,
+                    grown=clock.rounds[len(rounds)],
                     draft_ms=head.draft_ms,
                     verify_ms=head.verify_ms,
                     total_ms=sum(ms for _, ms in clocked[at : at + head.accepted]),
@@ -207,7 +226,6 @@ class RequestBench:
             eos_ids=(),
             stop=(),
             max_new_tokens=new,
-            prompt_tokens=len(prompt),
             setting=setting,
         )
 
