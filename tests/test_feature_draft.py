@@ -15,6 +15,7 @@ import torch
 
 import edgespec_runtime
 from edgespec.errors import ConfigError, EngineError
+from edgespec.sampling import gumbel_noise
 from edgespec.sizing import Policy, parse_policy
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_export.compression import parse_compression
@@ -42,6 +43,7 @@ POLICIES = ("eagle2:nodes=6,depth=4,top_k=1", "eagle2:nodes=12,depth=3,top_k=3",
 NAME = "gqa"
 IMAGE = GEOMETRIES[NAME].image_token_id
 EOS = 2
+TEMPERATURE, SEED = 1.5, 8
 
 
 def load(zoo: Zoo, variant: str, compressor: str = "", lowering: str = "ort") -> Model:
@@ -119,9 +121,15 @@ def test_guesses_after_a_pause_are_the_modules(
 ) -> None:
     """As if it had never paused: it takes in the true features of all that was said meanwhile."""
     # Longer texts of random weights: rounding grows, in a draft that never paused no less.
-    sizer = check_guesses(zoo, variant, "", images, PAUSES[pauses], length=12, atol=1e-2)
+    sizer = check_guesses(zoo, variant, "", images, PAUSES[pauses], length=12, loose=10)
     assert sizer.paused[-1], "nothing was left to take in: the test shows little"
     assert all(sizer.paused) == (pauses == "until the end")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_coupled_guesses_are_the_modules_with_the_targets_noise(zoo: Zoo, variant: str) -> None:
+    for policy in POLICIES[:2]:
+        check_guesses(zoo, variant, "", 1, parse_policy(policy), coupled=True)
 
 
 def check_guesses(
@@ -132,14 +140,16 @@ def check_guesses(
     policy: Policy,
     *,
     length: int = 10,
-    atol: float = 2e-3,
+    loose: float = 1.0,
+    coupled: bool = False,
 ) -> Any:
     """Candidates after some rounds under ``policy`` against the module; returns the sizer."""
     model = load(zoo, variant, compressor)
     pictures = [zoo.picture(NAME, i) for i in range(images)]
     request: Any = model.stream(
-        pictures, "look at this", policy=policy, max_new_tokens=40, temperature=1.0
-    )
+        pictures, "look at this", policy=policy, max_new_tokens=40, temperature=TEMPERATURE,
+        coupled=coupled, seed=SEED,
+    )  # fmt: skip
     lead(request, 2)
     said = []
     for record in request:
@@ -149,10 +159,11 @@ def check_guesses(
     drafter = request._draft
     # A round may still be half handed out: all it committed counts.
     committed = list(drafter.seen)
-    candidates = grown_by(drafter, getattr(policy, "inner", policy), 20)
+    context = request._verifier.context
+    candidates = grown_by(drafter, getattr(policy, "inner", policy), 20, context=context)
     head, opened = module(zoo, variant, compressor)
     sample = sample_of(zoo, pictures, "look at this", committed, opened.geometry.feature_layers)
-    check_candidates(head, sample, candidates, atol)
+    check_candidates(head, sample, candidates, context if coupled else None, loose)
     return request.sizer
 
 
@@ -225,8 +236,12 @@ def sample_of(
     return Sample(ids[0], spans, len(asked), states[0][0], features, known, known)
 
 
-def check_candidates(head: Head, sample: Sample, candidates: Candidates, atol: float) -> None:
-    """Every expanded node's children against a plain forward of the module over its path."""
+def check_candidates(
+    head: Head, sample: Sample, candidates: Candidates, context: int | None, loose: float
+) -> None:
+    """Every expanded node's children against a plain forward of the module over its path; behind
+    ``context`` rows, ranked with the noise that the target draws with there."""
+    within: dict[str, Any] = {"rtol": 2e-4 * loose, "atol": 2e-3 * loose}
     # Rows of a sample end one short of its last token, which is the tree's root here: one more.
     longer = torch.cat([sample.ids, sample.ids[-1:]])
     more = torch.cat([sample.embeds, sample.embeds[-1:]])
@@ -250,14 +265,18 @@ def check_candidates(head: Head, sample: Sample, candidates: Candidates, atol: f
                 following = head.rows(embeds, head.feedback(out[:, -1:]), laid.offset)
                 rows = torch.cat([rows, following], 1)
                 positions = torch.cat([positions, positions[:, -1:] + 1], 1)
-            logprobs = torch.log_softmax(head.logits(out[0, -1]), -1)
+            scores = head.logits(out[0, -1])
+            if context is not None:
+                noise = gumbel_noise(SEED, context + len(path) + 1, len(scores))
+                scores = scores / TEMPERATURE + torch.from_numpy(noise)
+            logprobs = torch.log_softmax(scores, -1)
             base = 0.0 if parent == ROOT else candidates.scores[parent]
             children = [i for i, p in enumerate(candidates.parents) if p == parent]
             ours = [candidates.scores[i] - base for i in children]
             theirs = logprobs[[candidates.tokens[i] for i in children]]
-            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=atol)
+            np.testing.assert_allclose(ours, theirs, **within)
             best = logprobs.topk(len(children)).values
-            np.testing.assert_allclose(sorted(ours, reverse=True), best, rtol=2e-4, atol=atol)
+            np.testing.assert_allclose(sorted(ours, reverse=True), best, **within)
 
 
 def path_to(candidates: Candidates, index: int) -> list[int]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from edgespec.acceptance import StopRules, Verdict, walk
-from edgespec.sampling import Sampler, SamplingParams
+from edgespec.sampling import Noise, Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Growth, Policy, RollingBestN, Root, Setting, Sizer, parse_policy
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.decoder import decode
@@ -311,7 +311,7 @@ def test_law_of_the_real_verifier_and_draft(
     context: list[int] = []
     draws = Draws(())
 
-    def spike(seed: int, position: int, size: int) -> npt.NDArray[np.float64]:
+    def spike(position: int, size: int) -> npt.NDArray[np.float64]:
         """Noise that makes the enumerated choice win, if the processors left it alive."""
         text = tuple(context[: position - len(prompt)])
         assert len(text) == position - len(prompt), "a position was skipped"
@@ -339,7 +339,7 @@ def test_law_of_the_real_verifier_and_draft(
         rounds = decode(toy_verifier(prompt, vocab, params), draft, sizer, StopRules((), length))
         return tuple(token for r in rounds for token in r.tokens)
 
-    monkeypatch.setattr("edgespec.sampling.gumbel_noise", spike)
+    monkeypatch.setattr(Noise, "at", lambda noise, position: spike(position, noise._size))
     ours = enumerate_law(once)
 
     def table(text: tuple[int, ...]) -> Any:

@@ -95,6 +95,9 @@ class ToyChain:
         self.engine_s = 0.0
         self._session, self._steps = session, steps
 
+    def set_temperature(self, temperature: float) -> None:
+        self._session.set_temperature(temperature)
+
     def step(
         self,
         embeds: Floats,
@@ -106,13 +109,14 @@ class ToyChain:
         offset: Floats | None = None,
         noise: Floats | None = None,
     ) -> list[npt.NDArray[Any]]:
-        drawn = [None] * self._steps if noise is None else [noise[i] for i in range(self._steps)]
-        outputs = [self._session.step(embeds, positions, mask, last_only=True, noise=drawn[0])]
+        assert noise is None or len(noise) == self._steps, "a row of noise for every step"
+        rows = [None if noise is None else noise[i : i + 1] for i in range(self._steps)]
+        outputs = [self._session.step(embeds, positions, mask, last_only=True, noise=rows[0])]
         for ahead in range(1, self._steps):
             token = np.array([[outputs[-1][1][0, 0]]], dtype=np.float32)
-            everything = np.ones((1, self.cache.used + 1), dtype=np.bool_)
-            place = [positions[-1] + ahead]
-            outputs.append(self._session.step(token, place, everything, noise=drawn[ahead]))
+            all_seen = np.ones((1, self.cache.used + 1), dtype=np.bool_)
+            where = [positions[-1] + ahead]
+            outputs.append(self._session.step(token, where, all_seen, noise=rows[ahead]))
         return [np.concatenate(level) for level in zip(*outputs, strict=True)]
 
     def set_temperature(self, temperature: float) -> None:
@@ -224,14 +228,13 @@ class ScriptedDraft:
         self.unseen += len(verdict.tokens)
 
 
-def grown_by(
-    draft: Drafter, policy: Policy, depth_left: int, growth: Growth = Growth.STEPS
-) -> Candidates:
-    """What ``draft``, begun, proposes for a new sizer of ``policy``."""
+def grown_by(draft: Drafter, policy: Policy, depth_left: int, *, context: int = 0) -> Candidates:
+    """What ``draft``, begun, proposes step by step for a new sizer of ``policy``; ``context``
+    matters where it is coupled."""
     if not draft.prepared:
         draft.prepare()
-    root = Root(depth_left, context=0, unseen=draft.unseen, prepared=True, emitted=1)
-    return draft.grow(policy.start(Setting()), growth, root)
+    root = Root(depth_left, context, draft.unseen, prepared=True, emitted=1)
+    return draft.grow(policy.start(Setting()), Growth.STEPS, root)
 
 
 def chain(tokens: Sequence[int], logprob: float = -0.1) -> list[tuple[int, int, float]]:
