@@ -16,11 +16,12 @@ from scipy import stats
 
 from edgespec.acceptance import StopRules, Verdict, walk
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Growth, RollingBestN, Root, Setting, Sizer, parse_policy
+from edgespec.sizing import Eagle2, Growth, Policy, RollingBestN, Root, Setting, Sizer, parse_policy
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.decoder import decode
 from edgespec_runtime.prefill import causal_mask
 from tests.support.fakes import grown_by, random_tree, toy_draft, toy_verifier
+from tests.support.sizers import Pausing
 
 if TYPE_CHECKING:
     from tests.support.zoo import Zoo
@@ -290,13 +291,23 @@ PROCESSORS = [
 
 
 @pytest.mark.parametrize("params", PROCESSORS)
-@pytest.mark.parametrize("policy", [Eagle2(6, 3, 3), RollingBestN(6, 3, 3, 4), None])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Eagle2(6, 3, 3),
+        RollingBestN(6, 3, 3, 4),
+        Eagle2(1, 1, 1),
+        Pausing(Eagle2(6, 3, 3), idle=1, share=0.0),
+        Pausing(RollingBestN(6, 3, 3, 4), ends=1, share=0.0),
+    ],
+)
 def test_law_of_the_real_verifier_and_draft(
-    params: SamplingParams, policy: Eagle2 | RollingBestN | None, monkeypatch: pytest.MonkeyPatch
+    params: SamplingParams, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LocalVerifier and VlmDraft with every draw of the noise enumerated: emitted text has the
     law of plain sampling under processors written a second time."""
-    vocab, length, prompt = 5, 3, [0, 2, 2]
+    pauses = isinstance(policy, Pausing)
+    vocab, length, prompt = 4 if pauses else 5, 4 if pauses else 3, [0, 2, 2]
     context: list[int] = []
     draws = Draws(())
 
@@ -324,9 +335,8 @@ def test_law_of_the_real_verifier_and_draft(
         draws = now
         context.clear()
         draft = toy_draft(prompt, vocab)
-        tree_policy = policy or Eagle2(nodes=1, depth=1, top_k=1)
-        sizer = tree_policy.start(Setting())
-        rounds = decode(toy_verifier(prompt, vocab, params), draft, sizer, StopRules((), 3))
+        sizer = policy.start(Setting())
+        rounds = decode(toy_verifier(prompt, vocab, params), draft, sizer, StopRules((), length))
         return tuple(token for r in rounds for token in r.tokens)
 
     monkeypatch.setattr("edgespec.sampling.gumbel_noise", spike)

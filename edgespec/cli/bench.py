@@ -48,7 +48,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--plot", metavar="FILE.svg|png", help="draw the speedups (needs the extra [plot])"
     )
     parser.add_argument(
-        "--record", metavar="FILE.jsonl", help="write every run's tokens and rounds, line by line"
+        "--record",
+        metavar="FILE.jsonl",
+        help="write every run's tokens and rounds, line by line; for edgespec simulate record with "
+        "--policy survey --repeats 1 (feature-level drafts: --policy survey:verify=0)",
     )
     add_config(parser)
     parser.set_defaults(run=run)

@@ -45,7 +45,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 # Not read from the registry: its modules import numpy, which no --help should wait for.
-POLICIES = "chain, eagle2, opt-tree, plain, rolling, sage, sequoia, sized, threshold, tree"
+POLICIES = "chain, eagle2, opt-tree, plain, rolling, sage, sequoia, sized, survey, threshold, tree"
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:

@@ -92,6 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(record.text, end="", flush=True)
     print()
     note(describe(request.stats))
+    if request.sizing and not request.sizing["drift"]["profile_fits"]:
+        note(
+            "the device is no longer as the profile says (power mode, heat or load?); curves are "
+            "corrected while decoding, `edgespec profile` measures them anew"
+        )
     return 0
 
 

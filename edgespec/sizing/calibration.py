@@ -123,6 +123,7 @@ class Paths:
         """P(every edge down to the candidate is accepted), [N]; 0 for a token that ends the answer
         and below it: the target names it by itself behind its parent, and nothing follows."""
         self._families = 0
+        self._scores: list[float] = []
 
     def extend(self, candidates: Candidates) -> list[float]:
         """Takes the candidates that are new; returns ``reach`` of all.
@@ -132,19 +133,24 @@ class Paths:
         reach, scores, parents = self.reach, candidates.scores, candidates.parents
         families, tokens, eos = candidates.families, candidates.tokens, self._eos
         bias, odds, rank, first, path, depth, gap = self._calibrator.weights.tolist()
+        if self._scores != scores[: len(reach)]:  # a cascade lifts nodes that were there before
+            reach.clear()
+            self._families = 0
         index = len(reach)
         for size in families[self._families :]:
             parent = parents[index]
             above, up = (scores[parent], reach[parent]) if parent >= 0 else (0.0, 1.0)
-            base = bias + path * max(above, LEAST) + depth * candidates.depths[index] / 8.0
+            base = bias + path * max(LEAST, above) + depth * candidates.depths[index] / 8.0
             logits, gaps = _family(scores[index : index + size], above)
             for place in range(size):
                 z = base + odds * logits[place] + rank * _RANKS[place] + gap * gaps[place]
                 if place == 0:
                     z += first
-                reach.append(0.0 if tokens[index + place] in eos else up / (1.0 + exp(-z)))
+                reach.append(
+                    0.0 if tokens[index + place] in eos else up / (1.0 + exp(min(-z, 30.0)))
+                )
             index += size
-        self._families = len(families)
+        self._families, self._scores = len(families), scores[:]
         return reach
 
     def learn(
@@ -181,7 +187,8 @@ class Paths:
 def _family(scores: Sequence[float], above: float) -> tuple[list[float], list[float]]:
     """(logit of the draft's probability given the parent, log-probability ahead of the next best
     or behind the best) of children that came together, best first."""
-    own = [max(score - above, LEAST) for score in scores]
+    # LEAST comes first: what is no number counts as hopeless.
+    own = [max(LEAST, score - above) for score in scores]
     logits = [p - log1p(-exp(min(p, MOST))) for p in own]
     best = own[0]
     gaps = [p - best for p in own]
@@ -201,7 +208,7 @@ def features(candidates: Candidates) -> Floats:
         rows[:, 1], rows[:, 6] = logits, gaps
         rows[:, 2] = _RANKS[:size]
         rows[0, 3] = 1.0
-        rows[:, 4] = max(above, LEAST)
+        rows[:, 4] = max(LEAST, above)
         rows[:, 5] = candidates.depths[index] / 8.0
         index += size
     x[:, 0] = 1.0

@@ -62,8 +62,6 @@ class Lesson:
     forecast: Forecast = field(default_factory=Forecast)
     allowance_ms: float = 0.0
     """Time that may still be lost on trying what looks worse."""
-    kept: float = 0.8
-    """Of a path's probability, what its best child keeps: the expected gain of one level more."""
 
 
 LessonKey = tuple[str, float, bool]

@@ -94,6 +94,9 @@ def tail(curve: Curve, size: int, context: int = 0) -> float:
 
 
 def _rounded_up(value: float) -> float:
-    """Two digits, upwards."""
+    """Two digits, upwards; as it is printed it is not below ``value``."""
     scale = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / scale - 1e-9) * scale
+    digits = math.ceil(value / scale)
+    while float(f"{digits * scale:g}") < value:
+        digits += 1
+    return float(f"{digits * scale:g}")

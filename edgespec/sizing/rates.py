@@ -85,11 +85,26 @@ class Survival:
     levels: list[float] = field(default_factory=lambda: [0.8**level for level in range(1, 19)])
     rounds: float = 0.0
 
-    def add(self, reached: Sequence[float]) -> None:
-        """Takes one round: probabilities by level, ``LEVELS`` of them."""
-        self.rounds += 1.0
-        weight = max(self.weight, 1.0 / (self.rounds + 3.0))  # the prior weighs three rounds
-        self.levels = [s + weight * (r - s) for s, r in zip(self.levels, reached, strict=True)]
+    def add(self, reached: Sequence[float], rounds: int = 1) -> None:
+        """Takes rounds: mean probabilities by level. Where drafting stopped before ``LEVELS`` it
+        would have gone on as it did so far."""
+        self.rounds += rounds
+        weight = 1.0 - (1.0 - self.weight) ** rounds
+        weight = max(weight, rounds / (self.rounds + 3.0))  # the prior weighs three rounds
+        known = [*reached, *(reached[-1] * k for k in self.beyond(len(reached), LEVELS))]
+        self.levels = [s + weight * (r - s) for s, r in zip(self.levels, known, strict=False)]
+
+    def beyond(self, level: int, count: int) -> list[float]:
+        """Of what reaches ``level``, how much reaches the ``count`` levels behind it."""
+        levels = self.levels
+        at = min(level, LEVELS - 1)
+        base = max(levels[at - 1], 1e-9)
+        kept = [min(value / base, 1.0) for value in levels[at : at + count]]
+        # Behind the last level known: as from the one before it.
+        last = min(levels[-1] / max(levels[-2], 1e-9), 1.0)
+        while len(kept) < count:
+            kept.append((kept[-1] if kept else 1.0) * last)
+        return kept
 
     @staticmethod
     def blended(parts: Sequence[tuple[float, Survival]]) -> Survival:
@@ -112,9 +127,3 @@ class Record:
     drafted: Rate = field(default_factory=Rate)
     overall: Rate = field(default_factory=Rate)
     survival: Survival = field(default_factory=lambda: Survival(0.02))
-
-    def add(self, drafted: bool, tokens: float, ms: float, rounds: int = 1) -> None:
-        """Takes rounds, with what all of them brought and took."""
-        self.overall.add(tokens, ms, rounds)
-        if drafted:
-            self.drafted.add(tokens, ms, rounds)

@@ -21,6 +21,8 @@ BONUS = 0.2
 """Of a rate known from one round: how much better it may be; fades with the root of the rounds."""
 REST, LONGEST_REST = 8, 64
 """Tokens for which a no holds: at first, and at most, doubling from no to no."""
+CREDIT = 20.0
+"""Plain rounds whose time hopeful trials may be ahead of the allowance."""
 MARGIN = 1.01
 """Drafting must look so much better than plain decoding: a tie is not worth its spread."""
 
@@ -42,11 +44,15 @@ class Whether:
         self._drafted.lighten()
         self._overall.lighten()
         self.survival = Survival.blended([(w, record.survival) for w, record in known])
-        self._mine = Rate()  # of this answer's drafted rounds
+        # Plain sums of this answer's own rounds.
+        self._mine, self._plain = Rate(), Rate()
         self._start = self._start_after()
+        self._rest = REST
         self.wake = 0
         """Tokens emitted before which no round drafts."""
-        self._rest = REST
+        tried = self._lesson.record.drafted.rounds >= TRIES
+        if tried and self._lesson.allowance_ms < self.prepare_ms:
+            self.wake = min(self._start, REST)
 
     @property
     def rate(self) -> float:
@@ -64,11 +70,12 @@ class Whether:
     def drafts(self, root: Root, plain_ms: float) -> bool:
         """Whether this round is to draft, where a plain one takes ``plain_ms``. If not, neither are
         those before ``wake``: asking costs time as well."""
-        untried = self._lesson.record.drafted.rounds < TRIES
+        untried = self._lesson.record.drafted.rounds + self._mine.rounds < TRIES
         ready = root.prepared or root.emitted >= self._start
-        if untried or (ready and self._hoped * plain_ms > MARGIN):
+        if untried or (ready and self._drafted.value * plain_ms > MARGIN):
             return True
-        if self._on_trial(root, plain_ms):
+        hopeful = ready and self._hoped * plain_ms > MARGIN
+        if self._on_trial(root, plain_ms, CREDIT * plain_ms if hopeful else 0.0):
             return True
         self.wake = root.emitted + self._rest
         if not ready:
@@ -95,36 +102,42 @@ class Whether:
             self._near, setting.max_new_tokens, self.prepare_ms, plain_ms - 1.0 / rate
         )
 
-    def _on_trial(self, root: Root, plain_ms: float) -> bool:
-        """Whether enough has been saved up for what a trial is expected to lose."""
+    def _on_trial(self, root: Root, plain_ms: float, credit_ms: float) -> bool:
+        """Whether enough has been saved up, or is lent, for what a trial is expected to lose."""
         arm = self._drafted
         if not arm.rounds:
-            return False
+            return credit_ms > 0
         loss = (arm.ms - arm.tokens * plain_ms) / arm.rounds
         if not root.prepared:
             loss += self.prepare_ms
-        if loss > self._lesson.allowance_ms:
+        if loss > self._lesson.allowance_ms + credit_ms:
             return False
         self._lesson.allowance_ms -= max(loss, 0.0)
         return True
 
     def learn(self, drafted: bool, tokens: float, ms: float, rounds: int = 1) -> None:
-        """Takes rounds: tokens expected of their trees, and their time."""
+        """Takes rounds of this answer: tokens expected of their trees, and their time."""
         self._overall.add(tokens, ms, rounds)
-        for record in (self._record, self._lesson.record):
-            record.add(drafted, tokens, ms, rounds)
         if drafted:
-            self._drafted.add(tokens, ms)
-            self._mine.add(tokens, ms)
-            self._known += 1
-
-    def learn_survival(self, reached: list[float]) -> None:
-        """Takes one drafted round's probabilities by level."""
-        for survival in (self.survival, self._record.survival, self._lesson.record.survival):
-            survival.add(reached)
+            self._drafted.add(tokens, ms, rounds)
+            self._known += rounds
+        of = self._mine if drafted else self._plain
+        of.tokens += tokens
+        of.ms += ms
+        of.rounds += rounds
 
     def finish(self, emitted: int) -> None:
-        """Takes the answer's length."""
+        """Hands on what this answer was like."""
         self._asked.lengths.append(emitted)
-        if self._mine.rounds:
-            self._lesson.spread.add(self._mine.value)
+        mine, plain = self._mine, self._plain
+        if not mine.rounds:
+            return  # of a short answer without a draft there is no more to learn
+        for record in (self._record, self._lesson.record):
+            record.overall.add(
+                mine.tokens + plain.tokens, mine.ms + plain.ms, int(mine.rounds + plain.rounds)
+            )
+            if mine.rounds:
+                record.drafted.add(mine.tokens, mine.ms, int(mine.rounds))
+                record.survival.add(self.survival.levels, int(mine.rounds))
+        if mine.rounds:
+            self._lesson.spread.add(mine.value)

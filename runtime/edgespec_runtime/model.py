@@ -227,6 +227,7 @@ class Model:
             finish_reason=records[-1].finish_reason or "length",
             prompt_tokens=request.prompt_tokens,
             stats=request.stats,
+            sizing=request.sizing,
         )
 
     def _verifier(

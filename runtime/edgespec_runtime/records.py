@@ -60,6 +60,8 @@ class Generation:
     finish_reason: str
     prompt_tokens: int
     stats: Stats
+    sizing: dict[str, Any] | None = None
+    """What sizing has learnt so far: calibration, forecast, drift; None for other policies."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain containers with the stable keys of ``generate --json``."""

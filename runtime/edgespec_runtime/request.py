@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
+from typing import Any
 
 from edgespec.acceptance import StopRules
 from edgespec.sizing import Setting, Sizer
+from edgespec.sizing.policies.sized import SizedTrees
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
@@ -66,6 +68,12 @@ class Request:
         """Has every round from here on told to ``listener`` before its records are handed out, the
         prefill included. A round holds its candidates: whoever keeps it keeps them."""
         self._listener = listener
+
+    @property
+    def sizing(self) -> dict[str, Any] | None:
+        """What sizing has learnt so far, with this request; None for policies that learn nothing of
+        the kind."""
+        return self.sizer.experience.as_json() if isinstance(self.sizer, SizedTrees) else None
 
     @property
     def stats(self) -> Stats:

@@ -104,13 +104,19 @@ class ToyChain:
         *,
         hidden: Floats | None = None,
         offset: Floats | None = None,
+        noise: Floats | None = None,
     ) -> list[npt.NDArray[Any]]:
-        outputs = [self._session.step(embeds, positions, mask, last_only=True)]
+        drawn = [None] * self._steps if noise is None else [noise[i] for i in range(self._steps)]
+        outputs = [self._session.step(embeds, positions, mask, last_only=True, noise=drawn[0])]
         for ahead in range(1, self._steps):
             token = np.array([[outputs[-1][1][0, 0]]], dtype=np.float32)
             everything = np.ones((1, self.cache.used + 1), dtype=np.bool_)
-            outputs.append(self._session.step(token, [positions[-1] + ahead], everything))
+            place = [positions[-1] + ahead]
+            outputs.append(self._session.step(token, place, everything, noise=drawn[ahead]))
         return [np.concatenate(level) for level in zip(*outputs, strict=True)]
+
+    def set_temperature(self, temperature: float) -> None:
+        self._session.set_temperature(temperature)
 
 
 def toy_table(vocab: int) -> Floats:

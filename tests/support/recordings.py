@@ -25,6 +25,7 @@ def values(tokens: Sequence[int], path: Sequence[Sequence[Node]], **fields: Any)
         "method": "vlm", "compressor": "pool:4", "policy": "survey",
         "temperature": 0.0, "coupled": False, "named": True, "seed": 0, "repeat": 1,
         "prompt_tokens": 100, "draft_prompt_tokens": 64, "images": 1, "question": [3, 4],
+        "eos": [2],
         "max_new_tokens": 256, "tokens": list(tokens), "finish_reason": "eos",
         "ttft_ms": 1.0, "draft_prefill_ms": 1.0, "host_ms": 1.0, "total_ms": 9.0,
         "accepted": [1] * rounds, "tree_nodes": [0] * rounds,

@@ -26,11 +26,14 @@ from edgespec.sizing.contract import (
     newest,
 )
 from edgespec.sizing.costs import RoundCosts
-from edgespec.sizing.experience import Experience
+from edgespec.sizing.experience import Experience, Forecast
 from edgespec.sizing.rates import LEVELS
 from edgespec.sizing.rule import best_count, tree_order, worth_of_nodes
 from edgespec.sizing.whether import Whether
 from edgespec.tree import Candidates
+
+SETTLED = 4
+"""Rounds for which a decision on growth holds: asking costs time as well."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Sized:
     nodes: int = 48
     levels: int = 24
     width: int = 8
-    top_k: int = 4
+    top_k: int = 3
     explore: float = 0.005
 
     def __post_init__(self) -> None:
@@ -89,6 +92,9 @@ class SizedTrees:
         self._paths = Paths(self._lesson.calibrator, setting.eos)
         # Plain rounds not learnt from yet.
         self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
+        # The last decision on growth, and for how many rounds it still holds.
+        self._kind, self._settled = Growth.NONE, 0
+        self._drafted = Forecast()  # of this answer
         # Of the round at hand.
         self._growth = Growth.NONE
         self._verify: Sequence[float] = (0.0,)
@@ -103,15 +109,27 @@ class SizedTrees:
         costs = self._costs
         plain_ms = costs.verify_one(0, root.context) + costs.host(1)
         self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
-        kinds = [kind for kind in self._kinds() if self._fits(kind, root)]
-        if not kinds or not self._whether.drafts(root, plain_ms):
+        if self._settled <= 0 or not root.prepared or self._limit < math.inf:
+            self._kind = self._decide(root, plain_ms)
+            self._settled = SETTLED
+        self._settled -= 1
+        if self._kind is Growth.NONE:
+            self._settled = 0
             return Growth.NONE
         self._rate = max(self._whether.rate, 1.0 / plain_ms)
         self._verify = costs.verify(root.context)
         self._paths = Paths(self._lesson.calibrator, self._setting.eos)
-        self._growth = max(kinds, key=lambda kind: self._speed(kind, root))
-        self._spent = costs.first(self._growth is Growth.CHAIN, root.unseen, root.context)
+        self._growth = self._kind
+        self._spent = self._least_drafting(self._growth, root)
         return self._growth
+
+    def _decide(self, root: Root, plain_ms: float) -> Growth:
+        """Whether to draft, and how; it holds for some rounds."""
+        kinds = [kind for kind in self._kinds() if self._fits(kind, root)]
+        if not kinds or not self._whether.drafts(root, plain_ms):
+            return Growth.NONE
+        self._verify = self._costs.verify(root.context)
+        return max(kinds, key=lambda kind: self._speed(kind, root))
 
     def _kinds(self) -> list[Growth]:
         if self._costs.chain_steps and self._setting.chain_steps:
@@ -123,11 +141,15 @@ class SizedTrees:
         if self._limit == math.inf:
             return True
         costs = self._costs
-        least = costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        least = self._least_drafting(growth, root)
         least += costs.verify_one(1, root.context) + costs.host(1)
-        if not root.prepared:
-            least += self._whether.prepare_ms
         return least * self._tail <= self._limit
+
+    def _least_drafting(self, growth: Growth, root: Root) -> float:
+        """Milliseconds until there are candidates: the first call, and the prompt where it is not
+        taken in yet."""
+        first = self._costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        return first if root.prepared else first + self._whether.prepare_ms
 
     def _speed(self, growth: Growth, root: Root) -> float:
         """Tokens per millisecond of the best depth, were the best path all there is and as likely
@@ -160,17 +182,16 @@ class SizedTrees:
             return []
         fresh = newest(candidates, level)
         if self._growth is Growth.CHAIN:
-            return self._next_segment(reach, fresh[0], root)
-        return self._next_beam(reach, fresh, root)
+            return self._next_segment(reach, fresh[0], level, root)
+        return self._next_beam(reach, fresh, level, root)
 
-    def _next_segment(self, reach: list[float], tip: int, root: Root) -> list[int]:
+    def _next_segment(self, reach: list[float], tip: int, level: int, root: Root) -> list[int]:
         """The chain's tip where another segment is expected to pay."""
-        costs, kept = self._costs, self._lesson.kept
-        steps = self._setting.chain_steps
+        costs, steps = self._costs, self._setting.chain_steps
         price = float(costs.further(True, root.context)[1]) if costs.chain_steps else 0.0
         if not self._affordable(price):
             return []
-        gains = [reach[tip] * kept**ahead for ahead in range(1, steps + 1)]
+        gains = [reach[tip] * kept for kept in self._whether.survival.beyond(level, steps)]
         there = best_count(sorted(reach, reverse=True), self._verify, self._rate)[0]
         worth = worth_of_nodes(gains, there, self._verify, self._rate)
         if worth <= self._rate * price:
@@ -178,11 +199,11 @@ class SizedTrees:
         self._spent += price
         return [tip]
 
-    def _next_beam(self, reach: list[float], fresh: list[int], root: Root) -> list[int]:
+    def _next_beam(self, reach: list[float], fresh: list[int], level: int, root: Root) -> list[int]:
         """The newest nodes worth expanding: those whose children are expected to pay for their
         share of a draft step and of the verification (width), if together they pay for the step
         (depth), looking two steps ahead."""
-        costs, rate, kept = self._costs, self._rate, self._lesson.kept
+        costs, rate = self._costs, self._rate
         ranked = sorted(fresh, key=lambda i: -reach[i])[: self.policy.width]
         if not ranked:
             return []
@@ -190,8 +211,9 @@ class SizedTrees:
         chance = np.array([reach[i] for i in ranked])
         nodes = min(len(reach), len(self._verify) - 1)
         slope = (self._verify[nodes] - self._verify[0]) / max(nodes, 1)
+        kept, twice = self._whether.survival.beyond(level, 2)
         one = np.maximum(chance * kept - rate * slope, 0.0)
-        two = one + np.maximum(chance * kept * kept - rate * slope, 0.0)
+        two = one + np.maximum(chance * twice - rate * slope, 0.0)
         worth = np.maximum(
             np.cumsum(one) - rate * prices[1:], np.cumsum(two) - 2 * rate * prices[1:]
         )
@@ -224,7 +246,7 @@ class SizedTrees:
             self._plain_ms += feedback.round_ms
             self._plain_verify_ms += feedback.verify_ms
             return
-        root, costs, lesson = feedback.root, self._costs, self._lesson
+        root, costs = feedback.root, self._costs
         tokens, nodes = feedback.emitted, len(feedback.chosen)
         ms = costs.learn_verify(nodes, len(feedback.tokens), root.context, feedback.verify_ms)
         chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
@@ -237,8 +259,7 @@ class SizedTrees:
         ms += costs.host(tokens)
         costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
         self._whether.learn(True, self._tokens, ms)
-        lesson.allowance_ms += self.policy.explore * ms
-        lesson.forecast.add(self._tokens, tokens, ms, feedback.round_ms)
+        self._drafted.add(self._tokens, tokens, ms, feedback.round_ms)
 
     def _settle(self, root: Root | None = None) -> None:
         """Learns from the plain rounds since the last time."""
@@ -260,22 +281,19 @@ class SizedTrees:
         self._paths.learn(
             candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
         )
-        deepest = candidates.depths[-1]
+        deepest = max(candidates.depths)  # n-grams come best first, not level by level
         best = [0.0] * (deepest + 1)
         for depth, chance in zip(candidates.depths, reach, strict=True):
             best[depth] = max(best[depth], chance)
-        lesson = self._lesson
-        if deepest > 1 and sum(best[1:-1]) > 0:
-            lesson.kept += 0.05 * (sum(best[2:]) / sum(best[1:-1]) - lesson.kept)
-        reached = best[1 : LEVELS + 1]
-        last = best[-1]
-        while len(reached) < LEVELS:  # where drafting stopped it would have gone on like this
-            last *= lesson.kept
-            reached.append(last)
-        self._whether.learn_survival(reached)
+        self._whether.survival.add(best[1 : LEVELS + 1])
 
     def finish(self, emitted: int, ended: bool) -> None:
         self._settle()
+        mine, lesson = self._drafted, self._lesson
+        lesson.allowance_ms += self.policy.explore * mine.ms_predicted
+        lesson.forecast.add(
+            mine.tokens_predicted, mine.tokens, mine.ms_predicted, mine.ms, mine.rounds
+        )
         self._whether.finish(emitted)
 
 

@@ -63,6 +63,7 @@ def trace(turn: Turn, side: Side, repeat: int, run: Run) -> dict[str, Any]:
         "draft_prompt_tokens": setting.draft_prompt_tokens,
         "images": setting.images,
         "question": setting.question,
+        "eos": sorted(setting.eos),
         "max_new_tokens": setting.max_new_tokens,
         "tokens": list(run.tokens),
         "finish_reason": run.finish_reason,

@@ -30,8 +30,9 @@ def wants_features(line: Line) -> bool:
 class ReplayDraft:
     """A drafter that also pays for its prompt and its commits."""
 
-    def __init__(self, inner: Drafter, meter: Meter, line: Line) -> None:
+    def __init__(self, inner: Drafter, oracle: Oracle, meter: Meter, line: Line) -> None:
         self._inner = inner
+        self._oracle = oracle
         self._meter = meter
         self._line = line
 
@@ -59,7 +60,9 @@ class ReplayDraft:
         self._meter.draft_prompt(self._line.draft_prompt_tokens, self._line.images)
 
     def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
-        return self._inner.grow(sizer, growth, root)
+        candidates = self._inner.grow(sizer, growth, root)
+        self._oracle.count(candidates)
+        return candidates
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         self._inner.commit(chosen, verdict)
@@ -87,7 +90,7 @@ def open_draft(line: Line, oracle: Oracle, meter: Meter, policy: Policy, limit: 
         inner = VlmDraft(
             session, table, lambda: np.zeros((length, 1), np.float32), line.draft_positions, chain
         )
-    return ReplayDraft(inner, meter, line)
+    return ReplayDraft(inner, oracle, meter, line)
 
 
 def _prompt(length: int, table: Floats) -> FeaturePrompt:

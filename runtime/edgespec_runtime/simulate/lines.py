@@ -40,6 +40,7 @@ class Line:
     draft_prompt_tokens: int
     images: int
     question: tuple[int, ...]
+    eos: tuple[int, ...]
     max_new_tokens: int
     tokens: tuple[int, ...]
     finish_reason: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgespec.tree import ROOT, Candidates
 from edgespec_runtime.bench.proposals import Proposal
 from edgespec_runtime.simulate.answers import Answer, Pool
 
@@ -38,7 +39,7 @@ class Oracle:
         self.width = pool.top_k
         self._free = max(answer.tokens) + 1  # ids from here on are nobody's
         self.asked = 0
-        """Nodes on the answer's path whose children were asked for,"""
+        """Nodes on the answer's path whose children became candidates,"""
         self.drawn = 0
         """and those whose children were drawn, as no run had seen them."""
         self._root = -1
@@ -73,6 +74,20 @@ class Oracle:
             found = self._known[path] = self._children(root, path)
         return found
 
+    def count(self, candidates: Candidates) -> None:
+        """Takes note of what a round's candidates were made of; its root was asked for last."""
+        node, at = ROOT, self._root
+        while node in candidates.parents and at < len(self._tokens) - 1:
+            self.asked += 1
+            self.drawn += at not in self._answer.proposals
+            at += 1
+            named = self._tokens[at]
+            below = [i for i, parent in enumerate(candidates.parents) if parent == node]
+            found = [i for i in below if candidates.tokens[i] == named]
+            if not found:
+                return
+            node = found[0]
+
     def _children(self, root: int, path: tuple[int, ...]) -> Children:
         depth = len(path)
         at = root + depth
@@ -91,10 +106,8 @@ class Oracle:
 
     def _proposal(self, at: int, depth: int, place: int) -> Proposal:
         """The one recorded nearest to the depth asked for."""
-        self.asked += 1
         recorded = self._answer.proposals.get(at)
         if recorded is None:
-            self.drawn += 1
             return self._drawn(depth, place)
         return recorded[min(recorded, key=lambda known: (abs(known - depth), known))]
 

@@ -174,6 +174,7 @@ def _setting(
         chain_steps=profile.costs.chain_steps,
         draft="model",
         question=line.question,
+        eos=frozenset(line.eos),
         profile=profile,
         budget=conditions.budget,
         experience=experience,

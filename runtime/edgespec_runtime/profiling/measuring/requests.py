@@ -217,7 +217,7 @@ class RequestBench:
             Sampler(SamplingParams(), int(step.spec.meta["vocab"])),
             features=features,
         )
-        setting = Setting(prompt_tokens=self._prompt)
+        setting = Setting(prompt_tokens=len(prompt))
         return Request(
             SteeredVerifier(verifier, session, self._levels()),
             drafter,
