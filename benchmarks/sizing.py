@@ -300,6 +300,28 @@ def budgets(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def draw_budgets(report: dict[str, Any], path: Path) -> None:
+    """Speed that is left over the limit, for both kinds; needs the extra [plot]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    names = {"ms_per_round": "budget per round", "p95_itl_ms": "budget between tokens (p95)"}
+    for kind, marker in (("ms_per_round", "o"), ("p95_itl_ms", "s")):
+        limits = [row for row in report["limits"] if row["kind"] == kind]
+        free = limits[-1]["tokens_per_s"]
+        xs = [row["limit_ms"] for row in limits[:-1]]
+        ys = [row["tokens_per_s"] / free for row in limits[:-1]]
+        axes.plot(xs, ys, marker=marker, label=names[kind])
+    axes.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="budget, ms", ylabel="speed left of that without a budget", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 @dataclass
 class Timed:
     """One answer: milliseconds of its rounds, and between its tokens."""
@@ -380,6 +402,12 @@ def forecast(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     off = [abs(ratio - 1) for ratio in report.values()]
     print(f"median difference {statistics.median(off):.1%}, largest {max(off):.1%}")
+    pace = statistics.median(report.values())
+    off = [abs(ratio / pace - 1) for ratio in report.values()]
+    print(
+        f"after one factor for all, {pace:.3f}, as drift correction learns it: median "
+        f"{statistics.median(off):.1%}, largest {max(off):.1%}"
+    )
     return report
 
 
@@ -444,9 +472,12 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=8, help="per task and set")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--plot", type=Path, help="of budgets: draw the speed left (.svg or .png)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     report = COMMANDS[arguments.command](arguments)
+    if arguments.plot:
+        draw_budgets(report, arguments.plot)
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -21,7 +21,9 @@ ANSWERS = 8
 """Lengths kept of one question; one with so many answers speaks for itself."""
 SHARPNESS = 4.0
 """Weight of a question = similarity to this power."""
-STRANGER = 0.02
+TELLING = 3
+"""Questions that a word must occur in to count."""
+STRANGER = 0.004
 """Weight of a question that shares nothing: better than nothing to go by."""
 
 
@@ -60,14 +62,18 @@ class Questions:
         if len(entry.lengths) >= ANSWERS:
             return [(1.0, entry)]
         count = len(self._asked) + 1.0
-        rarity = {word: math.log(count / self._in[word]) for word in entry.words}
-        own = sum(rarity.values())
+        seen = self._in
+        # A word of one or two questions is a name: it tells what is asked about, not what is asked.
+        rarity = {w: math.log(count / n) for w, n in seen.items() if n >= TELLING}
+        own = {word: rarity[word] for word in entry.words if word in rarity}
+        total = sum(own.values())
         found = []
         for other in self._asked.values():
             if other is entry:
                 found.append((1.0, other))
                 continue
-            shared = sum(rarity[word] for word in entry.words & other.words)
-            apart = sum(math.log(count / self._in[w]) for w in other.words - entry.words)
-            found.append((max((shared / (own + apart)) ** SHARPNESS, STRANGER), other))
+            shared = sum(own[word] for word in other.words if word in own)
+            apart = sum(rarity[w] for w in other.words if w in rarity and w not in own)
+            alike = shared / (total + apart) if shared else 0.0
+            found.append((max(alike**SHARPNESS, STRANGER), other))
         return found

@@ -47,9 +47,12 @@ class Whether:
         # Plain sums of this answer's own rounds.
         self._mine, self._plain = Rate(), Rate()
         self._start = self._start_after()
+        self._rest = REST
         self.wake = 0
         """Tokens emitted before which no round drafts."""
-        self._rest = REST
+        tried = self._lesson.record.drafted.rounds >= TRIES
+        if tried and self._lesson.allowance_ms < self.prepare_ms:
+            self.wake = min(self._start, REST)
 
     @property
     def rate(self) -> float:
@@ -127,6 +130,8 @@ class Whether:
         """Hands on what this answer was like."""
         self._asked.lengths.append(emitted)
         mine, plain = self._mine, self._plain
+        if not mine.rounds:
+            return  # of a short answer without a draft there is no more to learn
         for record in (self._record, self._lesson.record):
             record.overall.add(
                 mine.tokens + plain.tokens, mine.ms + plain.ms, int(mine.rounds + plain.rounds)
