@@ -119,9 +119,6 @@ class ToyChain:
             outputs.append(self._session.step(token, where, all_seen, noise=rows[ahead]))
         return [np.concatenate(level) for level in zip(*outputs, strict=True)]
 
-    def set_temperature(self, temperature: float) -> None:
-        self._session.set_temperature(temperature)
-
 
 def toy_table(vocab: int) -> Floats:
     """An embedding table whose rows tell ToySession the token."""
