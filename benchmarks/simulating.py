@@ -3,33 +3,36 @@
     edgespec profile --bundle B --out P
     python benchmarks/simulating.py --bundle B --profile P
 
-Records every answer once with the policy `survey`, measures plain decoding and other policies
-interleaved with it, replays the recorded answers under those policies with the profile, and
-compares tokens per second after the first token, task by task and over all. Nothing of the measured
-runs goes into a prediction: the profile was measured before. On a machine that others use too, its
-speed drifts meanwhile; the speedups over plain decoding, measured and predicted, are rid of that.
+Records every answer once with the policy `survey`, then measures plain decoding and other policies
+interleaved, in an order that is shuffled for every answer; replays the recorded answers under those
+policies with the profile; and compares tokens per second after the first token, task by task and
+over all. Nothing of the measured runs goes into a prediction: the profile was measured before. On a
+machine that others use too, `--clock cpu --threads 1` leaves out the time in which they had the
+processor, and speedups over plain decoding are rid of a machine that got slower meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from time import perf_counter, process_time
 
 import edgespec_runtime
+from edgespec.latency import DeviceProfile
 from edgespec.sizing import parse_policy
 from edgespec_export.family import sample_folder
 from edgespec_runtime.bench.data import Row, read_sets, select
-from edgespec_runtime.bench.measure import BASELINE, Settings, Turn, measure
+from edgespec_runtime.bench.measure import BASELINE, Settings, measure
 from edgespec_runtime.bench.methods import Method
 from edgespec_runtime.bench.traces import trace
 from edgespec_runtime.simulate.answers import gather
-from edgespec_runtime.simulate.lines import parse_line
+from edgespec_runtime.simulate.lines import Line, parse_line
 from edgespec_runtime.simulate.replay import Conditions
 from edgespec_runtime.simulate.simulation import PLAIN, fitting, simulate
 
@@ -95,36 +98,88 @@ def rows_of(arguments: argparse.Namespace) -> list[Row]:
     return select(single, arguments.task, arguments.prompts)
 
 
-def compared(turns: Sequence[Turn], profile: Any, policies: Sequence[str]) -> Table:
-    """Every turn's measured runs beside the replay of its recorded answer."""
-    lines = [
-        parse_line(json.dumps(trace(turn, side, 1, runs[0])), turn.row.id)
-        for turn in turns
-        for side, runs in turn.runs.items()
-        if side.policy == SURVEY
-    ]
+def recorded(model: edgespec_runtime.Model, rows: Sequence[Row], temperature: float) -> list[Line]:
+    """One run of every row under the recording policy."""
+    method = Method(str(model.variant), "model", model.compressor)
+    settings = Settings((SURVEY,), (temperature,), repeats=1)
+    lines = []
+    for turn in measure(model, model.bundle.path.name, [method], rows, settings):
+        for side, runs in turn.runs.items():
+            if side is not BASELINE:
+                text = json.dumps(trace(turn, side, 1, runs[0]))
+                lines.append(parse_line(text, turn.row.id))
+    return lines
+
+
+@dataclass
+class Measured:
+    """Runs of one policy on one answer."""
+
+    tokens: tuple[int, ...]
+    rounds: int
+    ms: list[float]
+
+
+def timed(
+    model: edgespec_runtime.Model,
+    rows: Sequence[Row],
+    lines: Sequence[Line],
+    policies: Sequence[str],
+    passes: int,
+    clock: Callable[[], float],
+) -> list[dict[str, Measured]]:
+    """Per row and policy, milliseconds after the first token in every pass but the first."""
+    rng = random.Random(0)
+    found: list[dict[str, Measured]] = [{} for _ in rows]
+    for done in range(passes + 1):
+        for index in rng.sample(range(len(rows)), len(rows)):
+            row, line = rows[index], lines[index]
+            for policy in rng.sample(list(policies), len(policies)):
+                request = model.stream(
+                    list(row.images), row.turns[0], policy=policy, seed=line.seed,
+                    temperature=line.temperature,
+                )  # fmt: skip
+                tokens = [next(request).token]
+                started = clock()
+                tokens += [record.token for record in request]
+                ms = (clock() - started) * 1e3
+                rounds = request.stats.rounds
+                of_row = found[index].setdefault(policy, Measured(tuple(tokens), rounds, []))
+                of_row.ms += [ms] * (done > 0)
+        print(f"\rpass {done} of {passes}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return found
+
+
+def compared(
+    lines: Sequence[Line],
+    measured: Sequence[Mapping[str, Measured]],
+    profile: DeviceProfile,
+    policies: Sequence[str],
+    passes: int,
+) -> Table:
+    """Every answer's measured runs beside its replays. A policy that learns has seen all answers
+    ``passes`` times by then, as it has in the measured runs."""
     answers, pools = gather(fitting(lines, profile, "profile"))
     wanted = {name: parse_policy(name) for name in policies}
     table: Table = {}
-    simulated = simulate(answers, pools, wanted, Conditions(profile))
-    for turn, one in zip(turns, simulated, strict=True):
-        of_task = table.setdefault(turn.row.task, {})
-        for side, runs in turn.runs.items():
-            name = PLAIN if side is BASELINE else side.policy
-            replay = one.replays.get(name)
-            if replay is None or not replay.rounds:
-                continue
-            if len(runs[0].tokens) - 1 != replay.tokens_after_first:
-                sys.exit(f"NOT EXACT: {name} on {turn.row.id}")
-            of_task.setdefault(name, Times()).add(
-                Times(
-                    replay.tokens_after_first,
-                    statistics.median(run.decode_ms for run in runs),
-                    replay.total_ms - replay.ttft_ms,
-                    runs[0].stats.rounds,
-                    len(replay.rounds),
+    simulated = list(simulate([*answers] * (passes + 1), pools, wanted, Conditions(profile)))
+    for line, real, one in zip(lines, measured, simulated[-len(lines) :], strict=True):
+        of_task = table.setdefault(line.task, {})
+        for name, replay in one.replays.items():
+            own = real[name]
+            if own.tokens != line.tokens:
+                sys.exit(f"NOT EXACT: {name} on {line.id}")
+            if replay.rounds:
+                of_task.setdefault(name, Times()).add(
+                    Times(
+                        replay.tokens_after_first,
+                        statistics.median(own.ms),
+                        replay.total_ms - replay.ttft_ms,
+                        own.rounds,
+                        len(replay.rounds),
+                    )
                 )
-            )
     return table
 
 
@@ -169,22 +224,21 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     policies = tuple(arguments.policy) or POLICIES
+    if arguments.clock == "cpu" and arguments.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads; use it with --threads 1")
+    clock = process_time if arguments.clock == "cpu" else perf_counter
     model = edgespec_runtime.load(
         arguments.bundle, profile=arguments.profile, threads=arguments.threads
     )
-    method = Method(str(model.variant), "model", model.compressor)
-    settings = Settings(
-        (SURVEY, *policies), (arguments.temperature,), arguments.repeats, coupled=True
-    )
-    turns = []
-    for turn in measure(model, arguments.bundle.name, [method], rows_of(arguments), settings):
-        turns.append(turn)
-        print(f"\r{len(turns)} answers", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    table = compared(turns, model.profile, policies)
+    assert model.profile is not None
+    rows = rows_of(arguments)
+    lines = recorded(model, rows, arguments.temperature)
+    measured = timed(model, rows, lines, (PLAIN, *policies), arguments.repeats, clock)
+    table = compared(lines, measured, model.profile, policies, arguments.repeats)
     for task, of_policy in sorted(table.items()):
         show(task, of_policy)
     whole = over_all(table)

@@ -66,8 +66,8 @@ class Meter:
         """A call of the chain graph."""
         self._charge(self.costs.chain_first if first else self.costs.chain_next, rows, context)
 
-    def commit(self) -> None:
-        """The draft's side of a commit."""
+    def drafted(self) -> None:
+        """The draft's side of a round beyond its calls."""
         self.clock.ms += self.costs.commit_ms
 
     def host(self, tokens: int, rounds: int = 0) -> None:

@@ -28,7 +28,7 @@ def wants_features(line: Line) -> bool:
 
 
 class ReplayDraft:
-    """A drafter that also pays for its prompt and its commits."""
+    """A drafter that also pays for its prompt, and for its part of a drafted round."""
 
     def __init__(self, inner: Drafter, oracle: Oracle, meter: Meter, line: Line) -> None:
         self._inner = inner
@@ -61,12 +61,12 @@ class ReplayDraft:
 
     def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         candidates = self._inner.grow(sizer, growth, root)
+        self._meter.drafted()
         self._oracle.count(candidates)
         return candidates
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         self._inner.commit(chosen, verdict)
-        self._meter.commit()
 
 
 def open_draft(line: Line, oracle: Oracle, meter: Meter, policy: Policy, limit: int) -> Drafter:
