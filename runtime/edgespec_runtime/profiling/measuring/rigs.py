@@ -1,7 +1,7 @@
 """Target and draft of a loaded bundle, each on one cache that is put at any context.
 
 A cache row costs the same whatever it holds, so a context is no more than a length: both caches are
-filled once with a prompt of random tokens and are then wound back and forth.
+filled once and are then wound back and forth.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines.base import StepSession
 from edgespec_runtime.inputs import VisualInputs, splice
+from edgespec_runtime.kv import KVCache
 from edgespec_runtime.model import Model
 from edgespec_runtime.prompt import Prompt
 from edgespec_runtime.verifiers import LocalVerifier
@@ -51,7 +52,14 @@ class Source:
         return Verdict((), tuple(self.ids(tokens).tolist()), features if self._features else None)
 
     def prompt(self, length: int) -> Prompt:
+        """Text of ``length`` tokens."""
         return Prompt("", self.ids(length), ())
+
+    def fill(self, cache: KVCache) -> None:
+        """The same numbers in every row. Rows never written would all be one page of zeros, which
+        is read from the nearest processor cache."""
+        one = self._rng.standard_normal(cache.rows[..., :1, :].shape, dtype=np.float32)
+        cache.rows[:] = one
 
 
 def text_only(model: Model) -> VisualInputs:
@@ -86,10 +94,11 @@ class TargetRig:
         whole = model.steps["target"].spec.meta["mask_span"] == "capacity"
         ends = {context: context if whole else most for context in contexts}
         opened = {
-            end: open_verifier(model, source.ids(end), end + rows) for end in set(ends.values())
+            end: open_verifier(model, source.ids(1), end + rows) for end in set(ends.values())
         }
-        for verifier, _ in opened.values():
+        for verifier, session in opened.values():
             verifier.begin()
+            source.fill(session.cache)
         self._opened = {context: opened[end] for context, end in ends.items()}
 
     def at(self, context: int) -> LocalVerifier:
@@ -109,17 +118,15 @@ class DraftRig:
         ends = {context: context if whole else max(contexts) for context in contexts}
         opened = {end: self._draft.sessions(end + rows) for end in set(ends.values())}
         self._opened = {context: opened[end] for context, end in ends.items()}
-        for end, (session, chain) in opened.items():
-            drafter = self._draft.drafter(session, chain, source.prompt(end), self._visual)
-            drafter.begin(source.verdict(1, end))
-            drafter.prepare()
+        for session, _ in opened.values():
+            source.fill(session.cache)
+        self._prompts = {context: source.prompt(context) for context in contexts}
 
     def at(self, context: int, unseen: int) -> Drafter:
         """A drafter that has taken in ``context`` rows and has ``unseen`` more to take in."""
         session, chain = self._opened[context]
         session.cache.length, session.cache.pending = context, 0
-        prompt = self._source.prompt(context)
-        drafter = self._draft.drafter(session, chain, prompt, self._visual)
+        drafter = self._draft.drafter(session, chain, self._prompts[context], self._visual)
         drafter.commit((), self._source.verdict(unseen, unseen))
         session.cache.length = context
         return drafter
