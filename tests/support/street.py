@@ -204,9 +204,7 @@ class Street:
             tokens = [100 + at + i if held else 7 for i, held in enumerate(luck)]
             return chain(tokens[:left], float(np.log(0.5)))
 
-        rounds, ms = clocked(
-            ScriptedVerifier(target), ScriptedDraft(propose), self.policy, setting
-        )
+        rounds, ms = clocked(ScriptedVerifier(target), ScriptedDraft(propose), self.policy, setting)
         assert sum(len(r.tokens) for r in rounds) == length
         self.answers.append(rounds[1:])
         self.rounds += rounds[1:]
