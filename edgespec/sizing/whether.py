@@ -13,6 +13,7 @@ from edgespec.sizing.contract import Root, Setting
 from edgespec.sizing.costs import RoundCosts
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.lengths import start_after
+from edgespec.sizing.questions import STRANGER
 from edgespec.sizing.rates import Rate, Record, Survival
 
 TRIES = 3
@@ -38,6 +39,8 @@ class Whether:
         self._near = experience.questions.near(self._asked)
         self._record: Record = self._asked.records.setdefault(key, Record())
         known = [(w, asked.records[key]) for w, asked in self._near if key in asked.records]
+        if not any(record.drafted.rounds for _, record in known):
+            known.append((STRANGER, self._lesson.record))  # questions that were forgotten meanwhile
         self._drafted = Rate.blended((w, record.drafted) for w, record in known)
         self._overall = Rate.blended((w, record.overall) for w, record in known)
         self._known = self._drafted.rounds
