@@ -76,7 +76,7 @@ def test_a_blend_weighs_by_likeness_and_by_rounds() -> None:
     assert Rate.blended([]).value == 0.0
 
 
-@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=20))
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=10))
 def test_the_spread_of_few_answers_is_their_deviation(rates: list[float]) -> None:
     spread = Spread()
     for rate in rates:
@@ -114,9 +114,14 @@ def test_survival_is_blended_by_rounds() -> None:
 
 
 def test_plain_rounds_are_no_part_of_draftings_rate() -> None:
-    record = Record()
-    record.add(True, 3.0, 20.0)
-    record.add(False, 5.0, 50.0, 5)
+    experience = Experience()
+    setting = Setting(draft="m", question=(1,), experience=experience)
+    view = RoundCosts(costs(), experience.drift, nodes=8, width=4, sampled=False)
+    whether = Whether(setting, experience, view)
+    whether.learn(True, 3.0, 20.0)
+    whether.learn(False, 5.0, 50.0, 5)
+    whether.finish(8)
+    record = experience.lesson(experience.key(setting)).record
     assert record.drafted.value == pytest.approx(0.15)
     assert record.overall.value == pytest.approx(8.0 / 70.0, rel=0.01)
 
@@ -130,10 +135,18 @@ def weights_for(questions: Questions, words: Sequence[int]) -> dict[frozenset[in
 
 def test_the_same_question_weighs_one_and_others_less() -> None:
     questions = Questions()
-    for words in ([1, 2, 3, 4], [1, 2, 3, 5], [1, 6, 7, 8], [9]):
+    for words in (
+        [1, 2, 3, 4],
+        [1, 2, 3, 5],
+        [1, 6, 7, 8],
+        [9],
+        [2, 3, 10],
+        [6, 7, 11],
+        [6, 7, 12],
+    ):
         questions.ask(words)
     weights = weights_for(questions, [4, 3, 2, 1, 1])
-    assert len(questions.near(questions.ask([1, 2, 3, 4]))) == 4, "in any order: asked before"
+    assert len(questions.near(questions.ask([1, 2, 3, 4]))) == 7, "in any order: asked before"
     assert weights[frozenset([1, 2, 3, 4])] == 1.0
     near, far = weights[frozenset([1, 2, 3, 5])], weights[frozenset([1, 6, 7, 8])]
     assert 1.0 > near > far > 0.0
@@ -143,10 +156,11 @@ def test_a_rare_word_in_common_weighs_more_than_a_common_one() -> None:
     questions = Questions()
     for other in range(30, 50):
         questions.ask([1, other])  # 1 is the chat template's
-    questions.ask([1, 2, 60])
+    for name in (60, 61, 62):  # 2 is what they ask, the last word what they ask about
+        questions.ask([1, 2, name])
     weights = weights_for(questions, [1, 2, 70])
     rare, common = weights[frozenset([1, 2, 60])], weights[frozenset([1, 30])]
-    assert rare > 2 * common > 0.0
+    assert 1.0 > rare > 2 * common > 0.0
 
 
 def test_questions_asked_longest_ago_are_forgotten() -> None:
@@ -404,7 +418,7 @@ def test_a_no_holds_for_a_while_and_is_asked_again_in_time() -> None:
     for record in (lesson.record, experience.questions.ask((1,)).records.setdefault(
         experience.key(setting), Record())):  # fmt: skip
         for _ in range(20):
-            record.add(True, 1.0, 30.0)
+            record.drafted.add(1.0, 30.0)
     view = RoundCosts(costs(), experience.drift, nodes=8, width=4, sampled=False)
     whether, asked, emitted = Whether(setting, experience, view), [], 1
     while emitted < 400:
