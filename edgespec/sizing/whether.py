@@ -57,6 +57,8 @@ class Whether:
         self._rest = REST
         self.wake = 0
         """Tokens emitted before which no round drafts."""
+        self.trying = False
+        """Whether the last yes was a trial: it is good for one round."""
         tried = self._lesson.record.drafted.rounds >= TRIES
         if tried and self._lesson.allowance_ms < self.prepare_ms:
             self.wake = min(self._start, REST)
@@ -79,7 +81,8 @@ class Whether:
         those before ``wake``: asking costs time as well."""
         untried = self._lesson.record.drafted.rounds + self._mine.rounds < TRIES
         ready = root.prepared or root.emitted >= self._start
-        if untried or (ready and self._drafted.value * plain_ms > MARGIN):
+        self.trying = untried or not (ready and self._drafted.value * plain_ms > MARGIN)
+        if untried or not self.trying:
             return True
         hopeful = ready and self._hoped * plain_ms > MARGIN
         if self._on_trial(root, plain_ms, CREDIT * plain_ms if hopeful else 0.0):

@@ -111,7 +111,7 @@ class SizedTrees:
         self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
         if self._settled <= 0 or not root.prepared or self._limit < math.inf:
             self._kind = self._decide(root, plain_ms)
-            self._settled = SETTLED
+            self._settled = 1 if self._whether.trying else SETTLED
         self._settled -= 1
         if self._kind is Growth.NONE:
             self._settled = 0
