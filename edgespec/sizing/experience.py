@@ -60,6 +60,8 @@ class Lesson:
     record: Record = field(default_factory=Record)
     spread: Spread = field(default_factory=Spread)
     forecast: Forecast = field(default_factory=Forecast)
+    trend: float = 0.0
+    """Running mean of log(achieved / expected rate) of answers that drafted."""
     allowance_ms: float = 0.0
     """Time that may still be lost on trying what looks worse."""
 

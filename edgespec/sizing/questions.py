@@ -21,6 +21,8 @@ ANSWERS = 8
 """Lengths kept of one question; one with so many answers speaks for itself."""
 SHARPNESS = 4.0
 """Weight of a question = similarity to this power."""
+AKIN = 0.5
+"""Weight of a question that asks the same about something else."""
 TELLING = 3
 """Questions that a word must occur in to count."""
 STRANGER = 0.004
@@ -75,5 +77,5 @@ class Questions:
             shared = sum(own[word] for word in other.words if word in own)
             apart = sum(rarity[w] for w in other.words if w in rarity and w not in own)
             alike = shared / (total + apart) if shared else 0.0
-            found.append((max(alike**SHARPNESS, STRANGER), other))
+            found.append((max(AKIN * alike**SHARPNESS, STRANGER), other))
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-SHARED, LOCAL, CARRIED = 200.0, 16.0, 8.0
+SHARED, LOCAL, CARRIED = 60.0, 16.0, 8.0
 """Half-lives in rounds of shared and of one answer's means; rounds that an answer starts with."""
 
 
@@ -60,9 +60,9 @@ class Spread:
     variance: float = 0.0
 
     def add(self, rate: float) -> None:
-        """Takes one answer's rate; fading, so that 50 answers ago counts little."""
+        """Takes one answer's rate; fading, so that 20 answers ago counts little."""
         self.answers += 1
-        weight = max(1.0 / self.answers, 0.04)
+        weight = max(1.0 / self.answers, 0.1)
         off = rate - self.mean
         self.mean += weight * off
         self.variance += weight * (off * off * (1.0 - weight) - self.variance)

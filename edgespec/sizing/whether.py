@@ -16,6 +16,8 @@ from edgespec.sizing.lengths import start_after
 from edgespec.sizing.questions import STRANGER
 from edgespec.sizing.rates import Rate, Record, Survival
 
+TURN = 0.2
+"""Of the log of achieved over expected rate: beyond it the draft has become worse."""
 TRIES = 3
 """Rounds of drafting before its rate is trusted."""
 BONUS = 0.2
@@ -39,12 +41,14 @@ class Whether:
         self._near = experience.questions.near(self._asked)
         self._record: Record = self._asked.records.setdefault(key, Record())
         known = [(w, asked.records[key]) for w, asked in self._near if key in asked.records]
-        if not any(record.drafted.rounds for _, record in known):
-            known.append((STRANGER, self._lesson.record))  # questions that were forgotten meanwhile
+        known.append((STRANGER, self._lesson.record))  # what is known of all, where no one asked
         self._drafted = Rate.blended((w, record.drafted) for w, record in known)
         self._overall = Rate.blended((w, record.overall) for w, record in known)
         self._known = self._drafted.rounds
         self._drafted.lighten()
+        self._expected = self._drafted.value
+        if self._lesson.trend < -TURN:  # lately it went worse than expected, whatever was asked
+            self._drafted.tokens *= math.exp(self._lesson.trend)
         self._overall.lighten()
         self.survival = Survival.blended([(w, record.survival) for w, record in known])
         # Plain sums of this answer's own rounds.
@@ -142,8 +146,9 @@ class Whether:
             record.overall.add(
                 mine.tokens + plain.tokens, mine.ms + plain.ms, int(mine.rounds + plain.rounds)
             )
-            if mine.rounds:
-                record.drafted.add(mine.tokens, mine.ms, int(mine.rounds))
-                record.survival.add(self.survival.levels, int(mine.rounds))
-        if mine.rounds:
-            self._lesson.spread.add(mine.value)
+            record.drafted.add(mine.tokens, mine.ms, int(mine.rounds))
+            record.survival.add(self.survival.levels, int(mine.rounds))
+        self._lesson.spread.add(mine.value)
+        if self._expected and mine.value:
+            off = math.log(mine.value / self._expected)
+            self._lesson.trend += 0.3 * (off - self._lesson.trend)
