@@ -214,9 +214,27 @@ def test_what_was_learnt_fades_when_the_draft_changes() -> None:
 def test_an_easy_life_is_learnt_from_less_often_but_never_not_at_all() -> None:
     young, old = Calibrator(), Calibrator()
     old.reliability.nodes = 1_000_000
-    assert all(young.due() for _ in range(100))
-    due = sum(old.due() for _ in range(1000))
+    assert all(young.due(2.0, 2) for _ in range(100))
+    due = sum(old.due(2.0, 2) for _ in range(1000))
     assert 10 < due < 500
+
+
+def test_a_draft_that_became_another_is_noticed_and_learnt_anew() -> None:
+    """After a long time as expected, rounds bring much less than they should."""
+    before, after = World(3, modest), World(4, hopeless)
+    calibrator = taught(before, 2000)
+    assert not calibrator.surprised
+    shocked = after.error(calibrator)
+    for _ in range(100):
+        after.teach(calibrator)
+    assert after.error(calibrator) < 0.3 * shocked
+    for _ in range(200):
+        after.teach(calibrator)
+    assert not calibrator.surprised, "it is what is expected now"
+
+
+def hopeless(q: float, depth: int, rank: int) -> float:
+    return 0.05 * q
 
 
 # --- Which nodes are labels -----------------------------------------------------------------------

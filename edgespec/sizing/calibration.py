@@ -29,6 +29,9 @@ HALF_LIFE = 1000.0
 """Nodes after which a label counts half: drafts are better at some tasks than at others."""
 EASY, THINNED = 500, 8
 """After so many nodes only every ``THINNED``-th round is learnt from: it costs as it did."""
+WATCHED, SURPRISE, SHOCK = 0.04, 0.25, 0.8
+"""Weight of a new round in what is expected and found; by how much they part where the draft has
+become another; what a lesson from before is worth then, per round."""
 
 
 @dataclass
@@ -90,11 +93,21 @@ class Calibrator:
         self.reliability = Reliability()
         self._seen = np.zeros((len(IDENTITY), len(IDENTITY)))
         self._rounds = 0
+        self._expected = self._found = 1.0
 
-    def due(self) -> bool:
-        """Whether this round is to be learnt from."""
+    def due(self, expected: float, found: float) -> bool:
+        """Whether a round is to be learnt from, whose tree was worth ``expected`` tokens and
+        brought ``found``."""
         self._rounds += 1
-        return self.reliability.nodes < EASY or self._rounds % THINNED == 0
+        self._expected += WATCHED * (expected - self._expected)
+        self._found += WATCHED * (found - self._found)
+        return self.surprised or self.reliability.nodes < EASY or self._rounds % THINNED == 0
+
+    @property
+    def surprised(self) -> bool:
+        """Whether rounds of late bring much less or more than expected: what was learnt is of
+        another draft, or of another task."""
+        return abs(self._found - self._expected) > SURPRISE * self._expected
 
     def learn(self, x: Floats, predicted: Floats, y: Floats, weight: Floats) -> None:
         """Takes M labelled nodes: features, what was predicted for them, outcomes 0 or 1, weights.
@@ -105,7 +118,7 @@ class Calibrator:
         sure = weight >= 1.0
         self.reliability.add(predicted[sure], y[sure])
         p = 1.0 / (1.0 + np.exp(-(x @ self.weights)))
-        faded = 0.5 ** (float(weight.sum()) / HALF_LIFE)
+        faded = 0.5 ** (float(weight.sum()) / HALF_LIFE) * (SHOCK if self.surprised else 1.0)
         self._seen = faded * self._seen + (x * (weight * p * (1.0 - p))[:, None]).T @ x
         precision = self._seen.copy()
         precision.flat[:: len(IDENTITY) + 1] += STRENGTH
@@ -162,7 +175,9 @@ class Paths:
         tokens: Sequence[int],
     ) -> None:
         """Labels every candidate whose parent the target answered, and teaches the calibrator."""
-        if not self.reach or not self._calibrator.due():
+        reach, proposed = self.reach, candidates.tokens
+        expected = 1.0 + sum([reach[i] for i in chosen])
+        if not reach or not self._calibrator.due(expected, len(tokens)):
             return
         visited = {-1: tokens[0]}  # candidate -> the target's token behind it
         visited.update((chosen[r - 1], tokens[i]) for i, r in enumerate(rows, start=1))
@@ -170,7 +185,6 @@ class Paths:
         if named is not None:
             answers = {-1: named[0]}
             answers.update(zip(chosen, named[1:], strict=True))
-        reach, proposed = self.reach, candidates.tokens
         labelled = [
             i for i, parent in enumerate(candidates.parents) if parent in answers and reach[i] > 0
         ]

@@ -147,7 +147,7 @@ def flat_profile(drafting_ms: float, prepare_ms: float = 0.0) -> DeviceProfile:
     return dataclasses.replace(profile(), costs=table)
 
 
-@dataclass
+@dataclass(repr=False)
 class Street:
     """One answer after the other. Each of the draft's ``LEVELS`` guesses holds with probability
     ``accepted`` (of the number of rounds so far), and it says so; drafting makes decoding
