@@ -15,9 +15,10 @@ from edgespec.acceptance import StopRules
 from edgespec.errors import EngineError
 from edgespec.sampling import SamplingParams
 from edgespec.sizing import Eagle2, Policy, RollingBestN, Setting, parse_policy
-from edgespec.tree import ROOT, TokenTree
+from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import NoDraft
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.prefill import causal_mask, prefill
 from tests.support.compare import assert_same_tokens
 from tests.support.fakes import (
@@ -30,6 +31,7 @@ from tests.support.fakes import (
     toy_table,
     toy_verifier,
 )
+from tests.support.sizers import Pausing, drafted
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON
 
 if TYPE_CHECKING:
@@ -241,6 +243,50 @@ def test_a_draft_that_is_the_target_is_never_refused(policy: Policy) -> None:
     rounds = run(toy_verifier([1, 2, 3], 10, params), draft, 40, policy)
     assert all(r.drafted == min(1, r.tree_nodes) or r.drafted > 1 for r in rounds[1:])
     assert sum(r.drafted for r in rounds) >= 20
+
+
+@pytest.mark.parametrize("chain_steps", [0, 2])
+@pytest.mark.parametrize(
+    "policy",
+    [Eagle2(9, 7, 1), Eagle2(9, 4, 3), RollingBestN(9, 5, 3, 4), Pausing(Eagle2(9, 7, 1), 1, 3)],
+)
+def test_a_coupled_draft_that_is_the_target_ranks_its_draw_first(
+    policy: Policy, chain_steps: int
+) -> None:
+    """At every node that it expands: noise of the right position, at the right temperature."""
+    prompt, vocab, compared = [1, 2, 3], 10, 0
+    for seed in range(3):
+        params = SamplingParams(temperature=1.7, seed=seed)
+        verifier = toy_verifier(prompt, vocab, params)
+        coupling = Coupling(verifier._sampler.noise, params.temperature)
+        draft = toy_draft(prompt, vocab, disagree=0.0, chain_steps=chain_steps, coupling=coupling)
+        rounds = run(verifier, draft, 20, policy)
+        said = tokens_of(rounds)
+        assert said == tokens_of(run(toy_verifier(prompt, vocab, params), NoDraft(), 20))
+        for feedback in drafted(rounds):
+            committed = [*prompt, *said[: feedback.root.emitted]]
+            for path, best in best_children(feedback.candidates).items():
+                assert best == drawn_after([*committed, *path], vocab, params)
+                compared += 1
+    assert compared > 30
+
+
+def best_children(candidates: Candidates) -> dict[tuple[int, ...], int]:
+    """Of every expanded node, by its path: the first of its children, which is the best."""
+    paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+    found: dict[tuple[int, ...], int] = {}
+    for index, (token, parent) in enumerate(
+        zip(candidates.tokens, candidates.parents, strict=True)
+    ):
+        paths[index] = (*paths[parent], token)
+        found.setdefault(paths[parent], token)
+    return found
+
+
+def drawn_after(tokens: Sequence[int], vocab: int, params: SamplingParams) -> int:
+    """What the toy target draws behind ``tokens``, by one plain forward."""
+    fresh = toy_verifier(tokens, vocab, params)
+    return fresh.begin().tokens[0]
 
 
 def test_causal_mask() -> None:
