@@ -6,9 +6,9 @@
 Records every answer once with the policy `survey`, then measures plain decoding and other policies
 interleaved, in an order that is shuffled for every answer; replays the recorded answers under those
 policies with the profile; and compares tokens per second after the first token, task by task and
-over all. Nothing of the measured runs goes into a prediction: the profile was measured before. On a
-machine that others use too, `--clock cpu --threads 1` leaves out the time in which they had the
-processor, and speedups over plain decoding are rid of a machine that got slower meanwhile.
+over all. Nothing of the measured runs goes into a prediction. On a machine that others use too,
+`--clock cpu --threads 1` leaves out the time in which they had the processor, and `--remeasure`
+profiles anew (quickly) before every pass and takes medians: both sides then see the same machine.
 """
 
 from __future__ import annotations
@@ -19,24 +19,30 @@ import random
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
 
 import edgespec_runtime
-from edgespec.latency import DeviceProfile
+from edgespec.latency import Costs, Curve, DeviceProfile
 from edgespec.sizing import parse_policy
 from edgespec_export.family import sample_folder
 from edgespec_runtime.bench.data import Row, read_sets, select
 from edgespec_runtime.bench.measure import BASELINE, Settings, measure
 from edgespec_runtime.bench.methods import Method
 from edgespec_runtime.bench.traces import trace
+from edgespec_runtime.profiling import measure as profiling
+from edgespec_runtime.profiling.measuring.sizes import sizes_of
 from edgespec_runtime.simulate.answers import gather
 from edgespec_runtime.simulate.lines import Line, parse_line
 from edgespec_runtime.simulate.replay import Conditions
 from edgespec_runtime.simulate.simulation import PLAIN, fitting, simulate
 
 SURVEY = "survey"
+TABLES = ("median_ms", "p95_ms")
 POLICIES = (
     "eagle2:nodes=3,depth=3,top_k=1",
     "eagle2:nodes=6,depth=6,top_k=1",
@@ -127,11 +133,13 @@ def timed(
     policies: Sequence[str],
     passes: int,
     clock: Callable[[], float],
+    before: Callable[[], None],
 ) -> list[dict[str, Measured]]:
     """Per row and policy, milliseconds after the first token in every pass but the first."""
     rng = random.Random(0)
     found: list[dict[str, Measured]] = [{} for _ in rows]
     for done in range(passes + 1):
+        before()
         for index in rng.sample(range(len(rows)), len(rows)):
             row, line = rows[index], lines[index]
             for policy in rng.sample(list(policies), len(policies)):
@@ -183,6 +191,29 @@ def compared(
     return table
 
 
+def remeasured(model: edgespec_runtime.Model) -> Costs:
+    """What everything costs now."""
+    sizes = sizes_of(model.manifest, quick=True, max_nodes=64, max_context=None)
+    return profiling.measure(model, sizes, profiling.QUICK).costs
+
+
+def middle(found: Sequence[Costs]) -> Costs:
+    """Point by point the medians of several measurements."""
+
+    def table(tables: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(row) for row in np.median(tables, axis=0).tolist())
+
+    def of(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Curve):
+            medians, tails = (table([getattr(v, name) for v in values]) for name in TABLES)
+            return Curve(first.sizes, first.contexts, medians, tails)
+        return None if first is None else type(first)(statistics.median(values))
+
+    names = [item.name for item in fields(Costs)]
+    return Costs(**{name: of([getattr(costs, name) for costs in found]) for name in names})
+
+
 def over_all(table: Table) -> dict[str, Times]:
     """Sums over all tasks."""
     total: dict[str, Times] = {}
@@ -225,6 +256,7 @@ def main() -> int:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--remeasure", action="store_true")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     policies = tuple(arguments.policy) or POLICIES
@@ -237,8 +269,15 @@ def main() -> int:
     assert model.profile is not None
     rows = rows_of(arguments)
     lines = recorded(model, rows, arguments.temperature)
-    measured = timed(model, rows, lines, (PLAIN, *policies), arguments.repeats, clock)
-    table = compared(lines, measured, model.profile, policies, arguments.repeats)
+    costs: list[Costs] = []
+
+    def before() -> None:
+        if arguments.remeasure:
+            costs.append(remeasured(model))
+
+    measured = timed(model, rows, lines, (PLAIN, *policies), arguments.repeats, clock, before)
+    profile = replace(model.profile, costs=middle(costs)) if costs else model.profile
+    table = compared(lines, measured, profile, policies, arguments.repeats)
     for task, of_policy in sorted(table.items()):
         show(task, of_policy)
     whole = over_all(table)
