@@ -13,6 +13,7 @@ from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Growth, Policy, Root, Setting, Sizer
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.drafts import Drafter
+from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.kv import CacheShape, KVCache
@@ -143,12 +144,13 @@ def toy_draft(
     disagree: float = 0.3,
     *,
     chain_steps: int = 0,
+    coupling: Coupling | None = None,
 ) -> VlmDraft:
     """The real VlmDraft over a toy draft that agrees with the toy target now and then."""
     table = toy_table(vocab)
     session = ToySession(vocab, seed, top_k=min(top_k, vocab), disagree=disagree)
     chain = Chain(ToyChain(session, chain_steps), chain_steps) if chain_steps else None
-    return VlmDraft(session, table, lambda: table[list(prompt)], 10_000, chain)
+    return VlmDraft(session, table, lambda: table[list(prompt)], 10_000, chain, coupling)
 
 
 class ScriptedVerifier:
