@@ -69,7 +69,7 @@ def test_a_blend_weighs_by_likeness_and_by_rounds() -> None:
     assert Rate.blended([]).value == 0.0
 
 
-@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=20))
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5))
 def test_the_spread_of_few_answers_is_their_deviation(rates: list[float]) -> None:
     spread = Spread()
     for rate in rates:
@@ -166,7 +166,7 @@ def test_similar_questions_weigh_more() -> None:
     weights = weights_for(kinds_of_questions(), [1, 2, 3, 999])
     alike, half, other = (weights[frozenset(words)] for words in (
         [1, 2, 3, 300], [1, 2, 3, 4, 500], [1, 2, 4, 400]))  # fmt: skip
-    assert 1.0 >= alike > half > other > 0.0
+    assert 1.0 >= alike > half > other > 0.0, weights
     assert other < 0.05 * alike
     assert weights[frozenset([1, 2, 3, 311])] == alike
 

@@ -177,7 +177,12 @@ class Model:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        choice = choose_draft(draft, has_model=self.has_draft, bundle=self.bundle.path)
+        choice = choose_draft(
+            draft,
+            has_model=self.has_draft,
+            bundle=self.bundle.path,
+            left_out=self.draft_left_out,
+        )
         policy = self._policy(policy, choice)
         pictures = _as_list(images)
         text = self.manifest.text

@@ -37,9 +37,12 @@ class DraftChoice:
         return CascadeDraft(drafter, ngram) if self.model else ngram
 
 
-def choose_draft(name: str, *, has_model: bool, bundle: object) -> DraftChoice:
+def choose_draft(
+    name: str, *, has_model: bool, bundle: object, left_out: str = ""
+) -> DraftChoice:
     """The parts that ``name`` stands for in a bundle with or without a draft. Raises ConfigError
-    for an unknown name and for a draft that ``bundle`` (its path, for the message) lacks."""
+    for an unknown name and for a draft that ``bundle`` (its path, for the message) lacks, or that
+    was not loaded for the reason ``left_out``."""
     if name not in NAMES:
         near = get_close_matches(name, NAMES, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -48,6 +51,8 @@ def choose_draft(name: str, *, has_model: bool, bundle: object) -> DraftChoice:
         return DraftChoice(has_model, False)
     parts = name.split("+")
     if "model" in parts and not has_model:
+        if left_out:
+            raise ConfigError(f"draft '{name}' was asked for, but {left_out}")
         raise ConfigError(
             f"bundle '{bundle}' holds no draft; export with --draft, or ask for 'ngram'"
         )
