@@ -6,13 +6,12 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import edgespec_runtime
@@ -315,9 +314,7 @@ def test_a_larger_budget_is_made_use_of() -> None:
 def test_rounds_of_a_noisy_device_are_late_as_seldom_as_was_asked() -> None:
     """The budget is on the 95th percentile, learnt from this device's own spread."""
     rounds = [r for r, _ in rounds_within("stairs", 12.0, noise=0.1, answers=60) if drafted(r)]
-    late = [
-        r.feedback.round_ms + r.feedback.prepare_ms > 12.0 for r in rounds[100:] if r.feedback
-    ]
+    late = [r.feedback.round_ms + r.feedback.prepare_ms > 12.0 for r in rounds[100:] if r.feedback]
     assert len(late) > 200 and np.mean(late) < 0.08
 
 
@@ -401,5 +398,7 @@ def test_budgets_need_a_profile(builtin_bundle: Path) -> None:
     for budget in (Budget(ms_per_round=1e6), Budget(memory_mb=1e6)):
         model = edgespec_runtime.load(builtin_bundle, threads=1, budget=budget)
         for request in (model, edgespec_runtime.load(builtin_bundle, threads=1)):
-            with pytest.raises(ConfigError, match=r"need a device profile; make one with: edgespec"):
+            with pytest.raises(
+                ConfigError, match=r"need a device profile; make one with: edgespec"
+            ):
                 request.generate(None, "hello", max_new_tokens=4, budget=budget)

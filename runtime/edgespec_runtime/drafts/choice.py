@@ -37,9 +37,7 @@ class DraftChoice:
         return CascadeDraft(drafter, ngram) if self.model else ngram
 
 
-def choose_draft(
-    name: str, *, has_model: bool, bundle: object, left_out: str = ""
-) -> DraftChoice:
+def choose_draft(name: str, *, has_model: bool, bundle: object, left_out: str = "") -> DraftChoice:
     """The parts that ``name`` stands for in a bundle with or without a draft. Raises ConfigError
     for an unknown name and for a draft that ``bundle`` (its path, for the message) lacks, or that
     was not loaded for the reason ``left_out``."""
