@@ -1,4 +1,4 @@
-"""Sizing by measured cost decides how fast, never what: whatever the profile, budget, experience."""
+"""Sizing decides how fast, never what: under any profile, budget and experience."""
 
 from __future__ import annotations
 
