@@ -428,6 +428,7 @@ def test_law_of_a_real_model_end_to_end(zoo: Zoo) -> None:
                 [],
                 prompt,
                 policy=tree,
+                coupled=False,  # what was proposed is found again below, without a seed
                 temperature=temperature,
                 seed=seed,
                 max_new_tokens=3,

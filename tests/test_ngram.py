@@ -203,8 +203,15 @@ def test_nothing_is_proposed_where_nothing_matches() -> None:
     assert len(grown_by(draft, WIDE, 0)) == 0
 
 
+def test_tokens_committed_before_the_prompt_is_taken_in_are_learnt() -> None:
+    draft = begun([], 1)
+    draft.commit([], Verdict((), (2, 3, 4, 1)))
+    assert paths(grown_by(draft, Eagle2(3, 3, 1), 10)).keys() == {(2,), (2, 3), (2, 3, 4)}
+
+
 def test_committed_tokens_are_learnt() -> None:
     draft = begun([], 1)
+    assert len(grown_by(draft, WIDE, 10)) == 0
     draft.commit([], Verdict((), (2, 3, 4, 1)))
     assert paths(grown_by(draft, Eagle2(3, 3, 1), 10)).keys() == {(2,), (2, 3), (2, 3, 4)}
 
