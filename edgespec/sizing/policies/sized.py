@@ -142,7 +142,7 @@ class SizedTrees:
             return True
         costs = self._costs
         least = self._least_drafting(growth, root)
-        least += costs.verify_one(1, root.context) + costs.host(1)
+        least += costs.verify_one(1, root.context) + costs.host(2)
         return least * self._tail <= self._limit
 
     def _least_drafting(self, growth: Growth, root: Root) -> float:
@@ -224,7 +224,7 @@ class SizedTrees:
         return ranked[:width]
 
     def _affordable(self, price: float) -> bool:
-        left = self._limit / self._tail - self._spent - price - self._costs.host(1)
+        left = self._limit / self._tail - self._spent - price - self._costs.host(2)
         return left >= self._verify[1]
 
     def choose(self, candidates: Candidates) -> list[int]:
@@ -232,7 +232,9 @@ class SizedTrees:
             return []
         reach = self._paths.extend(candidates)
         order = tree_order(reach)[: self.policy.nodes]
-        left = self._limit / self._tail - self._spent - self._costs.host(1)
+        # All levels may be accepted, and every token of theirs is the host's work as well.
+        tokens_most = 1 + max(candidates.depths) if self._limit < math.inf else 1
+        left = self._limit / self._tail - self._spent - self._costs.host(tokens_most)
         count, tokens = best_count([reach[i] for i in order], self._verify, self._rate, left)
         self._tokens = 1.0 + tokens
         return order[:count]
