@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64)
 """Sizes of the printed table."""
+WIDTH = 31
+"""Of its first column."""
 NOISY = 1.4
 """p95 / median above which a profile is doubted."""
 
@@ -119,9 +121,8 @@ def warnings(measured: Measured) -> Iterator[str]:
 def _summary(profile: DeviceProfile) -> Iterator[str]:
     """Costs, and how near they come to the ceiling, for the human."""
     costs, card = profile.costs, profile.card
-    first, *_, last = costs.verify.contexts[0], costs.verify.contexts[-1]
-    yield f"{'ms by rows':<26}" + "".join(f"{size:>9}" for size in SHOWN)
-    for context in dict.fromkeys((first, last)):
+    yield f"{'ms by rows':<{WIDTH}}" + "".join(f"{size:>9}" for size in SHOWN)
+    for context in dict.fromkeys((costs.verify.contexts[0], costs.verify.contexts[-1])):
         yield _row(f"verify, {context} cached", costs.verify, context)
     calls = (("first draft call", costs.draft_first), ("further draft call", costs.draft_step))
     for name, curve in (*calls, ("first chain call", costs.chain_first)):
@@ -147,7 +148,7 @@ def _summary(profile: DeviceProfile) -> Iterator[str]:
 
 def _row(name: str, curve: Curve, context: int) -> str:
     sizes = [size for size in SHOWN if size <= curve.sizes[-1]]
-    return f"{name:<26}" + "".join(f"{curve.at(size, context):>9.2f}" for size in sizes)
+    return f"{name:<{WIDTH}}" + "".join(f"{curve.at(size, context):>9.2f}" for size in sizes)
 
 
 def _ceilings(profile: DeviceProfile) -> Iterator[tuple[str, str, int, int, float]]:

@@ -13,7 +13,12 @@ import numpy.typing as npt
 from edgespec.sampling import Sampler
 from edgespec_runtime.inputs import VisualInputs
 from edgespec_runtime.model import Model
-from edgespec_runtime.profiling.measuring.rigs import Source, open_verifier, text_only
+from edgespec_runtime.profiling.measuring.rigs import (
+    Source,
+    open_session,
+    text_only,
+    verifier_over,
+)
 from edgespec_runtime.profiling.measuring.samples import Samples
 from edgespec_runtime.profiling.measuring.sizes import Sizes
 
@@ -45,7 +50,8 @@ class PromptBench:
                 yield lambda samples, size=size: self._prepare(size, samples)  # type: ignore[misc]
 
     def _prefill(self, size: int, samples: Samples) -> None:
-        verifier, _ = open_verifier(self._model, self._source.ids(size), size + 1)
+        session = open_session(self._model, size + 1)
+        verifier = verifier_over(self._model, session, self._source.ids(size))
         started = perf_counter()
         verifier.begin()
         samples.add("prefill", size, _since(started))

@@ -9,13 +9,16 @@ from time import perf_counter
 import numpy as np
 
 from edgespec.acceptance import Verdict
-from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Feedback, Growth, Plain, Policy, Root, Setting, Sizer
 from edgespec.tree import Candidates
 from edgespec_runtime.drafts import Drafter, NoDraft
-from edgespec_runtime.inputs import splice
 from edgespec_runtime.model import Model
-from edgespec_runtime.profiling.measuring.rigs import Source, text_only
+from edgespec_runtime.profiling.measuring.rigs import (
+    Source,
+    open_session,
+    text_only,
+    verifier_over,
+)
 from edgespec_runtime.profiling.measuring.samples import Samples
 from edgespec_runtime.profiling.measuring.steering import (
     RandomDraft,
@@ -23,7 +26,6 @@ from edgespec_runtime.profiling.measuring.steering import (
     SteeredVerifier,
 )
 from edgespec_runtime.request import Request
-from edgespec_runtime.verifiers import LocalVerifier
 
 PROMPT, NEW, PLAIN = 48, 192, 24
 """Tokens of a request: its prompt, what is drafted for, what is decoded plainly."""
@@ -204,19 +206,8 @@ class RequestBench:
 
     def _request(self, prompt: list[int], drafter: Drafter, policy: Policy, new: int) -> Request:
         model = self._model
-        step, table = model.steps["target"], model.tables["target"]
-        features = model.draft is not None and model.draft.wants_features
-        outputs = ("logits", "hidden") if features else ("logits",)
-        session = SteeredSession(step.open(len(prompt) + new + policy.max_nodes + 1, outputs))
-        ids = np.asarray(prompt)
-        verifier = LocalVerifier(
-            session,
-            table,
-            lambda: splice(ids, (), table, None),
-            prompt,
-            Sampler(SamplingParams(), int(step.spec.meta["vocab"])),
-            features=features,
-        )
+        session = SteeredSession(open_session(model, len(prompt) + new + policy.max_nodes + 1))
+        verifier = verifier_over(model, session, np.asarray(prompt))
         setting = Setting(prompt_tokens=len(prompt))
         return Request(
             SteeredVerifier(verifier, session, self._levels()),

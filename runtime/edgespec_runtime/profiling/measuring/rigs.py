@@ -67,22 +67,24 @@ def text_only(model: Model) -> VisualInputs:
     return VisualInputs(dict(model.graphs), None, None)
 
 
-def open_verifier(
-    model: Model, prompt: Ids, capacity: int, params: SamplingParams | None = None
-) -> tuple[LocalVerifier, StepSession]:
-    """A verifier of a text prompt as ``Model.stream`` makes one, and its session."""
-    step, table = model.steps["target"], model.tables["target"]
+def open_session(model: Model, capacity: int) -> StepSession:
+    """A session of the target with the outputs that the bundle's draft wants."""
     features = model.draft is not None and model.draft.wants_features
-    session = step.open(capacity, ("logits", "hidden") if features else ("logits",))
-    verifier = LocalVerifier(
+    outputs = ("logits", "hidden") if features else ("logits",)
+    return model.steps["target"].open(capacity, outputs)
+
+
+def verifier_over(model: Model, session: StepSession, prompt: Ids) -> LocalVerifier:
+    """A greedy verifier of a text prompt over ``open_session``, as ``Model.stream`` makes one."""
+    table = model.tables["target"]
+    return LocalVerifier(
         session,
         table,
         lambda: splice(prompt, (), table, None),
         prompt.tolist(),
-        Sampler(params or SamplingParams(), int(step.spec.meta["vocab"])),
-        features=features,
+        Sampler(SamplingParams(), int(model.steps["target"].spec.meta["vocab"])),
+        features=model.draft is not None and model.draft.wants_features,
     )
-    return verifier, session
 
 
 class TargetRig:
@@ -93,12 +95,13 @@ class TargetRig:
         # Where a graph attends to its whole buffer, time depends on the buffer: one per context.
         whole = model.steps["target"].spec.meta["mask_span"] == "capacity"
         ends = {context: context if whole else most for context in contexts}
-        opened = {
-            end: open_verifier(model, source.ids(1), end + rows) for end in set(ends.values())
-        }
-        for verifier, session in opened.values():
+        opened: dict[int, tuple[LocalVerifier, StepSession]] = {}
+        for end in set(ends.values()):
+            session = open_session(model, end + rows)
+            verifier = verifier_over(model, session, source.ids(1))
             verifier.begin()
             source.fill(session.cache)
+            opened[end] = verifier, session
         self._opened = {context: opened[end] for context, end in ends.items()}
 
     def at(self, context: int) -> LocalVerifier:
