@@ -325,16 +325,32 @@ def test_requests_do_not_share_state(zoo: Zoo, variant: str) -> None:
     assert [rows[: len(turn)] for rows, turn in zip(alone, turns, strict=True)] == list(turns)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("policy, limit", [("plain", 9), ("rolling", 2), (POLICIES[0], 1)])
+def test_an_answer_without_drafting_does_not_pay_for_a_draft(
+    zoo: Zoo, variant: str, policy: str, limit: int
+) -> None:
+    request: Any = load(zoo, variant).stream(
+        [zoo.picture(NAME, 1)], "say it", policy=policy, max_new_tokens=limit
+    )
+    records, drafter = list(request), request._draft
+    assert len(records) == limit and request.stats.prepare_ms == 0
+    assert not drafter.prepared and drafter.engine_s == 0 and drafter._session.cache.used == 0
+
+
+@pytest.mark.parametrize("idle", [0, 2, 4])
 @pytest.mark.parametrize("room", [0, 3])
-def test_a_full_draft_context_proposes_nothing(zoo: Zoo, room: int) -> None:
+def test_a_full_draft_context_proposes_nothing(zoo: Zoo, room: int, idle: int) -> None:
+    """Whether it was filled by drafting or while the draft paused."""
     model = load(zoo, "eaglevlm")
     given: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.0}
     plain = model.generate(None, "hello there", draft="none", **given).token_ids
-    request: Any = model.stream(None, "hello there", policy=POLICIES[1], **given)
+    policy = Pausing(parse_policy(POLICIES[1]), idle, share=0.0)
+    request: Any = model.stream(None, "hello there", policy=policy, **given)
     request._draft._max_positions = request.prompt_tokens + room
     records = list(request)
     assert tuple(record.token for record in records) == plain
-    assert records[-1].tree_nodes == 0 and any(r.tree_nodes for r in records) == (room > 0)
+    assert records[-1].tree_nodes == 0 and any(r.tree_nodes for r in records) == (room > idle)
 
 
 def test_positions_with_a_gap_need_rows_in_the_cache(zoo: Zoo) -> None:

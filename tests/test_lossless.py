@@ -585,15 +585,17 @@ def test_interleaved_requests_are_independent(zoo: Zoo) -> None:
     assert mixed == alone
 
 
-def test_the_draft_may_run_out_of_context_first(zoo: Zoo) -> None:
+@pytest.mark.parametrize("idle", [0, 4, 12])
+def test_the_draft_may_run_out_of_context_first(zoo: Zoo, idle: int) -> None:
     """A draft whose context is shorter than the text proposes less and less, then nothing."""
     model = zoo.model("gqa")
     plain = model.generate([], "abcdefgh", draft="none", max_new_tokens=24)
-    request = model.stream([], "abcdefgh", max_new_tokens=24)
+    policy = Pausing(Eagle2(12, 12, 1), idle, share=0.0)
+    request = model.stream([], "abcdefgh", policy=policy, max_new_tokens=24)
     request._draft._max_positions = request.prompt_tokens + 12  # type: ignore[attr-defined]
     records = list(request)
     assert tuple(r.token for r in records) == plain.token_ids
-    assert records[-1].tree_nodes == 0 and max(r.tree_nodes for r in records) > 0
+    assert records[-1].tree_nodes == 0 and any(r.tree_nodes for r in records) == (idle < 12)
 
 
 def test_text_up_to_the_very_end_of_the_context(zoo: Zoo) -> None:

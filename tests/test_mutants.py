@@ -560,6 +560,7 @@ def test_raw_logits_as_scores(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.Monk
     """A draft ranked by raw logits cannot change the text; its scores are found out all the same
     (Spec-LLaVA's defect)."""
     target, draft = str(zoo.checkpoint("gqa")), str(zoo.checkpoint("gqa", "shared"))
+    sound = zoo.model("gqa")  # exported before the defect is planted
     plant(
         monkeypatch,
         proposer_graph,
@@ -570,7 +571,6 @@ def test_raw_logits_as_scores(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.Monk
     out = tmp_path / "raw"
     export_bundle(ExportRequest(target=target, draft=draft, compressor="pool:4", out=out))
     raw = edgespec_runtime.load(out, threads=1)
-    sound = zoo.model("gqa")
     trees = set()
     for prompt in ("one", "another", "the third"):
         plain = sound.generate([], prompt, draft="none", max_new_tokens=24)

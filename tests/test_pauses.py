@@ -20,6 +20,7 @@ from tests.support.compare import assert_same_tokens
 from tests.support.fakes import ScriptedDraft, ScriptedVerifier, chain, toy_draft, toy_verifier
 from tests.support.sizers import Pausing, drafted, tree_of
 from tests.test_lossless import (
+    LOWERINGS,
     SAMPLING,
     check_kv,
     count_up,
@@ -194,10 +195,13 @@ SWITCHED = [
 ]
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("draft", ["model", "ngram", "model+ngram"])
 @pytest.mark.parametrize("images", [0, 1])
-def test_exported_models_that_pause_are_plain(zoo: Zoo, images: int, draft: str) -> None:
-    model = zoo.model("gqa")
+def test_exported_models_that_pause_are_plain(
+    zoo: Zoo, images: int, draft: str, lowering: str
+) -> None:
+    model = zoo.model("gqa", "shared", lowering)
     pictures = [zoo.picture("gqa", 3)] * images
     accepted = 0
     for i, sampling in enumerate(SAMPLING):
