@@ -98,7 +98,10 @@ def check_nearest(flag: str, scale: float) -> None:
     device = scaled(scale)
     nearest = least(f"--budget-{flag}", LOAD, device)
     name = flag.replace("-", "_")
-    check_budget(Budget(**{name: nearest}), device, LOAD)
+    try:
+        check_budget(Budget(**{name: nearest}), device, LOAD)
+    except ConfigError as error:
+        pytest.fail(f"the nearest budget is refused in turn: {error}")
     with pytest.raises(ConfigError, match="cannot be met"):
         check_budget(Budget(**{name: nearest * 0.89}), device, LOAD)
 
@@ -253,7 +256,7 @@ DEVICES: dict[str, Costs] = {
         chain_first=None, chain_next=None, chain_steps=0,
     ),
 }  # fmt: skip
-BUDGETS = [2.3, 2.8, 3.2, 3.6, 4.2, 5.0, 6.5, 9.0]
+BUDGETS = [2.3, 2.8, 3.2, 3.6, 4.2, 5.0, 6.0, 6.5, 9.0]
 
 
 def rounds_within(
@@ -313,9 +316,9 @@ def test_a_larger_budget_is_made_use_of() -> None:
 
 def test_rounds_of_a_noisy_device_are_late_as_seldom_as_was_asked() -> None:
     """The budget is on the 95th percentile, learnt from this device's own spread."""
-    rounds = [r for r, _ in rounds_within("stairs", 12.0, noise=0.1, answers=60) if drafted(r)]
-    late = [r.feedback.round_ms + r.feedback.prepare_ms > 12.0 for r in rounds[100:] if r.feedback]
-    assert len(late) > 200 and np.mean(late) < 0.08
+    rounds = [r for r, _ in rounds_within("stairs", 12.0, noise=0.1, answers=24) if drafted(r)]
+    late = [r.feedback.round_ms + r.feedback.prepare_ms > 12.0 for r in rounds[50:] if r.feedback]
+    assert len(late) > 100 and np.mean(late) < 0.08
 
 
 def test_the_time_between_tokens_is_a_rounds() -> None:

@@ -211,6 +211,16 @@ def test_what_was_learnt_fades_when_the_draft_changes() -> None:
     assert after.error(calibrator) < 0.035, "twice that where nothing fades"
 
 
+def test_what_was_learnt_of_a_node_is_soon_outweighed() -> None:
+    """One kind of node: 10,000 of them of which four fifths held, then 1,500 of which a fifth."""
+    calibrator, x = Calibrator(), np.repeat(features(family_tree())[:1], 10, axis=0)
+    luck = np.array([1.0] * 8 + [0.0] * 2)
+    for number in range(1150):
+        held = luck if number < 1000 else 1.0 - luck
+        calibrator.learn(x, np.full(10, 0.5), held, np.ones(10))
+    assert logistic(float(x[0] @ calibrator.weights)) < 0.55, "0.72 of them all held"
+
+
 def test_an_easy_life_is_learnt_from_less_often_but_never_not_at_all() -> None:
     young, old = Calibrator(), Calibrator()
     old.reliability.nodes = 1_000_000

@@ -276,3 +276,7 @@ def test_the_profile_fits_a_device_that_is_a_little_slower() -> None:
 def test_a_constant_curve_is_a_curve() -> None:
     view = round_costs(dataclasses.replace(costs(), verify=Curve.constant(3.0)))
     assert view.verify(70) == [3.0] * (NODES + 1)
+
+
+def test_verifying_n_nodes_is_verifying_n_and_the_root() -> None:
+    assert round_costs().verify(0)[:4] == pytest.approx([2.0, 2.2, 2.4, 2.6])

@@ -98,6 +98,7 @@ def test_in_tree_order_parents_come_first_whatever_the_ties(tree: Tree) -> None:
     order = tree_order(reach)
     assert sorted(order) == list(range(len(reach)))
     assert all(a >= b for a, b in itertools.pairwise(ranked(reach)))
+    assert all(p < 0 or order.index(p) < order.index(i) for i, p in enumerate(parents))
     candidates = Candidates()
     for index, parent in enumerate(parents):
         candidates.extend(parent, [index], [0.0])
