@@ -162,8 +162,7 @@ class RoundCosts:
 
     def first(self, chain: bool, unseen: int, context: int) -> float:
         """The first draft call of a round, and the draft's commit."""
-        bare = self._bare_calls(chain, (unseen,), context)
-        return bare * math.exp(self.drift.draft.log)
+        return self.calls(chain, (unseen,), context)
 
     def calls(self, chain: bool, calls: Sequence[int], context: int) -> float:
         """All of a round's drafting, by the rows of its calls."""

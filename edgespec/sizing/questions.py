@@ -2,8 +2,8 @@
 
 Robots ask the same few things again and again. Whether drafting will pay is decided before any of
 the answer is known, so it is learnt from answers to questions in similar words: past questions
-weigh by the words they share with this one, rare words more than common ones (the chat template's
-say nothing). Nothing here can change a text.
+weigh by the words they share with this one. Words of all questions (the chat template's) say
+nothing, and those of one or two are names. Nothing here can change a text.
 """
 
 from __future__ import annotations

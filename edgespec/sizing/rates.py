@@ -74,6 +74,7 @@ class Spread:
 
 
 LEVELS = 18
+"""That are told apart; behind them it goes on as between the last two."""
 
 
 @dataclass
@@ -82,7 +83,9 @@ class Survival:
 
     weight: float
     """Of a new round, once there were some."""
-    levels: list[float] = field(default_factory=lambda: [0.8**level for level in range(1, 19)])
+    levels: list[float] = field(
+        default_factory=lambda: [0.8**level for level in range(1, LEVELS + 1)]
+    )
     rounds: float = 0.0
 
     def add(self, reached: Sequence[float], rounds: int = 1) -> None:

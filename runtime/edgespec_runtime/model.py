@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.bundle import Bundle, read_bundle
-from edgespec.errors import BundleError, ConfigError, PromptError
+from edgespec.errors import BundleError
 from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
-from edgespec.sizing.feasible import Load, check_budget, fitted, memory_mb
+from edgespec.sizing.feasible import Load
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
 from edgespec_runtime.inputs import VisualInputs, splice
+from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
 from edgespec_runtime.prompt import Prompt, build_prompt
 from edgespec_runtime.records import Generation
 from edgespec_runtime.request import Request
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
 
 Floats = npt.NDArray[np.float32]
-DEFAULT_NEW_TOKENS = 512
-# A chain is the cheapest shape where a draft step is dear: one engine call. Measured on the
-# built-in family (docs/performance.md); sizing by measured cost will choose per round.
+# Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
+# built-in family (docs/performance.md).
 DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
 STEP_ROLES = ("target", "draft", "draft_chain")
 TARGET_ROLES = ("vision", "projector", "target")
@@ -62,7 +62,9 @@ class Model:
         self.engine = engine.facts
         self._graphs: dict[str, Graph] = {}
         self._steps: dict[str, StepGraph] = {}
-        self.draft_left_out = self._draft_too_large()
+        self.draft_left_out = (
+            why_draft_is_left_out(self.budget, profile) if self.manifest.graph("draft") else ""
+        )
         """Why the bundle's draft was not loaded; empty where it was, or where there is none."""
         for spec in self.manifest.graphs:
             if self.draft_left_out and spec.role not in TARGET_ROLES:
@@ -185,35 +187,28 @@ class Model:
         )
         policy = self._policy(policy, choice)
         pictures = _as_list(images)
-        text = self.manifest.text
-        built = build_prompt(
-            prompt,
-            len(pictures),
-            self._template,
-            self.tokenizer,
-            image_token=text["image_token"],
-            image_token_id=text["image_token_id"],
-            image_seq_len=text["visual_tokens"],
-            max_context=text["max_positions"] - 1,
+        built = self._prompt(prompt, len(pictures))
+        emitted = new_tokens(
+            max_new_tokens, len(built.ids), int(self.manifest.text["max_positions"])
         )
-        new_tokens = self._new_tokens(max_new_tokens, len(built.ids))
         limits = budget or self.budget
-        policy = self._within(limits, policy, choice, built, new_tokens)
+        load = self._load(built, choice, emitted)
+        policy = within(limits, policy, self.profile, load, drafts=choice.model)
         visual = self._visual_inputs(pictures, choice.model)
         sampler = Sampler(params, int(self._steps["target"].spec.meta["vocab"]))
         couples = coupled and choice.model and not params.greedy
         own: Drafter = NoDraft()
         if self.draft and choice.model:
-            own = self.draft.open(built, visual, policy, new_tokens, sampler if couples else None)
-        setting = self._setting(built, choice, params, new_tokens, limits, couples)
+            own = self.draft.open(built, visual, policy, emitted, sampler if couples else None)
+        setting = self._setting(built, choice, params, load, limits, couples)
         return Request(
-            self._verifier(built, visual, sampler, new_tokens + policy.max_nodes, choice.model),
-            choice.complete(own, built.ids.tolist(), text["image_token_id"]),
+            self._verifier(built, visual, sampler, emitted + policy.max_nodes, choice.model),
+            choice.complete(own, built.ids.tolist(), self.manifest.text["image_token_id"]),
             policy.start(setting),
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
-            max_new_tokens=new_tokens,
+            max_new_tokens=emitted,
             setting=setting,
         )
 
@@ -233,6 +228,29 @@ class Model:
             prompt_tokens=request.prompt_tokens,
             stats=request.stats,
             sizing=request.sizing,
+        )
+
+    def _prompt(self, prompt: str | Sequence[Message], pictures: int) -> Prompt:
+        text = self.manifest.text
+        return build_prompt(
+            prompt,
+            pictures,
+            self._template,
+            self.tokenizer,
+            image_token=text["image_token"],
+            image_token_id=text["image_token_id"],
+            image_seq_len=text["visual_tokens"],
+            max_context=text["max_positions"] - 1,
+        )
+
+    def _load(self, prompt: Prompt, choice: DraftChoice, emitted: int) -> Load:
+        """What a request asks of the device."""
+        own = self.draft if choice.model else None
+        return Load(
+            len(prompt.ids),
+            len(prompt.image_spans),
+            emitted,
+            own.prompt_length(prompt) if own else 0,
         )
 
     def _verifier(
@@ -278,7 +296,7 @@ class Model:
     def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
         """What was asked for; plain decoding where nothing drafts."""
         policy = parse_policy(asked) if isinstance(asked, str) else (asked or self.default_policy)
-        self._check_policy(policy)
+        check_policy(policy, self._steps)
         return policy if choice.model or choice.ngram else Plain()
 
     def _setting(
@@ -286,17 +304,17 @@ class Model:
         prompt: Prompt,
         choice: DraftChoice,
         params: SamplingParams,
-        new_tokens: int,
+        load: Load,
         budget: Budget,
         coupled: bool,
     ) -> Setting:
         """What a policy may know of the request."""
         own = self.draft if choice.model else None
         return Setting(
-            prompt_tokens=len(prompt.ids),
-            draft_prompt_tokens=own.prompt_length(prompt) if own else 0,
-            images=len(prompt.image_spans),
-            max_new_tokens=new_tokens,
+            prompt_tokens=load.prompt_tokens,
+            draft_prompt_tokens=load.draft_prompt_tokens,
+            images=load.images,
+            max_new_tokens=load.new_tokens,
             temperature=params.temperature,
             coupled=coupled,
             eos=frozenset(self.manifest.generation["eos_token_ids"]),
@@ -307,68 +325,6 @@ class Model:
             budget=budget,
             experience=self.experience,
         )
-
-    def _within(
-        self, budget: Budget, policy: Policy, choice: DraftChoice, prompt: Prompt, new_tokens: int
-    ) -> Policy:
-        """Refuses a budget that cannot be met; fits trees into the memory that there is."""
-        if not budget.limited:
-            return policy
-        if self.profile is None:
-            raise ConfigError(
-                "budgets are kept by measured costs and need a device profile; make one with: "
-                "edgespec profile --bundle BUNDLE --out PROFILE, and give it with --profile"
-            )
-        own = self.draft if choice.model else None
-        load = Load(
-            len(prompt.ids),
-            len(prompt.image_spans),
-            new_tokens,
-            own.prompt_length(prompt) if own else 0,
-        )
-        check_budget(budget, self.profile, load)
-        return fitted(policy, budget, self.profile, load, drafts=own is not None)
-
-    def _draft_too_large(self) -> str:
-        """Whether the memory budget has no room for the draft, with the figures."""
-        if self.profile is None or self.manifest.graph("draft") is None:
-            return ""
-        needed = memory_mb(self.profile, Load(0, 0, 0), drafts=True)
-        if needed <= self.budget.memory_mb:
-            return ""
-        return (
-            f"the draft is not loaded: with it {needed:.0f} MB are needed before the first token, "
-            f"the budget is {self.budget.memory_mb:.0f} MB"
-        )
-
-    def _check_policy(self, policy: Policy) -> None:
-        """Refuses a tree that the bundle's graphs were not built for."""
-        draft = self._steps.get("draft")
-        if draft is not None and policy.top_k > int(draft.spec.meta["top_k"]):
-            raise ConfigError(
-                f"the policy asks for top_k={policy.top_k}; this bundle's draft graph gives "
-                f"{draft.spec.meta['top_k']} candidates per node"
-            )
-        rows = max(policy.max_nodes, policy.max_drafted)
-        most = min(int(step.spec.meta["tree_rows"]) for step in self._steps.values())
-        if rows > most:
-            raise ConfigError(
-                f"the policy's trees take up to {rows} rows, this bundle's graphs take {most}; "
-                "ask for fewer nodes, levels or candidates"
-            )
-
-    def _new_tokens(self, asked: int | None, prompt_tokens: int) -> int:
-        room = int(self.manifest.text["max_positions"]) - prompt_tokens
-        if asked is None:
-            return min(DEFAULT_NEW_TOKENS, room)
-        if asked < 1:
-            raise ConfigError(f"max_new_tokens is {asked}; it must be at least 1")
-        if asked > room:
-            raise PromptError(
-                f"the prompt takes {prompt_tokens} tokens and {asked} new ones were asked for, but "
-                f"the context holds {prompt_tokens + room}; ask for at most {room}"
-            )
-        return asked
 
     def _image_processor(self, name: str) -> ImageProcessor:
         config: Mapping[str, Any] = json.loads(self.bundle.file(name).read_text(encoding="utf-8"))

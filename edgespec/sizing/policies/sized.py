@@ -109,6 +109,7 @@ class SizedTrees:
         costs = self._costs
         plain_ms = costs.verify_one(0, root.context) + costs.host(1)
         self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
+        self._verify = costs.verify(root.context)
         if self._settled <= 0 or not root.prepared or self._limit < math.inf:
             self._kind = self._decide(root, plain_ms)
             self._settled = 1 if self._whether.trying else SETTLED
@@ -117,7 +118,6 @@ class SizedTrees:
             self._settled = 0
             return Growth.NONE
         self._rate = max(self._whether.rate, 1.0 / plain_ms)
-        self._verify = costs.verify(root.context)
         self._paths = Paths(self._lesson.calibrator, self._setting.eos)
         self._growth = self._kind
         self._spent = self._least_drafting(self._growth, root)
@@ -128,7 +128,6 @@ class SizedTrees:
         kinds = [kind for kind in self._kinds() if self._fits(kind, root)]
         if not kinds or not self._whether.drafts(root, plain_ms):
             return Growth.NONE
-        self._verify = self._costs.verify(root.context)
         return max(kinds, key=lambda kind: self._speed(kind, root))
 
     def _kinds(self) -> list[Growth]:

@@ -1,0 +1,76 @@
+"""What a bundle's graphs, its context and a memory budget have room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgespec.errors import ConfigError, PromptError
+from edgespec.latency import DeviceProfile
+from edgespec.sizing import Policy
+from edgespec.sizing.budgets import Budget
+from edgespec.sizing.feasible import Load, check_budget, fitted, memory_mb
+from edgespec_runtime.engines import StepGraph
+
+DEFAULT_NEW_TOKENS = 512
+
+
+def check_policy(policy: Policy, steps: Mapping[str, StepGraph]) -> None:
+    """Raises ConfigError for a tree that a bundle's decoder graphs (by role) were not built for."""
+    draft = steps.get("draft")
+    if draft is not None and policy.top_k > int(draft.spec.meta["top_k"]):
+        raise ConfigError(
+            f"the policy asks for top_k={policy.top_k}; this bundle's draft graph gives "
+            f"{draft.spec.meta['top_k']} candidates per node"
+        )
+    rows = max(policy.max_nodes, policy.max_drafted)
+    most = min(int(step.spec.meta["tree_rows"]) for step in steps.values())
+    if rows > most:
+        raise ConfigError(
+            f"the policy's trees take up to {rows} rows, this bundle's graphs take {most}; "
+            "ask for fewer nodes, levels or candidates"
+        )
+
+
+def new_tokens(asked: int | None, prompt_tokens: int, max_positions: int) -> int:
+    """How many tokens a request may emit; by default as many as there is room for, up to
+    ``DEFAULT_NEW_TOKENS``. Raises ConfigError for less than one, PromptError for too many."""
+    room = max_positions - prompt_tokens
+    if asked is None:
+        return min(DEFAULT_NEW_TOKENS, room)
+    if asked < 1:
+        raise ConfigError(f"max_new_tokens is {asked}; it must be at least 1")
+    if asked > room:
+        raise PromptError(
+            f"the prompt takes {prompt_tokens} tokens and {asked} new ones were asked for, but "
+            f"the context holds {prompt_tokens + room}; ask for at most {room}"
+        )
+    return asked
+
+
+def within(
+    budget: Budget, policy: Policy, profile: DeviceProfile | None, load: Load, *, drafts: bool
+) -> Policy:
+    """``policy`` with trees for which the memory budget has room. Raises ConfigError for a budget
+    that cannot be met, and for one that there is no profile to keep by."""
+    if not budget.limited:
+        return policy
+    if profile is None:
+        raise ConfigError(
+            "budgets are kept by measured costs and need a device profile; make one with: "
+            "edgespec profile --bundle BUNDLE --out PROFILE, and give it with --profile"
+        )
+    check_budget(budget, profile, load)
+    return fitted(policy, budget, profile, load, drafts=drafts)
+
+
+def why_draft_is_left_out(budget: Budget, profile: DeviceProfile | None) -> str:
+    """The sentence for a memory budget without room for the draft; empty where there is room."""
+    if profile is None:
+        return ""
+    needed = memory_mb(profile, Load(0, 0, 0), drafts=True)
+    if needed <= budget.memory_mb:
+        return ""
+    return (
+        f"the draft is not loaded: with it {needed:.0f} MB are needed before the first token, "
+        f"the budget is {budget.memory_mb:.0f} MB"
+    )
