@@ -1,0 +1,1 @@
+"""The verifying server: one process behind gRPC that holds a target for many devices."""

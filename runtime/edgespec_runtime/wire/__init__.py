@@ -1,0 +1,1 @@
+"""What a drafting device and a verifying server agree on: messages, prefixes, rounds, refusals."""
