@@ -1,7 +1,7 @@
 """Builds the messages of the wire contract from its .proto file.
 
-    python scripts/generate_wire.py            write them
-    python scripts/generate_wire.py --check    exit with 1 where what lies there is not current
+python scripts/generate_wire.py            write them
+python scripts/generate_wire.py --check    exit with 1 where what lies there is not current
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,15 @@ from edgespec_runtime.prefill import prefill
 
 Floats = npt.NDArray[np.float32]
 BROKEN = "the target's logits are not finite; the weights or the engine are broken"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """New rows of one session: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S]."""
+
+    embeds: Floats
+    positions: Sequence[int]
+    mask: npt.NDArray[np.bool_]
 
 
 class LocalVerifier:
@@ -40,6 +49,7 @@ class LocalVerifier:
         self._prompt = prompt
         self._sampler = sampler
         self._features = features
+        self._prompt_length = len(prompt_ids)
         self._root = -1  # the last committed token; its row is not in the cache yet
         sampler.observe(prompt_ids)
 
@@ -52,20 +62,50 @@ class LocalVerifier:
         return self._session.cache.length
 
     def begin(self) -> Verdict:
-        logits, features = prefill(self._session, self._prompt(), features=self._features)
+        """See ``Verifier.begin``. Leading rows that the cache holds already, all but the last of
+        the prompt at most, are not fed again; features are those of the fed rows."""
+        logits, features = self._feed(self._prompt())
         self._root = self._pick(logits, 0, ())
         self._sampler.observe((self._root,))
         return Verdict((), (self._root,), features)
 
+    def resume(self, accepted: Sequence[int]) -> Verdict:
+        """Takes up an answer of which ``accepted`` tokens (at least one) are known, in place of
+        ``begin``. The cache may hold leading rows of the prompt and of ``accepted`` but its last
+        already. The verdict names no token; its features are of the rows that were fed."""
+        behind = self._table[list(accepted[:-1])]
+        known = self._session.cache.length >= self._prompt_length
+        start = self._prompt_length if known else 0
+        embeds = behind if known else np.concatenate([self._prompt(), behind])
+        features = self._feed(embeds, start)[1]
+        self._root = accepted[-1]
+        self._sampler.observe(accepted)
+        return Verdict((), (), features)
+
+    def _feed(self, embeds: Floats, start: int = 0) -> tuple[Array, Array | None]:
+        """Commits what the cache lacks of the context's rows ``embeds``, which count from row
+        ``start``."""
+        cached = self._session.cache.length
+        where = range(cached, start + len(embeds))
+        return prefill(self._session, embeds[cached - start :], where, features=self._features)
+
     def verify(self, tree: TokenTree) -> Verdict:
-        session = self._session
-        cached, rows = session.cache.length, len(tree) + 1
+        ask = self.ask(tree)
+        return self.settle(tree, self._session.step(ask.embeds, ask.positions, ask.mask))
+
+    def ask(self, tree: TokenTree) -> Ask:
+        """What verifying ``tree`` needs of the engine: for one step, or a part of a batch."""
+        cached, rows = self._session.cache.length, len(tree) + 1
         mask = np.ones((rows, cached + rows), dtype=np.bool_)
         tree.write_mask(mask[:, cached:])
         positions = [cached, *(cached + depth for depth in tree.depths)]
-        embeds = self._table[[self._root, *tree.tokens]]
-        logits, *hidden = session.step(embeds, positions, mask)  # [rows, V], [rows, F]
+        return Ask(self._table[[self._root, *tree.tokens]], positions, mask)
 
+    def settle(self, tree: TokenTree, outputs: Sequence[Array]) -> Verdict:
+        """Walks ``tree`` by the engine's answer to ``ask`` (logits [rows, V] and, where asked for,
+        features [rows, F], the rows pending in the cache), and commits what is accepted."""
+        session = self._session
+        logits, *hidden = outputs
         # The root's own row is still pending, so the token after it is one position further.
         if self._sampler.plain_argmax:
             best = self._best(logits)

@@ -76,9 +76,7 @@ class SessionState:
                 return self._last.reply
             raise Refusal(Reason.ROUND_REUSED, f"round {claim.round} was answered for other bytes")
         if claim.round <= self.round:
-            raise Refusal(
-                Reason.STALE_ROUND, f"round {claim.round} came after round {self.round}"
-            )
+            raise Refusal(Reason.STALE_ROUND, f"round {claim.round} came after round {self.round}")
         if claim.round > self.round + 1:
             raise Refusal(
                 Reason.ROUND_GAP, f"round {claim.round} came, the last one was {self.round}"
@@ -115,8 +113,8 @@ class SessionState:
 def opening(known: SessionState | None, epoch: int, digest: bytes) -> bytes | None:
     """What an open meets: the reply to give again, or None where the session is to be opened.
 
-    ``known`` is the session's state here, if it has one. Raises Refusal STALE_EPOCH for an open that
-    a newer one has overtaken, and for an epoch that was opened with other bytes.
+    ``known`` is the session's state here, if it has one. Raises Refusal STALE_EPOCH for an open
+    that a newer one has overtaken, and for an epoch that was opened with other bytes.
     """
     if epoch < 1:
         raise Refusal(Reason.INVALID, "epochs count from 1")
