@@ -30,3 +30,7 @@ class Verifier(Protocol):
         """Runs the tree below the last committed token in one forward and walks it. A verifier that
         has to wait for its answer calls ``meanwhile`` once, the request being sent; others do not.
         """
+
+    def close(self) -> None:
+        """The answer is over, or nobody wants the rest of it: lets go of what is held elsewhere.
+        Never raises, does not wait, and may come more than once."""
