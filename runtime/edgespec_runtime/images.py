@@ -100,7 +100,7 @@ def _from_bytes(
         )
     with _pillow_errors(name):
         try:
-            picture = Image.open(io.BytesIO(data), formats=formats)
+            picture = Image.open(io.BytesIO(data), formats=tuple(formats))
         except UnidentifiedImageError as error:
             raise ImageError(
                 f"{name}: not an image that can be read; found no {', '.join(formats)} header: "

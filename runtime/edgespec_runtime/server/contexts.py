@@ -92,7 +92,8 @@ class Contexts:
             done = await asyncio.wrap_future(self._scheduler.steps(self._looking(pixels)))
         except Exception as error:
             raise refusal_of(error) from error
-        return done.value
+        tokens: Floats = done.value
+        return tokens
 
     def _looking(self, pixels: Floats) -> Iterator[Floats]:
         yield self._target.see(pixels)

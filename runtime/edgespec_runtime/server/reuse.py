@@ -17,7 +17,7 @@ Codes = npt.NDArray[np.int64]
 def codes_of(ids: Codes, spans: Sequence[tuple[int, int]], digests: Sequence[bytes]) -> Codes:
     """Codes of an expanded prompt [L]; ``spans`` are its pictures' rows, ``digests`` their
     sha256."""
-    codes = ids.copy()
+    codes: Codes = ids.copy()
     for (start, end), digest in zip(spans, digests, strict=True):
         codes[start:end] = -1 - (int.from_bytes(digest[:8], "little") >> 1)
     return codes
