@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgespec.bundle import Bundle, read_bundle
-from edgespec.errors import BundleError
+from edgespec.errors import BundleError, MissingDependencyError
 from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
@@ -20,20 +18,23 @@ from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import Load
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
-from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
-from edgespec_runtime.inputs import VisualInputs, splice
+from edgespec_runtime.inputs import VisualInputs
 from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
+from edgespec_runtime.loading import Floats, draft_of, load_graphs, processors_of, roles_for
 from edgespec_runtime.prompt import Prompt, build_prompt
 from edgespec_runtime.records import Generation
 from edgespec_runtime.request import Request
 from edgespec_runtime.template import ChatTemplate, Message
 from edgespec_runtime.tokenizer import Tokenizer
-from edgespec_runtime.verifiers import LocalVerifier
-from edgespec_runtime.vision import ImageProcessor, preprocess
+from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.verifiers.opening import Question, open_here
+from edgespec_runtime.vision import preprocess
 
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
+    from edgespec_runtime.remote.opening import RemoteTarget
+    from edgespec_runtime.remote.settings import RemoteSettings
 
 # Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
 # built-in family (docs/performance.md).

@@ -37,9 +37,7 @@ class Question:
     """Whether verdicts are to carry the target's features."""
 
 
-def open_here(
-    step: StepGraph, table: npt.NDArray[np.float32], question: Question
-) -> LocalVerifier:
+def open_here(step: StepGraph, table: npt.NDArray[np.float32], question: Question) -> LocalVerifier:
     """The target on this device, with a fresh cache."""
     prompt, visual = question.prompt, question.visual
     capacity = len(prompt.ids) + question.max_new_tokens + question.max_nodes + 1
