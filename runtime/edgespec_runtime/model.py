@@ -185,7 +185,14 @@ class Model:
         couples = coupled and choice.model and not params.greedy
         own: Drafter = NoDraft()
         if self.draft and choice.model:
-            own = self.draft.open(built, visual, policy, emitted, sampler if couples else None)
+            own = self.draft.open(
+                built,
+                visual,
+                policy,
+                emitted,
+                sampler if couples else None,
+                ahead=self._remote is not None and self._remote.settings.ahead,
+            )
         setting = self._setting(built, choice, params, load, limits, couples)
         question = Question(
             prompt=built,
