@@ -50,7 +50,14 @@ def decode(
         draft.begin(first)
     emitted = 1
     while reason is None:
-        root = Root(stop.tokens_left - 1, verifier.context, draft.unseen, draft.prepared, emitted)
+        root = Root(
+            stop.tokens_left - 1,
+            verifier.context,
+            draft.unseen,
+            draft.prepared,
+            emitted,
+            draft.ready,
+        )
         outcome = _round(verifier, draft, sizer, stop, root, clock)
         emitted += len(outcome.tokens)
         reason = outcome.finish_reason
@@ -77,7 +84,7 @@ def _round(
         chosen = sizer.choose(candidates)
     tree = TokenTree.select(candidates, chosen)
     grown = clock()
-    verdict = verifier.verify(tree)
+    verdict = verifier.verify(tree, lambda answered: draft.foresee(chosen, root, answered))
     verified = clock()
     draft.commit(chosen, verdict)
     committed = clock()
@@ -96,6 +103,7 @@ def _round(
         draft_ms=(grown - prepared + committed - verified) * 1e3,
         verify_ms=(verified - grown) * 1e3,
         round_ms=(clock() - prepared) * 1e3,
+        away_ms=verdict.away_ms,
     )
     sizer.learn(feedback)
     return _summary(feedback, verdict, emitted, reason)
