@@ -9,19 +9,24 @@ best depth there, so that it holds where the record was made and follows where i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgespec.latency import Costs
-from edgespec.sizing import Feedback
+from edgespec.sizing import Feedback, Setting
+from edgespec.sizing.rates import Rate
 from edgespec_runtime.remote.link import Link
 from edgespec_runtime.remote.recent import Recent
 
-HALF_LIFE = 24.0
+HALF_LIFE = 64.0
 """Rounds after which one counts half."""
 FADE = 0.5 ** (1.0 / HALF_LIFE)
 PRIOR, PRIOR_ROUNDS = 0.75, 3.0
 """Of what reaches a level, how much reaches the next, before anything is known; and its weight."""
+DOUBT = 0.4
+"""Half of the spread of a single round's tokens, as a share of their mean: what a draft may be
+better than it was seen to be, over the root of the rounds."""
 LEVELS = 24
 """That are told apart."""
 REQUEST, NODE = 60, 4
@@ -106,11 +111,25 @@ def _levels(feedback: Feedback) -> tuple[int, int]:
     return depth, accepted + further
 
 
-@dataclass
-class Streamed:
-    """How the server's own tokens came: what they took over what its work said."""
+class RemoteExperience:
+    """What the requests of one loaded model taught about its way to the target. Mutable."""
 
-    ratio: Recent = field(default_factory=lambda: Recent(33))
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.interval = Rate(HALF_LIFE)
+        """Of streamed tokens: the server's work (as ``tokens``) over the time they took."""
+        self.lengths = Recent(33)
+        """Of answers, tokens."""
+        self.local = Drafted()
+        """Rounds of this device's own target."""
+        self.allowance_ms = 0.0
+        """Time that may still be lost on trying what looks worse."""
+        self._drafted: dict[object, Drafted] = {}
+
+    def drafted(self, setting: Setting) -> Drafted:
+        """Hybrid rounds with the setting's drafter, at its temperature, with pictures or without."""
+        key = (setting.draft, round(setting.temperature, 1), setting.coupled, setting.images > 0)
+        return self._drafted.setdefault(key, Drafted())
 
 
 class Outlook:
@@ -119,34 +138,33 @@ class Outlook:
 
     def __init__(
         self,
-        link: Link,
-        drafted: Drafted,
-        streamed: Streamed,
+        experience: RemoteExperience,
+        setting: Setting,
         *,
         levels: int,
         adapts: bool,
-        costs: Costs | None = None,
-        prompt: tuple[int, int] = (0, 0),
     ) -> None:
-        """``costs``: of this device, where it was profiled; ``prompt``: the draft's tokens and its
-        pictures."""
-        self._link = link
-        self._drafted = drafted
-        self._streamed = streamed
+        self._link = experience.link
+        self._drafted = experience.drafted(setting)
+        self._interval = experience.interval
         self._levels = max(min(levels, LEVELS), 1)
         self._adapts = adapts
-        self._costs = costs
-        self._prompt = prompt
+        self._costs = setting.profile.costs if setting.profile else None
+        self._prompt = (setting.draft_prompt_tokens, setting.images)
 
     def stream(self) -> float:
         """Of the server by itself; 0 where nothing is known of it."""
         served = self._link.compute(1) + self._link.queue.mean
-        ratio = self._streamed.ratio
-        interval = served * (ratio.mean if ratio else 1.0)
-        return 1.0 / interval if interval > 0 else 0.0
+        if self._interval.ms:  # tokens that had come before they were asked for took no time
+            served *= max(1.0 / self._interval.value, 1.0)
+        return 1.0 / served if served > 0 else 0.0
 
     def hybrid(self) -> float:
-        """Of drafting here and verifying there."""
+        """Of drafting here and verifying there; a little more than it looks like, the fewer rounds
+        it is known from: a draft that had no luck at first must not be given up for that."""
+        return self._hybrid() * (1.0 + DOUBT / math.sqrt(self._drafted.rounds + 2.0))
+
+    def _hybrid(self) -> float:
         seen, away = self._drafted, self._away(self._nodes)
         if not seen.rounds:
             return max(self._model(away))
@@ -158,6 +176,12 @@ class Outlook:
         measured = tokens / max(own + then, 1e-6)
         scaled = measured * max(self._model(away)) / max(*self._model(then), 1e-9)
         return max(as_it_was, scaled)
+
+    @property
+    def tokens(self) -> float:
+        """Of a hybrid round."""
+        seen = self._drafted
+        return seen.tokens / seen.rounds if seen.rounds else max(seen.reach.tokens(self._levels))
 
     @property
     def _nodes(self) -> float:
