@@ -198,7 +198,12 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
         message_bytes=bounds.message_bytes,
         embeddings=settings.embeddings,
     )
-    return open_backend(arguments.bundle, threads=arguments.threads, capacity=capacity)
+    return open_backend(
+        arguments.bundle,
+        threads=arguments.threads,
+        capacity=capacity,
+        profile=arguments.profile,
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> ServeSettings:
