@@ -40,6 +40,7 @@ Floats = npt.NDArray[np.float32]
 # built-in family (docs/performance.md).
 DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
 STEP_ROLES = ("target", "draft", "draft_chain")
+SERVER_ROLES = ("target_packed",)  # of no use to a single session
 TARGET_ROLES = ("vision", "projector", "target")
 
 
@@ -68,6 +69,8 @@ class Model:
         """Why the bundle's draft was not loaded; empty where it was, or where there is none."""
         for spec in self.manifest.graphs:
             if self.draft_left_out and spec.role not in TARGET_ROLES:
+                continue
+            if spec.role in SERVER_ROLES:
                 continue
             if spec.role in STEP_ROLES:
                 self._steps[spec.role] = engine.load_step(spec, bundle.path)
