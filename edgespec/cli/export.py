@@ -62,6 +62,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "(default: none; the server then verifies one after another)",
     )
     parser.add_argument(
+        "--part",
+        default="whole",
+        metavar="PART",
+        help="whole (default), or device: what drafts, without the target, for a device that "
+        "generates with --remote",
+    )
+    parser.add_argument(
         "--parity", action="store_true", help="compare every graph with torch (needs [train])"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -84,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         lowering=arguments.lowering,
         sessions=arguments.sessions,
+        part=arguments.part,
         overwrite=arguments.overwrite,
         parity=arguments.parity,
     )

@@ -172,7 +172,7 @@ class PackedStep:
             self._binding.bind_ortvalue_input(f"tree_mask.{seat}", self._wrap(mask))
 
     def _take(self, name: str, rows: int, width: int, dtype: Any) -> Array:
-        array, value = self._buffers.take(name, rows, width, dtype)
+        array, value = self._buffers.take(f"given {name}", rows, width, dtype)
         self._binding.bind_ortvalue_input(name, value)
         return array
 

@@ -123,7 +123,7 @@ class OrtStepSession:
 
     def _take(self, name: str, rows: int, width: int, dtype: Any) -> Array:
         """The input buffer [rows, width] of that name, bound for the coming run."""
-        array, value = self._buffers.take(name, rows, width, dtype)
+        array, value = self._buffers.take(f"given {name}", rows, width, dtype)
         self._binding.bind_ortvalue_input(name, value)
         return array
 
