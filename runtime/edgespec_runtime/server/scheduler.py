@@ -84,7 +84,7 @@ class Scheduler:
         self._long: deque[_Steps] = deque()
         self._stopped = False
         self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="engine")
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
