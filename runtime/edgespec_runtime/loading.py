@@ -81,11 +81,8 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
 
 
 def vocabulary(bundle: Bundle) -> int:
-    """Tokens that the target knows. Raises BundleError for a bundle without one."""
-    target = bundle.manifest.graph("target")
-    if target is None:
-        raise BundleError(f"{bundle.path} has no 'target' graph; export it again")
-    return int(target.meta["vocab"])
+    """Tokens that the target knows; a device's part of a bundle tells as well."""
+    return int(bundle.manifest.text["vocab_size"])
 
 
 def draft_of(bundle: Bundle, loaded: Loaded) -> DraftModel | None:

@@ -16,9 +16,8 @@ from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.server.execution import Executor
-from edgespec_runtime.verifiers.local import Ask
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
