@@ -108,9 +108,7 @@ class Server:
         up = HEADER + NODE * depth
         away = self.world.away(now + waited, up, self.rng) + self.world.queue
         compute = self.world.compute(depth + 1)
-        self.link.verified(
-            depth + 1, away + compute, self.world.queue, compute, up, REPLY
-        )
+        self.link.verified(depth + 1, away + compute, self.world.queue, compute, up, REPLY)
         accepted = 0
         while accepted < depth and matches[accepted]:
             accepted += 1
