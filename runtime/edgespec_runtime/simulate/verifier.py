@@ -41,6 +41,9 @@ class ReplayVerifier:
         verdict = Verdict((), (self._line.tokens[0],))
         return self._with_features(verdict, self._line.prompt_tokens)
 
+    def close(self) -> None:
+        """Nothing is held elsewhere."""
+
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         root = self._root
 

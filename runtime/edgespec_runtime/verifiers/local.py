@@ -94,6 +94,9 @@ class LocalVerifier:
         ask = self.ask(tree)
         return self.settle(tree, self._session.step(ask.embeds, ask.positions, ask.mask))
 
+    def close(self) -> None:
+        """Nothing is held elsewhere."""
+
     def ask(self, tree: TokenTree) -> Ask:
         """What verifying ``tree`` needs of the engine: for one step, or a part of a batch."""
         cached, rows = self._session.cache.length, len(tree) + 1
