@@ -44,6 +44,8 @@ from edgespec_export.plan_vlm import plan_vlm
 from edgespec_export.vocabulary import parse_vocabulary
 
 PRECISIONS = ("fp32",)
+PARTS = ("whole", "device")
+"""What a bundle holds: everything, or what a device needs whose target is a server's."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,11 @@ class ExportRequest:
     parity: bool = False
     draft_variant: str | None = None
     """Which rule a feature-level draft follows, where its keys do not tell ("msd")."""
+    sessions: int = 0
+    """Sessions that a server may verify in one call; 0: no graph for that."""
     draft_vocab: str | None = None
     """``FILE[:N]``: a frequency list, of which the draft proposes the N most frequent tokens."""
+    part: str = "whole"
 
 
 Progress = Callable[[str, int], None]
@@ -74,6 +79,10 @@ def plan_export(request: ExportRequest) -> Plan:
         raise ConfigError(
             f"precision '{request.precision}' is not built; there are: {', '.join(PRECISIONS)}"
         )
+    if request.part not in PARTS:
+        raise ConfigError(f"part '{request.part}' is unknown; there are: {', '.join(PARTS)}")
+    if request.parity and request.part != "whole":
+        raise ConfigError("--parity compares a whole bundle; export one, or leave --parity out")
     for flag, given in (
         ("compressor", request.compressor),
         ("draft-variant", request.draft_variant),
@@ -81,12 +90,25 @@ def plan_export(request: ExportRequest) -> Plan:
     ):
         if given and not request.draft:
             raise ConfigError(f"--{flag} is about the draft; it needs --draft")
+    if request.sessions < 0 or request.sessions == 1:
+        raise ConfigError(
+            f"--sessions is {request.sessions}; it must be at least 2, or 0 for no such graph"
+        )
     lowering = get_lowering(request.lowering)
     target = open_model(request.target)
     draft = _plan_draft(request, target, lowering) if request.draft else None
     features = draft.features if draft else ()
-    graphs: list[PlannedGraph] = list(target_graphs(target, lowering, features))
+    graphs: list[PlannedGraph] = list(target_graphs(target, lowering, features, request.sessions))
+    if request.part == "device":
+        graphs = [graph for graph in graphs if draft and _drafts_with(graph.role, draft)]
     return Plan(target, draft, (*graphs, *(draft.graphs if draft else ())), lowering)
+
+
+def _drafts_with(role: str, draft: DraftPlan) -> bool:
+    """Whether ``draft`` needs the target's graph of that role."""
+    if role == "vision":
+        return all(graph.role != "draft_vision" for graph in draft.graphs)
+    return role == "projector" and bool(draft.features)
 
 
 def _plan_draft(request: ExportRequest, target: Model, lowering: Lowering) -> DraftPlan:
@@ -116,7 +138,8 @@ def export_bundle(
     announce(plan)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
         specs = _write_graphs(writer, plan, request, progress)
-        _write_table(writer, embedding_table(plan.target), "target")
+        if request.part == "whole":
+            _write_table(writer, embedding_table(plan.target), "target")
         _write_json(writer, "tokenizer.json", assets.tokenizer)
         _write_json(writer, "preprocessor_config.json", assets.processor)
         if plan.draft:
@@ -144,11 +167,13 @@ def export_bundle(
 def _write_graphs(
     writer: BundleWriter, plan: Plan, request: ExportRequest, progress: Progress
 ) -> list[GraphSpec]:
-    """Streams every graph; the draft's chain graph points at the weights of its step graph."""
+    """Streams every graph; graphs of one decoder point at the weights of its step graph."""
     specs = []
     draft: Stored = {}
+    target: Stored = {}
+    decoders = {"target": target, "target_packed": target, "draft": draft, "draft_chain": draft}
     for graph in plan.graphs:
-        stored = draft if graph.role in ("draft", "draft_chain") else {}
+        stored = decoders.get(graph.role, {})
         tell = partial(progress, graph.role)
         graph.builder.save(writer.folder, graph.role, tell, stored)
         specs.append(

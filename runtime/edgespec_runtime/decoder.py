@@ -5,7 +5,7 @@ Knows the four contracts (draft, sizer, verifier, stop rules) and no engine, tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -40,29 +40,33 @@ def decode(
     sizer: Sizer,
     stop: StopRules,
     clock: Callable[[], float] = perf_counter,
-) -> Iterator[Round]:
-    """Yields rounds until a stop rule fires. ``clock`` tells seconds."""
-    started = clock()
-    first = verifier.begin()
-    reason = stop.push(first.tokens[0])
-    yield Round(first.tokens, 0, 0, 0.0, 0.0, (clock() - started) * 1e3, reason)
-    if reason is None:
-        draft.begin(first)
-    emitted = 1
-    while reason is None:
-        root = Root(
-            stop.tokens_left - 1,
-            verifier.context,
-            draft.unseen,
-            draft.prepared,
-            emitted,
-            draft.ready,
-        )
-        outcome = _round(verifier, draft, sizer, stop, root, clock)
-        emitted += len(outcome.tokens)
-        reason = outcome.finish_reason
-        yield outcome
-    sizer.finish(emitted, reason != "length")
+) -> Generator[Round, None, None]:
+    """Yields rounds until a stop rule fires; then, or when it is left, the verifier is closed.
+    ``clock`` tells seconds."""
+    try:
+        started = clock()
+        first = verifier.begin()
+        reason = stop.push(first.tokens[0])
+        yield Round(first.tokens, 0, 0, 0.0, 0.0, (clock() - started) * 1e3, reason)
+        if reason is None:
+            draft.begin(first)
+        emitted = 1
+        while reason is None:
+            root = Root(
+                stop.tokens_left - 1,
+                verifier.context,
+                draft.unseen,
+                draft.prepared,
+                emitted,
+                draft.ready,
+            )
+            outcome = _round(verifier, draft, sizer, stop, root, clock)
+            emitted += len(outcome.tokens)
+            reason = outcome.finish_reason
+            yield outcome
+        sizer.finish(emitted, reason != "length")
+    finally:
+        verifier.close()
 
 
 def _round(

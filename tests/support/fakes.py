@@ -171,6 +171,9 @@ class ScriptedVerifier:
         self.committed.append(self._target(()))
         return Verdict((), (self.committed[-1],))
 
+    def close(self) -> None:
+        self.closed = True
+
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         self.trees.append(tree)
         verdict = walk(tree, lambda row, path: self._target((*self.committed, *path)))

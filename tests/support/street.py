@@ -52,6 +52,9 @@ class ClockedVerifier:
     def begin(self) -> Verdict:
         return self._inner.begin()
 
+    def close(self) -> None:
+        self._inner.close()
+
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         ms = self._costs.verify.at(len(tree) + 1, self.context)
         self._clock.ms += ms * self._factor()

@@ -54,6 +54,9 @@ class ReplayVerifier:
         verdict = Verdict((), (self._line.tokens[0],), away_ms=away_ms)
         return self._with_features(verdict, self._line.prompt_tokens)
 
+    def close(self) -> None:
+        """Nothing is held elsewhere."""
+
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         root = self._root
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from edgespec.acceptance import Verdict
 from edgespec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from edgespec_runtime.remote.account import Account
 
 Meanwhile: TypeAlias = Callable[[Callable[[], bool]], None]
 """What to do while an answer is under way; takes a function that tells whether it has come."""
@@ -30,3 +33,16 @@ class Verifier(Protocol):
         """Runs the tree below the last committed token in one forward and walks it. A verifier that
         has to wait for its answer calls ``meanwhile`` once, the request being sent; others do not.
         """
+
+    def close(self) -> None:
+        """The answer is over, or nobody wants the rest of it: lets go of what is held elsewhere.
+        Never raises, does not wait, and may come more than once."""
+
+
+@runtime_checkable
+class Away(Protocol):
+    """A verifier whose target is elsewhere."""
+
+    @property
+    def account(self) -> Account:
+        """What talking to servers took so far."""

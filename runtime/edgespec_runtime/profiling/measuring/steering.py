@@ -79,6 +79,9 @@ class SteeredVerifier:
     def begin(self) -> Verdict:
         return self._verifier.begin()
 
+    def close(self) -> None:
+        self._verifier.close()
+
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         self._session.wanted = _downwards(tree, next(self._levels))
         return self._verifier.verify(tree, meanwhile)
