@@ -562,11 +562,11 @@ def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatc
         await device.open()
         assert (await backend.gauges()).image_bytes == 16 * 64 * 4
 
-        def run(self: object, asked: object) -> None:
+        def step(self: object, asks: object) -> None:
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(backend._scheduler._executor), "run", run)
+            patch.setattr(type(backend._pools[False]), "step", step)
             with refused(Reason.BUSY):
                 await device.verify()
         gauges = await backend.gauges()
