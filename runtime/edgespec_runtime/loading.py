@@ -65,6 +65,11 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
         else:
             graphs[spec.role] = engine.load(spec, bundle.path)
     for role in sorted(set(roles) - {*graphs, *steps}, reverse=True):
+        if bundle.manifest.graph("target") is None:
+            raise BundleError(
+                f"{bundle.path} is a device's part without a '{role}' graph: its target is a "
+                "server's; give --remote, or export the whole bundle"
+            )
         raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
     # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
     tables: dict[str, Floats] = {

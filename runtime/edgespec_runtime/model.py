@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgespec.bundle import Bundle, read_bundle
-from edgespec.errors import BundleError, MissingDependencyError
+from edgespec.errors import MissingDependencyError
 from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
@@ -235,10 +235,7 @@ class Model:
 
     @property
     def _vocab(self) -> int:
-        target = self.manifest.graph("target")
-        if target is None:
-            raise BundleError(f"{self.bundle.path} has no 'target' graph; export it again")
-        return int(target.meta["vocab"])
+        return int(self.manifest.text["vocab_size"])
 
     def _prompt(self, prompt: str | Sequence[Message], pictures: int) -> Prompt:
         text = self.manifest.text
