@@ -81,7 +81,7 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
 
 
 def vocabulary(bundle: Bundle) -> int:
-    """Tokens that the target knows, wherever it runs."""
+    """Tokens that the target knows; a device's part of a bundle tells as well."""
     return int(bundle.manifest.text["vocab_size"])
 
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgespec.latency import Costs
 from edgespec.sizing import Feedback, Setting
 from edgespec.sizing.rates import Rate
 from edgespec_runtime.remote.link import Link

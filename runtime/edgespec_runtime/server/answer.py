@@ -11,14 +11,14 @@ import numpy.typing as npt
 from edgespec.acceptance import Verdict
 from edgespec.sampling import Sampler
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.inputs import splice
 from edgespec_runtime.prefill import CHUNK, prefill
 from edgespec_runtime.server.contexts import Context
 from edgespec_runtime.server.slots import Slot
 from edgespec_runtime.server.target import Target
 from edgespec_runtime.server.terms import Terms
-from edgespec_runtime.verifiers.local import Ask, LocalVerifier
+from edgespec_runtime.verifiers.local import LocalVerifier
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.features import encode
 from edgespec_runtime.wire.refusal import Reason, Refusal

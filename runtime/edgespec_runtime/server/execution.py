@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from edgespec_runtime.engines.base import Array, StepSession
-from edgespec_runtime.verifiers.local import Ask
+from edgespec_runtime.engines.base import Array, Ask, StepSession
 
 
 class Executor(Protocol):

@@ -16,9 +16,8 @@ from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.server.execution import Executor
-from edgespec_runtime.verifiers.local import Ask
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -84,7 +83,7 @@ class Scheduler:
         self._long: deque[_Steps] = deque()
         self._stopped = False
         self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="engine")
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
