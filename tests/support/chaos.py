@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,8 @@ def run(bundle: Path, plan: Plan, tell: Callable[[str], None] = lambda text: Non
             Gremlin(
                 server,
                 proxy,
-                islice(schedule(plan.seed * 100 + i, plan.pace), plan.faults),
-                lambda server=server: crowd_out(server.address, local, plan.clients),
-                lambda: sum(gremlin.count for gremlin in gremlins) >= plan.faults,
+                schedule(plan.seed * 100 + i, plan.pace),
+                partial(crowd_out, server.address, local, plan.clients),
             )
             for i, (server, proxy) in enumerate(zip(servers, proxies, strict=True))
         ]

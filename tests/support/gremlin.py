@@ -80,10 +80,8 @@ class Gremlin(threading.Thread):
         proxy: FaultProxy,
         faults: Iterator[Fault],
         evict: Callable[[], None],
-        enough: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``evict`` pushes the sessions of others out of the server; ``enough``: whether no
-        further fault is wanted."""
+        """``evict`` pushes the sessions of others out of the server."""
         super().__init__(name="gremlin")
         self.done: Counter[str] = Counter()
         """Faults by kind."""
@@ -93,7 +91,6 @@ class Gremlin(threading.Thread):
         self._proxy = proxy
         self._faults = faults
         self._evict = evict
-        self._enough = enough
         self._stopped = threading.Event()
 
     @property
@@ -104,12 +101,13 @@ class Gremlin(threading.Thread):
     def stop(self) -> None:
         """Ends after the fault at hand."""
         self._stopped.set()
-        self.join()
+        if self.is_alive():
+            self.join()
 
     def run(self) -> None:
         try:
             for fault in self._faults:
-                if self._stopped.wait(fault.after_s) or self._enough():
+                if self._stopped.wait(fault.after_s):
                     return
                 self._commit(fault)
                 self.done[fault.kind] += 1
