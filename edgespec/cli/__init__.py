@@ -12,11 +12,21 @@ import sys
 from collections.abc import Sequence
 
 from edgespec import __version__
-from edgespec.cli import bench, demo, distill, export, frequencies, generate, profile, simulate
+from edgespec.cli import (
+    bench,
+    demo,
+    distill,
+    export,
+    frequencies,
+    generate,
+    profile,
+    serve,
+    simulate,
+)
 from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
-COMMANDS = (export, generate, profile, bench, simulate, distill, frequencies, demo)
+COMMANDS = (export, generate, serve, profile, bench, simulate, distill, frequencies, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,142 @@
+"""How much one tenant may have, so that the others are still served."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edgespec_runtime.server.settings import Quota
+from edgespec_runtime.wire.refusal import Reason, Refusal
+
+Clock = Callable[[], float]
+BURST_S = 1.0
+PIXEL_BURST_S = 10.0
+READING = 16
+"""Requests of one tenant whose bytes may be on their way in at once."""
+
+
+class Bucket:
+    """A token bucket: ``rate`` units a second, ``burst`` seconds of it saved up."""
+
+    def __init__(self, rate: float, burst_s: float, clock: Clock) -> None:
+        self._rate = rate
+        self._most = max(rate * burst_s, 1.0)
+        self._level = self._most
+        self._clock = clock
+        self._seen = clock()
+
+    def wait_s(self, amount: float = 1.0) -> float:
+        """0 where ``amount`` could be taken, which is then done; else the seconds until it can.
+        More than a full bucket is taken from a full one, and is owed."""
+        if self._rate == math.inf:
+            return 0.0
+        now = self._clock()
+        self._level = min(self._most, self._level + (now - self._seen) * self._rate)
+        self._seen = now
+        lacking = min(amount, self._most) - self._level
+        if lacking > 0:
+            return lacking / self._rate
+        self._level -= amount
+        return 0.0
+
+
+@dataclass
+class Held:
+    """A session that the backend may hold for a tenant."""
+
+    lease_s: float = math.inf
+    expires: float = math.inf
+
+
+class Account:
+    """One tenant's sessions and buckets."""
+
+    def __init__(self, tenant: str, quota: Quota, clock: Clock) -> None:
+        self.tenant = tenant
+        self.reading = asyncio.Semaphore(READING)
+        self._quota = quota
+        self._clock = clock
+        self._held: dict[bytes, Held] = {}
+        self._rounds = Bucket(quota.rounds_per_s, BURST_S, clock)
+        self._pixels = Bucket(quota.pixels_per_s, PIXEL_BURST_S, clock)
+
+    @property
+    def sessions(self) -> int:
+        """Open ones, as far as the front can know."""
+        now = self._clock()
+        for session in [key for key, held in self._held.items() if held.expires < now]:
+            del self._held[session]
+        return len(self._held)
+
+    @contextmanager
+    def opening(self, session: bytes, pixels: int) -> Iterator[None]:
+        """Around an open: takes room for the session, and gives it back where the open fails.
+        Raises Refusal QUOTA."""
+        before = self._held.get(session)
+        others = self.sessions - (session in self._held)
+        if others >= self._quota.sessions:
+            raise _full(f"{others} sessions are open, {self._quota.sessions} are allowed", 1000)
+        _pay(self._pixels.wait_s(pixels), "pixels of pictures")
+        self._held[session] = Held()
+        try:
+            yield
+        except BaseException:
+            if before is None:
+                self._held.pop(session, None)
+            else:
+                self._held[session] = before
+            raise
+
+    def keep(self, session: bytes, lease_s: float) -> None:
+        """The session is open, and may be dropped when it is idle for longer than that."""
+        if (held := self._held.get(session)) is not None:
+            held.lease_s = lease_s
+            held.expires = self._clock() + lease_s
+
+    def used(self, session: bytes) -> None:
+        """It lives for another lease."""
+        if (held := self._held.get(session)) is not None:
+            held.expires = self._clock() + held.lease_s
+
+    def forget(self, session: bytes) -> None:
+        """The session is gone."""
+        self._held.pop(session, None)
+
+    def round(self) -> None:
+        """Takes one round. Raises Refusal QUOTA."""
+        _pay(self._rounds.wait_s(), "rounds")
+
+    async def paced(self) -> None:
+        """Takes one round, and waits for it where it must."""
+        while (wait := self._rounds.wait_s()) > 0:
+            await asyncio.sleep(wait)
+
+
+class Accounts:
+    """Every tenant's account, by name."""
+
+    def __init__(self, quota: Quota, clock: Clock = time.monotonic) -> None:
+        self._quota, self._clock = quota, clock
+        self._accounts: dict[str, Account] = {}
+
+    def of(self, tenant: str) -> Account:
+        if tenant not in self._accounts:
+            self._accounts[tenant] = Account(tenant, self._quota, self._clock)
+        return self._accounts[tenant]
+
+    @property
+    def sessions(self) -> int:
+        return sum(account.sessions for account in self._accounts.values())
+
+
+def _pay(wait_s: float, what: str) -> None:
+    if wait_s > 0:
+        raise _full(f"too many {what} in too short a time", math.ceil(wait_s * 1000))
+
+
+def _full(message: str, retry_after_ms: int) -> Refusal:
+    return Refusal(Reason.QUOTA, message, retry_after_ms)
