@@ -193,11 +193,8 @@ class Chatter(threading.Thread):
         except RemoteError as error:
             ledger.errors.append(f"{answer}: {error}")
         ledger.told[answer] = Told(question.key, tuple(tokens), ended)
-        account = request.remote
+        account = request.remote or {}
         ledger.count(
             answers=1,
-            retries=account.retries,
-            reopens=account.reopens,
-            rounds=account.rounds,
-            streamed=account.streamed,
+            **{name: account[name] for name in ("rounds", "streamed", "reopens", "retries")},
         )
