@@ -34,6 +34,7 @@ from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import Load, check_budget, fitted, memory_mb, most_nodes, tail
 from edgespec.tree import Candidates
 from edgespec_runtime.decoder import Round
+from edgespec_runtime.limits import within
 from tests.support.fakes import toy_draft, toy_verifier
 from tests.support.profiles import costs, curve, profile
 from tests.support.street import Street, clocked, drafted
@@ -405,3 +406,15 @@ def test_budgets_need_a_profile(builtin_bundle: Path) -> None:
                 ConfigError, match=r"need a device profile; make one with: edgespec"
             ):
                 request.generate(None, "hello", max_new_tokens=4, budget=budget)
+
+
+def test_a_policy_that_does_not_look_at_the_clock_takes_no_limit_on_rounds() -> None:
+    for budget, flag in (
+        (Budget(ms_per_round=1e6), "--budget-ms-per-round was asked for"),
+        (Budget(p95_itl_ms=1e6), "--budget-p95-itl-ms was asked for"),
+    ):
+        with pytest.raises(ConfigError, match=flag):
+            within(budget, Eagle2(), profile(), LOAD, drafts=True)
+        for policy in (Sized(), Plain()):
+            assert within(budget, policy, profile(), LOAD, drafts=True) == policy
+    assert within(Budget(memory_mb=1e6), Eagle2(), profile(), LOAD, drafts=True) == Eagle2()

@@ -98,6 +98,27 @@ def test_a_draft_on_the_same_tower_shares_its_features(
     assert [o.name for o in spec.outputs[:3]] == ["logits", "topk_logprobs", "topk_ids"]
 
 
+def test_a_device_gets_what_drafts_and_not_the_target(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    whole = export(target, tmp_path / "whole", draft=str(draft), compressor="pool:4")
+    part = export(target, tmp_path / "part", draft=str(draft), compressor="pool:4", part="device")
+    assert roles(part) == ["vision", "draft_projector", "compressor", "draft", "draft_chain"]
+    assert part.models == whole.models, "its server is told which target it belongs to"
+    gone = {"target.bin", "target.onnx", "target.embed.npy", "projector.bin", "projector.onnx"}
+    assert set(whole.files) - set(part.files) == gone
+    assert all(whole.files[name] == part.files[name] for name in part.files)
+    assert roles(export(target, tmp_path / "none", part="device")) == []
+
+
+def test_a_part_that_is_none(target: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="part 'half' is unknown; there are: whole, device"):
+        export(target, tmp_path / "b", part="half")
+    with pytest.raises(InputError, match="--parity compares a whole bundle"):
+        export(target, tmp_path / "b", part="device", parity=True)
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_draft_with_other_pixels_brings_its_own_tower(
     target: Path, draft: Path, tmp_path: Path
 ) -> None:

@@ -121,7 +121,7 @@ def test_guesses_after_a_pause_are_the_modules(
 ) -> None:
     """As if it had never paused: it takes in the true features of all that was said meanwhile."""
     # Longer texts of random weights: rounding grows, in a draft that never paused no less.
-    sizer = check_guesses(zoo, variant, "", images, PAUSES[pauses], length=12, loose=50)
+    sizer = check_guesses(zoo, variant, "", images, PAUSES[pauses], length=12, loose=5)
     assert sizer.paused[-1], "nothing was left to take in: the test shows little"
     assert all(sizer.paused) == (pauses == "until the end")
 
@@ -241,7 +241,8 @@ def check_candidates(
 ) -> None:
     """Every expanded node's children against a plain forward of the module over its path; behind
     ``context`` rows, ranked with the noise that the target draws with there."""
-    within: dict[str, Any] = {"rtol": 2e-4 * loose, "atol": 2e-3 * loose}
+    # Random heads amplify rounding from step to step; a wrong row is off by whole units.
+    within: dict[str, Any] = {"rtol": 1e-3 * loose, "atol": 2e-2 * loose}
     # Rows of a sample end one short of its last token, which is the tree's root here: one more.
     longer = torch.cat([sample.ids, sample.ids[-1:]])
     more = torch.cat([sample.embeds, sample.embeds[-1:]])

@@ -54,6 +54,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="ort (ONNX Runtime's fast operators, default) or native (standard opset 24)",
     )
     parser.add_argument(
+        "--part",
+        default="whole",
+        metavar="PART",
+        help="whole (default), or device: what drafts, without the target, for a device that "
+        "generates with --remote",
+    )
+    parser.add_argument(
         "--parity", action="store_true", help="compare every graph with torch (needs [train])"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -75,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft_vocab=arguments.draft_vocab,
         precision=arguments.precision,
         lowering=arguments.lowering,
+        part=arguments.part,
         overwrite=arguments.overwrite,
         parity=arguments.parity,
     )

@@ -139,6 +139,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quota-sessions", type=positive_int, metavar="N", help="open sessions (default: 256)"
     )
+    group.add_argument(
+        "--quota-requests", type=positive_int, metavar="N", help="in work at once (default: 128)"
+    )
     group.add_argument("--quota-rounds-per-s", type=float, metavar="N", help="default: any")
     group.add_argument(
         "--quota-pixels-per-s", type=float, metavar="N", help="pictures' pixels (default: any)"
@@ -195,7 +198,12 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
         message_bytes=bounds.message_bytes,
         embeddings=settings.embeddings,
     )
-    return open_backend(arguments.bundle, threads=arguments.threads, capacity=capacity)
+    return open_backend(
+        arguments.bundle,
+        threads=arguments.threads,
+        capacity=capacity,
+        profile=arguments.profile,
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> ServeSettings:

@@ -44,6 +44,8 @@ from edgespec_export.plan_vlm import plan_vlm
 from edgespec_export.vocabulary import parse_vocabulary
 
 PRECISIONS = ("fp32",)
+PARTS = ("whole", "device")
+"""What a bundle holds: everything, or what a device needs whose target is a server's."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class ExportRequest:
     """Which rule a feature-level draft follows, where its keys do not tell ("msd")."""
     draft_vocab: str | None = None
     """``FILE[:N]``: a frequency list, of which the draft proposes the N most frequent tokens."""
+    part: str = "whole"
 
 
 Progress = Callable[[str, int], None]
@@ -74,6 +77,10 @@ def plan_export(request: ExportRequest) -> Plan:
         raise ConfigError(
             f"precision '{request.precision}' is not built; there are: {', '.join(PRECISIONS)}"
         )
+    if request.part not in PARTS:
+        raise ConfigError(f"part '{request.part}' is unknown; there are: {', '.join(PARTS)}")
+    if request.parity and request.part != "whole":
+        raise ConfigError("--parity compares a whole bundle; export one, or leave --parity out")
     for flag, given in (
         ("compressor", request.compressor),
         ("draft-variant", request.draft_variant),
@@ -86,7 +93,16 @@ def plan_export(request: ExportRequest) -> Plan:
     draft = _plan_draft(request, target, lowering) if request.draft else None
     features = draft.features if draft else ()
     graphs: list[PlannedGraph] = list(target_graphs(target, lowering, features))
+    if request.part == "device":
+        graphs = [graph for graph in graphs if draft and _drafts_with(graph.role, draft)]
     return Plan(target, draft, (*graphs, *(draft.graphs if draft else ())), lowering)
+
+
+def _drafts_with(role: str, draft: DraftPlan) -> bool:
+    """Whether ``draft`` needs the target's graph of that role."""
+    if role == "vision":
+        return all(graph.role != "draft_vision" for graph in draft.graphs)
+    return role == "projector" and bool(draft.features)
 
 
 def _plan_draft(request: ExportRequest, target: Model, lowering: Lowering) -> DraftPlan:
@@ -116,7 +132,8 @@ def export_bundle(
     announce(plan)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
         specs = _write_graphs(writer, plan, request, progress)
-        _write_table(writer, embedding_table(plan.target), "target")
+        if request.part == "whole":
+            _write_table(writer, embedding_table(plan.target), "target")
         _write_json(writer, "tokenizer.json", assets.tokenizer)
         _write_json(writer, "preprocessor_config.json", assets.processor)
         if plan.draft:

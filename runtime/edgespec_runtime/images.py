@@ -6,7 +6,7 @@ import io
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -34,7 +34,11 @@ _QUIET = threading.Lock()
 
 
 def load_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    formats: Sequence[str] = FORMATS,
 ) -> Image:
     """Return ``source`` as an upright RGB picture, fully decoded and owned by the caller.
 
@@ -42,6 +46,7 @@ def load_image(
     ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA). As transformers does,
     the EXIF orientation is applied and an alpha channel is dropped. One thing differs on purpose:
     16-bit grey is scaled to 8 bits, where Hugging Face's path clips it to a nearly white picture.
+    ``formats`` are those that files may have.
 
     Raises ImageError, in one sentence, for anything that is no single usable picture.
     """
@@ -52,10 +57,10 @@ def load_image(
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(source), "the given bytes", max_pixels, max_bytes)
+        return _from_bytes(bytes(source), "the given bytes", max_pixels, max_bytes, formats)
     if isinstance(source, (str, Path)):
         data = _read_file(source, max_bytes)
-        return _from_bytes(data, f"'{source}'", max_pixels, max_bytes)
+        return _from_bytes(data, f"'{source}'", max_pixels, max_bytes, formats)
     raise ImageError(
         f"an image is a path, bytes, a Pillow image or a uint8 array; got {type(source).__name__}"
     )
@@ -82,7 +87,9 @@ def _read_file(source: str | Path, max_bytes: int) -> bytes:
         raise ImageError(f"cannot read the image file {name!r}: {error}") from error
 
 
-def _from_bytes(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Image:
+def _from_bytes(
+    data: bytes, name: str, max_pixels: int, max_bytes: int, formats: Sequence[str]
+) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -93,10 +100,10 @@ def _from_bytes(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Imag
         )
     with _pillow_errors(name):
         try:
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            picture = Image.open(io.BytesIO(data), formats=tuple(formats))
         except UnidentifiedImageError as error:
             raise ImageError(
-                f"{name}: not an image that can be read; found no {', '.join(FORMATS)} header: "
+                f"{name}: not an image that can be read; found no {', '.join(formats)} header: "
                 f"convert it to one of these"
             ) from error
     return _decode(picture, name, max_pixels)

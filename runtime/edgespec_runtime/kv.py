@@ -24,15 +24,33 @@ class CacheShape:
     head_dim: int
 
 
+def blank_rows(shape: CacheShape, capacity: int, batch: int = 1) -> npt.NDArray[np.float32]:
+    """Zeros [layers, 2, batch, KV, capacity, D], the capacity rounded up to whole blocks. Memory is
+    taken as rows are written."""
+    rows = -(-capacity // BLOCK) * BLOCK
+    sizes = (shape.layers, 2, batch, shape.kv_heads, rows, shape.head_dim)
+    return np.zeros(sizes, dtype=np.float32)
+
+
 class KVCache:
     """Rows below ``length`` are committed; ``pending`` rows behind them belong to a tree."""
 
     def __init__(self, shape: CacheShape, capacity: int, batch: int = 1) -> None:
-        self.capacity = -(-capacity // BLOCK) * BLOCK
+        self._hold(blank_rows(shape, capacity, batch))
+
+    @classmethod
+    def over(cls, rows: npt.NDArray[np.float32]) -> KVCache:
+        """An empty cache in memory of somebody else's: ``rows`` [layers, 2, B, KV, capacity, D],
+        a part of a pool for instance."""
+        cache = cls.__new__(cls)
+        cache._hold(rows)
+        return cache
+
+    def _hold(self, rows: npt.NDArray[np.float32]) -> None:
+        self.rows = rows
+        self.capacity = rows.shape[4]
         self.length = 0
         self.pending = 0
-        sizes = (shape.layers, 2, batch, shape.kv_heads, self.capacity, shape.head_dim)
-        self.rows: npt.NDArray[np.float32] = np.zeros(sizes, dtype=np.float32)
 
     @property
     def used(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from edgespec.errors import ConfigError, PromptError
 from edgespec.latency import DeviceProfile
-from edgespec.sizing import Policy
+from edgespec.sizing import Plain, Policy, Sized
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.feasible import Load, check_budget, fitted, memory_mb
 from edgespec_runtime.engines import StepGraph
@@ -51,7 +52,8 @@ def within(
     budget: Budget, policy: Policy, profile: DeviceProfile | None, load: Load, *, drafts: bool
 ) -> Policy:
     """``policy`` with trees for which the memory budget has room. Raises ConfigError for a budget
-    that cannot be met, and for one that there is no profile to keep by."""
+    that cannot be met, for one that there is no profile to keep by, and for limits on rounds under
+    a policy that does not look at the clock."""
     if not budget.limited:
         return policy
     if profile is None:
@@ -59,8 +61,22 @@ def within(
             "budgets are kept by measured costs and need a device profile; make one with: "
             "edgespec profile --bundle BUNDLE --out PROFILE, and give it with --profile"
         )
+    _check_keeps(budget, policy)
     check_budget(budget, profile, load)
     return fitted(policy, budget, profile, load, drafts=drafts)
+
+
+def _check_keeps(budget: Budget, policy: Policy) -> None:
+    limits = (
+        ("--budget-ms-per-round", budget.ms_per_round),
+        ("--budget-p95-itl-ms", budget.p95_itl_ms),
+    )
+    asked = [flag for flag, limit in limits if limit < math.inf]
+    if asked and not isinstance(policy, (Sized, Plain)):
+        raise ConfigError(
+            f"{' and '.join(asked)} was asked for, which only policies 'sized' and 'plain' keep; "
+            "leave --policy out"
+        )
 
 
 def why_draft_is_left_out(budget: Budget, profile: DeviceProfile | None) -> str:

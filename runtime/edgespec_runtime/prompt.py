@@ -54,7 +54,7 @@ def build_prompt(
     bos = tokenizer.special_tokens.get("bos_token")
     ids = tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
     _check_placeholders(ids.count(image_token_id), n_images, image_token)
-    expanded, spans = _expand(ids, image_token_id, image_seq_len)
+    expanded, spans = expand(ids, image_token_id, image_seq_len)
     if max_context is not None and len(expanded) > max_context:
         raise PromptError(
             f"the prompt is {len(expanded)} tokens long ({n_images} images of {image_seq_len} "
@@ -138,10 +138,10 @@ def _check_placeholders(found: int, n_images: int, image_token: str) -> None:
         )
 
 
-def _expand(
+def expand(
     ids: Sequence[int], image_token_id: int, length: int
 ) -> tuple[npt.NDArray[np.int64], tuple[tuple[int, int], ...]]:
-    """Repeat each placeholder ``length`` times; return int64 ids ``[L]`` and the images' spans."""
+    """Repeats each placeholder ``length`` times; returns int64 ids [L] and the images' spans."""
     array = np.asarray(ids, dtype=np.int64)
     places = np.flatnonzero(array == image_token_id)
     counts = np.ones(len(array), dtype=np.int64)

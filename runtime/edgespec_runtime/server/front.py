@@ -2,15 +2,11 @@
 
 Requests arrive as raw bytes and in this order: who asks, how much is in work, then the bytes, then
 their meaning, then the tenant's quota, then the backend. A ``Refusal`` anywhere becomes a status
-with an ErrorInfo; anything unexpected becomes INTERNAL without a word of detail. All calls are
-registered as client streams of one message, which is the same on the wire as unary ones: so a
-stranger is turned away before a byte of the body is read, and nobody can keep a place by never
-sending it.
+with an ErrorInfo; anything unexpected becomes INTERNAL without a word of detail.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,9 +22,10 @@ from structlog.typing import FilteringBoundLogger
 
 from edgespec_runtime.server import checks
 from edgespec_runtime.server.backend import VerifierBackend
+from edgespec_runtime.server.bodies import Bodies, first_of
 from edgespec_runtime.server.logs import session_label, where
 from edgespec_runtime.server.metrics import Meter
-from edgespec_runtime.server.quotas import Account, Accounts
+from edgespec_runtime.server.quotas import BUSY_MS, Account, Accounts
 from edgespec_runtime.server.settings import Bounds
 from edgespec_runtime.server.tenants import Tenants
 from edgespec_runtime.wire import verifier_pb2 as pb
@@ -37,11 +34,9 @@ from edgespec_runtime.wire.refusal import DOMAIN, Reason, Refusal
 SERVICE = "edgespec.v1.Verifier"
 BODY_S = 15.0
 """How long a request's body may be on its way."""
-BUSY_MS = 100
 FAILED = Refusal(Reason.BROKEN, "the server failed at this request")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Bodies = AsyncIterator[bytes]
 M = TypeVar("M", bound=Message)
 
 
@@ -180,7 +175,9 @@ class Front(grpc.GenericRpcHandler):
             tenant = self._tenants.of(_names(context), _authorization(context))
             if self.in_work > self._bounds.requests:
                 raise Refusal(Reason.BUSY, "too many requests are in work", BUSY_MS)
-            yield self.accounts.of(tenant)
+            account = self.accounts.of(tenant)
+            with account.working():
+                yield account
         except Refusal as refusal:
             self._meter.refusals.labels(method, refusal.reason.value).inc()
             self._log.info("refused", tenant=tenant, method=method, reason=refusal.reason.value)
@@ -214,12 +211,9 @@ def status_of(refusal: Refusal) -> grpc.Status:
 async def _read(kind: type[M], bodies: Bodies, account: Account) -> M:
     """The call's one message. Raises Refusal INVALID for bytes that are none."""
     async with account.reading:
-        try:
-            data = await asyncio.wait_for(anext(bodies), BODY_S)
-        except StopAsyncIteration:
-            raise Refusal(Reason.INVALID, "the request has no message") from None
-        except (TimeoutError, asyncio.TimeoutError):
-            raise Refusal(Reason.INVALID, f"no message came within {BODY_S:.0f} s") from None
+        data = await first_of(bodies, BODY_S)
+    if data is None:
+        raise Refusal(Reason.INVALID, f"no message came within {BODY_S:.0f} s")
     try:
         return kind.FromString(data)
     except DecodeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -9,9 +10,13 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio
 
-WATCHERS = 32
-"""Watches last for ever; so many may be open at once."""
+from edgespec_runtime.server.bodies import Bodies, first_of
+
 PATH = "/grpc.health.v1.Health/"
+MOST = 32
+"""Checks and watches at once: a watch lasts as long as its client likes."""
+BODY_S = 3.0
+Answer = Callable[[health_pb2.HealthCheckRequest, Any], Awaitable[Any]]
 
 
 class Health(grpc.GenericRpcHandler):
@@ -20,7 +25,16 @@ class Health(grpc.GenericRpcHandler):
     def __init__(self, *services: str) -> None:
         self._servicer = aio.HealthServicer()
         self._services = services
-        self._watchers = 0
+        self._open = 0
+        written = health_pb2.HealthCheckResponse.SerializeToString
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            PATH + "Check": grpc.stream_unary_rpc_method_handler(
+                self._bounded(self._servicer.Check), response_serializer=written
+            ),
+            PATH + "Watch": grpc.stream_stream_rpc_method_handler(
+                self._bounded(self._servicer.Watch), response_serializer=written
+            ),
+        }
 
     async def start(self) -> None:
         for service in self._services:
@@ -33,30 +47,27 @@ class Health(grpc.GenericRpcHandler):
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        written = health_pb2.HealthCheckResponse.SerializeToString
-        if handler_call_details.method == PATH + "Check":
-            return grpc.unary_unary_rpc_method_handler(self._check, response_serializer=written)
-        if handler_call_details.method == PATH + "Watch":
-            return grpc.unary_stream_rpc_method_handler(self._watch, response_serializer=written)
-        return None
+        return self._handlers.get(handler_call_details.method)
 
-    async def _check(self, data: bytes, context: Any) -> Any:
-        return await self._servicer.Check(await _parsed(data, context), context)
+    def _bounded(self, answer: Answer) -> Callable[[Bodies, Any], Awaitable[Any]]:
+        async def handle(bodies: Bodies, context: Any) -> Any:
+            if self._open >= MOST:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many health checks")
+            self._open += 1
+            try:
+                data = await first_of(bodies, BODY_S)
+                return await answer(await _parsed(data, context), context)
+            finally:
+                self._open -= 1
 
-    async def _watch(self, data: bytes, context: Any) -> None:
-        request = await _parsed(data, context)
-        if self._watchers >= WATCHERS:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches are open")
-        self._watchers += 1
-        try:
-            await self._servicer.Watch(request, context)
-        finally:
-            self._watchers -= 1
+        return handle
 
 
-async def _parsed(data: bytes, context: Any) -> health_pb2.HealthCheckRequest:
+async def _parsed(data: bytes | None, context: Any) -> health_pb2.HealthCheckRequest:
     try:
-        return health_pb2.HealthCheckRequest.FromString(data)
+        if data is not None:
+            return health_pb2.HealthCheckRequest.FromString(data)
     except DecodeError:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no health check")
-        raise
+        pass
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no health check")
+    raise AssertionError("aborting raises")

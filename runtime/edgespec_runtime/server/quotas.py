@@ -15,6 +15,8 @@ from edgespec_runtime.wire.refusal import Reason, Refusal
 Clock = Callable[[], float]
 BURST_S = 1.0
 PIXEL_BURST_S = 10.0
+BUSY_MS = 100
+FULL_MS = 1000
 READING = 16
 """Requests of one tenant whose bytes may be on their way in at once."""
 
@@ -58,6 +60,7 @@ class Account:
     def __init__(self, tenant: str, quota: Quota, clock: Clock) -> None:
         self.tenant = tenant
         self.reading = asyncio.Semaphore(READING)
+        self._in_work = 0
         self._quota = quota
         self._clock = clock
         self._held: dict[bytes, Held] = {}
@@ -73,13 +76,24 @@ class Account:
         return len(self._held)
 
     @contextmanager
+    def working(self) -> Iterator[None]:
+        """Around every request. Raises Refusal QUOTA."""
+        if self._in_work >= self._quota.requests:
+            raise _full(f"{self._in_work} requests are in work", BUSY_MS)
+        self._in_work += 1
+        try:
+            yield
+        finally:
+            self._in_work -= 1
+
+    @contextmanager
     def opening(self, session: bytes, pixels: int) -> Iterator[None]:
         """Around an open: takes room for the session, and gives it back where the open fails.
         Raises Refusal QUOTA."""
         before = self._held.get(session)
         others = self.sessions - (session in self._held)
         if others >= self._quota.sessions:
-            raise _full(f"{others} sessions are open, {self._quota.sessions} are allowed", 1000)
+            raise _full(f"{others} sessions are open, {self._quota.sessions} are allowed", FULL_MS)
         _pay(self._pixels.wait_s(pixels), "pixels of pictures")
         self._held[session] = Held()
         try:

@@ -105,6 +105,8 @@ class Quota:
 
     sessions: int = 256
     """Open at once; each holds one slot of the cache, so this is its share of memory too."""
+    requests: int = 128
+    """In work at once."""
     rounds_per_s: float = math.inf
     pixels_per_s: float = math.inf
     """Of pictures in opens; a burst of 10 s worth is let through."""

@@ -48,7 +48,7 @@ def context_digest(request: OpenRequest) -> bytes:
     prints = request.fingerprints
     for part in (prints.target, prints.tokenizer, prints.preprocess):
         digest.update(len(part).to_bytes(4, "little") + part)
-    digest.update(np.asarray(request.prompt_ids, dtype="<u4").tobytes())
+    digest.update(np.array([len(request.prompt_ids), *request.prompt_ids], dtype="<u4").tobytes())
     for picture in request.pictures:
         digest.update(picture_digest(picture))
     digest.update(request.sampling.SerializeToString(deterministic=True))
@@ -63,7 +63,7 @@ def picture_digest(picture: Picture) -> bytes:
     if source == "file":
         return hashlib.sha256(picture.file).digest()
     sizes = np.array([picture.embeddings.rows, picture.embeddings.width], dtype="<u4")
-    return hashlib.sha256(sizes.tobytes() + picture.embeddings.data).digest()
+    return hashlib.sha256(b"embeddings" + sizes.tobytes() + picture.embeddings.data).digest()
 
 
 def request_digest(data: bytes) -> bytes:

@@ -29,7 +29,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Answered:
-    """The last request that was answered."""
+    """A request that was answered."""
 
     digest: bytes
     reply: bytes
@@ -61,6 +61,12 @@ class SessionState:
         self._open = Answered(digest, reply)
         if first is not None:
             self._extend((first,))
+
+    def answer_to_open(self, digest: bytes) -> bytes | None:
+        """The open's reply for the same bytes again, until a round was applied: whoever sends
+        rounds has the reply."""
+        known = self._open
+        return known.reply if known is not None and known.digest == digest else None
 
     def admit(self, claim: Claim) -> bytes | None:
         """The reply to give again, or None where the round is to be verified.
@@ -94,16 +100,21 @@ class SessionState:
         return len(self.tokens) + len(tokens), self._prefix.after(tokens)
 
     def committed(self, claim: Claim, tokens: Sequence[int], reply: bytes) -> None:
-        """Records an admitted round that was verified, and its reply."""
-        self.round = claim.round
-        self._extend(tokens)
-        self._last = Answered(claim.digest, reply)
+        """Records an admitted round that was verified, and its reply. Raises ValueError for one
+        that ``admit`` would not let in: the caller did not keep others out while it ran."""
+        if (claim.epoch, claim.round) != (self.epoch, self.round + 1):
+            raise ValueError(f"round {claim.round} was committed behind round {self.round}")
+        self._apply(tokens, Answered(claim.digest, reply))
 
     def streamed(self, tokens: Sequence[int]) -> None:
         """Records a round that the server started by itself: it cannot be asked for again."""
+        self._apply(tokens, None)
+
+    def _apply(self, tokens: Sequence[int], answered: Answered | None) -> None:
         self.round += 1
+        self._open = None  # with the features of a long prompt it is large
+        self._last = answered
         self._extend(tokens)
-        self._last = None
 
     def _extend(self, tokens: Sequence[int]) -> None:
         self.tokens += tokens
@@ -120,8 +131,7 @@ def opening(known: SessionState | None, epoch: int, digest: bytes) -> bytes | No
         raise Refusal(Reason.INVALID, "epochs count from 1")
     if known is None or epoch > known.epoch:
         return None
-    answered = known._open
-    if epoch == known.epoch and answered is not None and answered.digest == digest:
-        if known.round == 0:
-            return answered.reply
-    raise Refusal(Reason.STALE_EPOCH, f"epoch {epoch} was asked for, {known.epoch} is open")
+    again = known.answer_to_open(digest) if epoch == known.epoch else None
+    if again is None:
+        raise Refusal(Reason.STALE_EPOCH, f"epoch {epoch} was asked for, {known.epoch} is open")
+    return again

@@ -1,0 +1,92 @@
+"""What a server loads of a bundle: the target's graphs, its table, and the facts of its prompts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.bundle import Bundle
+from edgespec.errors import BundleError
+from edgespec_runtime.engines.base import Engine, Graph, StepGraph
+from edgespec_runtime.kv import CacheShape
+from edgespec_runtime.vision import ImageProcessor
+from edgespec_runtime.wire import verifier_pb2 as pb
+from edgespec_runtime.wire.fingerprints import fingerprints
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Graphs and facts; nothing of a session."""
+
+    step: StepGraph
+    table: Floats
+    """Token embeddings [V, H]."""
+    vision: Graph
+    projector: Graph
+    processor: ImageProcessor
+    fingerprints: pb.Fingerprints
+    image_token_id: int
+    visual_tokens: int
+    """Rows of one picture."""
+
+    @property
+    def vocab(self) -> int:
+        return int(self.step.spec.meta["vocab"])
+
+    @property
+    def hidden(self) -> int:
+        """Width of an embedding."""
+        return int(self.step.spec.meta["hidden"])
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        meta = self.step.spec.meta
+        return CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of context in the KV cache."""
+        shape = self.cache_shape
+        return 2 * shape.layers * shape.kv_heads * shape.head_dim * 4
+
+    @property
+    def feature_width(self) -> int:
+        """Of a target feature; 0 where the graph gives none."""
+        widths = [int(t.axes[-1]) for t in self.step.spec.outputs if t.name == "hidden"]
+        return widths[0] if widths else 0
+
+    def see(self, pixels: Floats) -> Floats:
+        """One picture [3, h, w] as visual tokens [P, H]."""
+        (features,) = self.vision.run({"pixel_values": pixels[None]}).values()
+        (embeds,) = self.projector.run({"features": features}).values()
+        return np.asarray(embeds[0])
+
+
+def load_target(bundle: Bundle, engine: Engine) -> Target:
+    """Loads the target of a bundle and leaves the draft alone. Raises BundleError, EngineError."""
+    graphs: dict[str, Graph] = {}
+    for role in ("vision", "projector", "target"):
+        spec = bundle.manifest.graph(role)
+        if spec is None:
+            raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
+        if role == "target":
+            step = engine.load_step(spec, bundle.path)
+        else:
+            graphs[role] = engine.load(spec, bundle.path)
+    text = bundle.manifest.text
+    processor = bundle.file("preprocessor_config.json").read_text(encoding="utf-8")
+    return Target(
+        step,
+        np.asarray(np.load(bundle.file("target.embed.npy"), mmap_mode="r")),
+        graphs["vision"],
+        graphs["projector"],
+        ImageProcessor.from_config(json.loads(processor)),
+        fingerprints(bundle),
+        int(text["image_token_id"]),
+        int(text["visual_tokens"]),
+    )
