@@ -186,7 +186,7 @@ def lead(request: Any, stride: int) -> None:
         # Transformers would look for a picture, and the text is to go on.
         return token if token not in (IMAGE, EOS) else IMAGE + 1
 
-    def verified(tree: TokenTree) -> Any:
+    def verified(tree: TokenTree, meanwhile: Any = None) -> Any:
         state["tree"] = tree
         verdict = verify(tree)
         state["round"] += 1

@@ -55,6 +55,9 @@ class Root:
     """Whether the draft has taken in its prompt; if not, drafting now costs that as well."""
     emitted: int
     """Tokens of the answer so far."""
+    ready: int = 0
+    """Levels of candidates that are there already, grown while the last verification was under way:
+    no call is needed to have them. Above 0, nothing is unseen."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Feedback:
     root: Root
     growth: Growth
     calls: tuple[int, ...]
-    """Rows (STEPS: width of the beam) of every draft call of the round, the root's first."""
+    """Rows (STEPS: width of the beam) of every draft call of the round, the root's first where
+    nothing was ready."""
     candidates: Candidates
     chosen: Sequence[int]
     """Candidate of tree row r at ``chosen[r - 1]``."""
@@ -82,6 +86,8 @@ class Feedback:
     verify_ms: float
     round_ms: float
     """All of the round, this side's bookkeeping included; excludes ``prepare_ms``."""
+    away_ms: float = 0.0
+    """Of ``verify_ms``, what was no computing of the target's: network, queueing."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ class Generation:
     stats: Stats
     sizing: dict[str, Any] | None = None
     """What sizing has learnt so far: calibration, forecast, drift; None for other policies."""
+    remote: dict[str, Any] | None = None
+    """What talking to servers took: endpoint, rounds, streamed rounds, reopens, retries, bytes_up,
+    bytes_down, round_trip_ms; None where the target ran here."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain containers with the stable keys of ``generate --json``."""

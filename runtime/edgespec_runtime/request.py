@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -60,6 +60,12 @@ class Request:
         finally:
             self._busy_s += perf_counter() - started
 
+    def close(self) -> None:
+        """Ends the request where it is; a session that a server holds for it is given back. Also
+        done at the end of the text, and when the request is no longer referred to."""
+        self._records.close()
+        self._rounds.close()
+
     @property
     def prompt_tokens(self) -> int:
         return self.setting.prompt_tokens
@@ -74,6 +80,12 @@ class Request:
         """What sizing has learnt so far, with this request; None for policies that learn nothing of
         the kind."""
         return self.sizer.experience.as_json() if isinstance(self.sizer, SizedTrees) else None
+
+    @property
+    def remote(self) -> dict[str, Any] | None:
+        """What talking to servers took so far; None where the target runs here."""
+        account = getattr(self._verifier, "account", None)
+        return account.as_json() if account is not None else None
 
     @property
     def stats(self) -> Stats:
@@ -92,7 +104,7 @@ class Request:
             total_ms=self._busy_s * 1e3,
         )
 
-    def _run(self) -> Iterator[Record]:
+    def _run(self) -> Generator[Record, None, None]:
         started = perf_counter()
         for index, outcome in enumerate(self._rounds):
             self._account(index, outcome, started)

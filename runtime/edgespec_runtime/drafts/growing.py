@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates
+from edgespec_runtime.drafts.base import Answered
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.prefill import causal_mask
@@ -47,6 +48,8 @@ class Chain:
 
 class GrowingDraft:
     """One request's drafter over a step session; subclasses say what is fed."""
+
+    ready = 0
 
     def __init__(
         self,
@@ -93,6 +96,9 @@ class GrowingDraft:
         else:
             self._grow_steps(candidates, unseen, sizer, root)
         return candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        """Nothing: ``ahead.AheadDraft`` does it, for drafts that need no more than tokens."""
 
     def _next_position(self) -> int:
         """Position behind the last committed row."""

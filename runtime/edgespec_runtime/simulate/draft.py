@@ -9,7 +9,7 @@ import numpy as np
 from edgespec.acceptance import Verdict
 from edgespec.sizing import Growth, Policy, Root, Sizer
 from edgespec.tree import Candidates
-from edgespec_runtime.drafts import Drafter
+from edgespec_runtime.drafts import Answered, Drafter
 from edgespec_runtime.drafts.feature import FeatureDraft, FeaturePrompt, ImageRows
 from edgespec_runtime.drafts.growing import Chain
 from edgespec_runtime.drafts.vlm import VlmDraft
@@ -49,6 +49,10 @@ class ReplayDraft:
         return self._inner.unseen
 
     @property
+    def ready(self) -> int:
+        return self._inner.ready
+
+    @property
     def calls(self) -> tuple[int, ...]:
         return self._inner.calls
 
@@ -64,6 +68,9 @@ class ReplayDraft:
         self._meter.drafted()
         self._oracle.count(candidates)
         return candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        self._inner.foresee(chosen, root, answered)
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         self._inner.commit(chosen, verdict)

@@ -13,6 +13,7 @@ from edgespec_runtime.simulate.clock import Meter
 from edgespec_runtime.simulate.draft import wants_features
 from edgespec_runtime.simulate.lines import Line
 from edgespec_runtime.simulate.oracle import Oracle
+from edgespec_runtime.verifiers import Meanwhile
 
 
 class ReplayVerifier:
@@ -40,7 +41,10 @@ class ReplayVerifier:
         verdict = Verdict((), (self._line.tokens[0],))
         return self._with_features(verdict, self._line.prompt_tokens)
 
-    def verify(self, tree: TokenTree) -> Verdict:
+    def close(self) -> None:
+        """Nothing is held elsewhere."""
+
+    def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         root = self._root
 
         def pick(row: int, path: Sequence[int]) -> int:

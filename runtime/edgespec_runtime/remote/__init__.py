@@ -1,0 +1,24 @@
+"""The target on a server: settings, transport, and the verifier that asks for every round.
+
+Names are imported when they are first used: settings need nothing beyond the standard library, the
+rest needs the packages of ``edgespec[remote]``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgespec_runtime.remote.settings import RemoteSettings
+
+if TYPE_CHECKING:
+    from edgespec_runtime.remote.verifier import RemoteVerifier
+
+__all__ = ["RemoteSettings", "RemoteVerifier"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RemoteVerifier":
+        from edgespec_runtime.remote.verifier import RemoteVerifier
+
+        return RemoteVerifier
+    raise AttributeError(f"module 'edgespec_runtime.remote' has no attribute '{name}'")
