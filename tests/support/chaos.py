@@ -102,8 +102,7 @@ class Report:
 def run(bundle: Path, plan: Plan, tell: Callable[[str], None] = lambda text: None) -> Report:
     """Runs the plan with servers and clients of ``bundle``. ``tell`` hears of the progress."""
     local = edgespec_runtime.load(bundle, threads=1)
-    size = int(local.manifest.text.get("image_size", 32))
-    asked = questions(plan.questions, image_size=size, tokens=plan.answer, seed=plan.seed)
+    asked = questions(plan.questions, tokens=plan.answer, seed=plan.seed)
     right = oracle(local, asked)
     tell(f"the oracle has {len(right)} answers, {sum(map(len, right.values()))} tokens")
     ledger, started = Ledger(), time.monotonic()

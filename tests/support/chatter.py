@@ -22,7 +22,7 @@ from edgespec_runtime.remote.checks import BadReply
 from edgespec_runtime.remote.session import Session
 from edgespec_runtime.wire import verifier_pb2 as pb
 from tests.support.checkpoints import picture, words
-from tests.support.history import Commit, Told, Tokens
+from tests.support.history import Commit, Tokens, Told
 
 Reply: TypeAlias = "pb.OpenReply | pb.VerifyReply"
 
@@ -49,7 +49,9 @@ class Question:
         }
 
 
-def questions(count: int, *, image_size: int, tokens: int = 96, seed: int = 0) -> list[Question]:
+def questions(
+    count: int, *, image_size: int = 32, tokens: int = 96, seed: int = 0
+) -> list[Question]:
     """Greedy and sampled, with a picture and without; some share prompt and picture, so that
     servers find rows of others to use again."""
     made = []
@@ -107,7 +109,7 @@ class Ledger:
             answer=self._own.answer,
             session=session.id.hex(),
             epoch=session.epoch,
-            round=session.round,
+            round=session._round,
             committed_len=len(session.tokens),
             tokens=verdict.tokens,
             ended_s=time.monotonic(),
