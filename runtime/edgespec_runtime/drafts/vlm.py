@@ -67,6 +67,26 @@ class VlmDraft(GrowingDraft):
         self._session.cache.commit(kept)
         self._unseen += verdict.tokens[len(kept) :]
 
+    # --- going ahead of the target and back (``ahead``)
+
+    @property
+    def cached(self) -> int:
+        """Committed rows in the cache."""
+        return self._session.cache.length
+
+    def next_token(self, context: int) -> int:
+        """Feeds the unseen rows; returns the draft's own best token behind them, ``context`` being
+        the target's cached rows as a ``Root`` tells them."""
+        noise = self._coupling.rows([context + 1]) if self._coupling else None
+        tokens = self._refeed(self._take_unseen(), noise)[1]
+        return int(tokens[0, 0])
+
+    def rewind(self, cached: int, unseen: Sequence[int]) -> None:
+        """Keeps ``cached`` rows, behind which the text goes on with the tokens ``unseen``."""
+        cache = self._session.cache
+        cache.length, cache.pending = cached, 0
+        self._unseen = list(unseen)
+
     def _next_position(self) -> int:
         return self._session.cache.length + len(self._unseen)
 

@@ -51,6 +51,10 @@ class Failover:
         self._patience_s = patience_s
         self._failed, self._failures, self._breaks, self._said = {}, 0, 0, False
 
+    def allow(self, patience_s: float) -> None:
+        """From here on, failures for that long are put up with."""
+        self._started, self._patience_s = self._clock(), patience_s
+
     def done(self) -> None:
         """An answer came."""
         if self._said:

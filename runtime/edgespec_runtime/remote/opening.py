@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgespec.bundle import Bundle
 from edgespec_runtime.remote.checks import Needs
+from edgespec_runtime.remote.observer import Observer
 from edgespec_runtime.remote.pictures import Shown, as_embeddings, as_file
 from edgespec_runtime.remote.servers import Servers
 from edgespec_runtime.remote.session import Asked, wire_ids
@@ -28,7 +29,7 @@ class RemoteTarget:
         self._fingerprints = fingerprints(bundle)
         self._stop_ids: Sequence[int] = bundle.manifest.generation["eos_token_ids"]
 
-    def open(self, question: Question) -> RemoteVerifier:
+    def open(self, question: Question, observer: Observer | None = None) -> RemoteVerifier:
         """A verifier for one request; nothing is sent before ``begin``. Raises ImageError for what
         is no usable picture."""
         prompt, params = question.prompt, question.sampler.params
@@ -55,7 +56,7 @@ class RemoteTarget:
             features=question.features,
             embeddings=self.settings.embeddings and bool(asked.shown),
         )
-        return RemoteVerifier(self.servers, asked, needs, self._stop_ids)
+        return RemoteVerifier(self.servers, asked, needs, self._stop_ids, observer)
 
     def close(self) -> None:
         """Waits a moment for sessions to be closed, then ends the connections."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -12,7 +13,7 @@ from edgespec_runtime.remote.channels import Endpoint
 from edgespec_runtime.remote.settings import RemoteSettings
 
 FAREWELL_S = 1.0
-"""Longest wait for sessions to be closed."""
+"""Longest wait for what is sent without waiting."""
 
 
 class Servers:
@@ -22,7 +23,7 @@ class Servers:
         self.settings = settings
         self._endpoints = [Endpoint(address, settings) for address in settings.endpoints]
         self._preferred = self._endpoints[0]
-        self._farewells: set[Any] = set()
+        self._under_way: set[Future[None]] = set()
         self._lock = threading.Lock()
 
     def ordered(self) -> list[Endpoint]:
@@ -34,29 +35,38 @@ class Servers:
         """Later requests begin there."""
         self._preferred = endpoint
 
-    def farewell(self, endpoint: Endpoint, session_id: bytes, data: bytes) -> None:
-        """Sends a Close without waiting for its answer. Never raises: a lease ends the session
-        anyway."""
+    def send(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        session_id: bytes,
+        data: bytes,
+        answered: Callable[[], None] | None = None,
+    ) -> None:
+        """Makes a call whose reply does not matter, and does not wait for it; ``answered`` is
+        called on another thread if one comes. Never raises: what is sent so may be lost."""
         try:
-            future = endpoint.unary("Close").future(
+            future = endpoint.unary(method).future(
                 data, timeout=FAREWELL_S, metadata=endpoint.metadata(session_id)
             )
         except (grpc.RpcError, ValueError, RuntimeError):  # the channel or the process is closing
             return
         ended: Future[None] = Future()
         with self._lock:
-            self._farewells.add(ended)
-        future.add_done_callback(lambda _: self._ended(ended))
+            self._under_way.add(ended)
+        future.add_done_callback(lambda call: self._ended(ended, call, answered))
 
     def close(self) -> None:
         """Waits a moment for sessions to be closed, then ends all connections."""
         with self._lock:
-            farewells = list(self._farewells)
-        wait(farewells, timeout=FAREWELL_S)
+            under_way = list(self._under_way)
+        wait(under_way, timeout=FAREWELL_S)
         for endpoint in self._endpoints:
             endpoint.close()
 
-    def _ended(self, ended: Future[None]) -> None:
+    def _ended(self, ended: Future[None], call: Any, answered: Callable[[], None] | None) -> None:
+        if answered is not None and call.code() is grpc.StatusCode.OK:
+            answered()
         with self._lock:
-            self._farewells.discard(ended)
+            self._under_way.discard(ended)
         ended.set_result(None)

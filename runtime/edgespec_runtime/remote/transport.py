@@ -126,10 +126,16 @@ class Call(Generic[Reply]):
 
 @dataclass(frozen=True)
 class Answer(Generic[Reply]):
-    """A reply, and the seconds from its request to its arrival."""
+    """A reply and what it took."""
 
     reply: Reply
     took_s: float
+    """From its request to its arrival."""
+    late_s: float
+    """From then until it was looked at: what was done meanwhile took longer."""
+    up: int
+    """Bytes."""
+    down: int
 
 
 @dataclass(frozen=True)
@@ -168,22 +174,27 @@ class Transport:
             call.data, timeout=deadline_s, metadata=endpoint.metadata(call.session_id)
         )
         future.add_done_callback(lambda _: arrived.append(self.clock()))
+        busy_s = 0.0
         try:
             if meanwhile is not None:
+                begun = self.clock()
                 meanwhile(future.done)
-            waiting = self.clock()
+                busy_s = self.clock() - begun
             reply = future.result()
-            self.account.wait_s += self.clock() - waiting
         except grpc.FutureCancelledError:
             raise Failure(Kind.AGAIN, "the call was cancelled") from None
         except grpc.RpcError as error:
             raise classify(error) from None
         finally:
             future.cancel()
+            now = self.clock()
+            self.account.wait_s += now - sent - busy_s
         # The callback runs on another thread and may be a moment late.
-        took = (arrived[0] if arrived else self.clock()) - sent
+        came = arrived[0] if arrived else now
         self.account.bytes_down += len(reply)
         try:
-            return Answer(call.parse(reply), took)
+            return Answer(
+                call.parse(reply), came - sent, max(now - came, 0.0), len(call.data), len(reply)
+            )
         except DecodeError:
             raise Failure(Kind.AGAIN, "the reply cannot be decoded") from None

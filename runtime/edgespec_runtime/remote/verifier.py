@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from queue import SimpleQueue
 from time import perf_counter
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from edgespec_runtime.remote.account import Account
 from edgespec_runtime.remote.channels import Endpoint
 from edgespec_runtime.remote.checks import PROTOCOL, BadReply, Expected, Needs, unfit
 from edgespec_runtime.remote.failover import Failover
+from edgespec_runtime.remote.observer import Nobody, Observer
 from edgespec_runtime.remote.pictures import too_large
 from edgespec_runtime.remote.servers import Servers
 from edgespec_runtime.remote.session import Asked, Session
@@ -32,13 +34,20 @@ class RemoteVerifier:
     what a server holds is a cache, and losing it costs time alone."""
 
     def __init__(
-        self, servers: Servers, asked: Asked, needs: Needs, stop_ids: Sequence[int] = ()
+        self,
+        servers: Servers,
+        asked: Asked,
+        needs: Needs,
+        stop_ids: Sequence[int] = (),
+        observer: Observer | None = None,
     ) -> None:
-        """``stop_ids``: tokens behind which a stream of the server's own rounds ends."""
+        """``stop_ids``: tokens behind which a stream of the server's own rounds ends; ``observer``
+        is told what calls took."""
         self.streaming = False
         """Whether plain rounds (``verify(EMPTY)``) come from a stream that the server writes by
         itself, one round trip for all of them."""
         self.account = Account()
+        self._observer = observer or Nobody()
         self._servers = servers
         self._settings = servers.settings
         self._asked, self._needs, self._stop_ids = asked, needs, tuple(stop_ids)
@@ -48,6 +57,8 @@ class RemoteVerifier:
         self._opened_at: set[Endpoint] = set()
         self._in_step = False  # whether the server's session is known to be ours
         self._stream: ReplyStream | None = None
+        self._here_s = 0.0  # of the step at hand: the target's computing, and our own work
+        self._pings: SimpleQueue[float] = SimpleQueue()
 
     @property
     def engine_s(self) -> float:
@@ -75,23 +86,34 @@ class RemoteVerifier:
         """Tells the servers that the answer is over. Never raises and does not wait."""
         self._leave_stream()
         for endpoint in self._opened_at:
-            self._servers.farewell(endpoint, self._session.id, self._session.close())
+            self._servers.send(endpoint, "Close", self._session.id, self._session.close())
         self._opened_at.clear()
         self._in_step = False
 
-    def _persist(self, step: Callable[[], tuple[Verdict, float]], patience_s: float) -> Verdict:
-        """Takes ``step``, on other servers and in new epochs if it must be; it returns a verdict
-        and how long it was away, in milliseconds, not counting what failed before."""
-        started = perf_counter()
+    def ping(self) -> None:
+        """Has the round trip measured in the background; the observer is told of it in a later
+        round."""
+        sent, arrived = perf_counter(), self._pings.put
+        data = pb.InfoRequest(protocol=PROTOCOL).SerializeToString()
+        self._servers.send(
+            self._failover.endpoint,
+            "GetInfo",
+            self._session.id,
+            data,
+            lambda: arrived(perf_counter() - sent),
+        )
+
+    def _persist(self, step: Callable[[], Verdict], patience_s: float) -> Verdict:
+        """Takes ``step``, on other servers and in new epochs if it must be."""
+        started, self._here_s = perf_counter(), 0.0
         self._failover.start(patience_s)
         while True:
-            tried = perf_counter()
             try:
-                verdict, away_ms = step()
+                verdict = step()
                 break
             except Failure as failure:
                 self._fall_out()
-                self._failover.failed(failure)
+                self._fail(failure)
             except BaseException:
                 self._fall_out()
                 raise
@@ -99,9 +121,18 @@ class RemoteVerifier:
         endpoint = self._failover.endpoint
         self.account.endpoint = endpoint.address
         self._servers.prefer(endpoint)
-        return replace(verdict, away_ms=max(away_ms, 0.0) + (tried - started) * 1e3)
+        while not self._pings.empty():
+            self._observer.pinged(self._pings.get() * 1e3)
+        away_s = perf_counter() - started - self._here_s
+        return replace(verdict, away_ms=max(away_s, 0.0) * 1e3)
 
-    def _open(self) -> tuple[Verdict, float]:
+    def _fail(self, failure: Failure) -> None:
+        asked = self._failover.endpoint
+        self._failover.failed(failure)
+        if self._failover.endpoint is not asked:
+            self._observer.forget()
+
+    def _open(self) -> Verdict:
         endpoint, session = self._failover.endpoint, self._session
         info = self._know(endpoint)
         self.account.reopens += session.epoch > 0
@@ -120,13 +151,17 @@ class RemoteVerifier:
             if failure.kind is Kind.PICTURES:
                 endpoint.pictures -= digests
             raise
+        reply, cached = answer.reply, answer.reply.reused_rows >= session.context - 1
         with _discarding():
-            verdict = session.opened(answer.reply, self._expected(info))
+            verdict = session.opened(reply, self._expected(info))
         endpoint.pictures |= digests
         self._in_step = True
-        return verdict, answer.took_s * 1e3 - answer.reply.compute_us / 1e3
+        self._here_s += reply.compute_us / 1e6
+        if not reply.replayed:
+            self._observer.opened(*_times(answer), answer.up, answer.down, cached=cached)
+        return verdict
 
-    def _round(self, tree: TokenTree, waiting: list[Meanwhile]) -> tuple[Verdict, float]:
+    def _round(self, tree: TokenTree, waiting: list[Meanwhile]) -> Verdict:
         streaming = self.streaming and not len(tree) and self._session.tokens_left > 0
         if self._stream is not None and not streaming:
             self._fall_out()
@@ -144,12 +179,15 @@ class RemoteVerifier:
         )
         endpoint.rounds.took(answer.took_s)
         verdict = self._commit(tree, answer.reply)
-        away_ms = answer.took_s * 1e3 - answer.reply.compute_us / 1e3
+        self._here_s += answer.late_s
         self.account.rounds += 1
-        self.account.away_ms.append(away_ms)
-        return verdict, away_ms
+        if not answer.reply.replayed:
+            times = total, _, compute = _times(answer)
+            self.account.away_ms.append(total - compute)
+            self._observer.verified(len(tree) + 1, *times, answer.up, answer.down)
+        return verdict
 
-    def _streamed(self) -> tuple[Verdict, float]:
+    def _streamed(self) -> Verdict:
         """The next round that the server made by itself."""
         endpoint = self._failover.endpoint
         started, pace, fresh = perf_counter(), endpoint.replies, self._stream is None
@@ -158,30 +196,31 @@ class RemoteVerifier:
             self.account.bytes_up += len(data)
             metadata = endpoint.metadata(self._session.id)
             self._stream = ReplyStream(endpoint.streaming("Continue")(data, metadata=metadata))
-        data_or_end = self._stream.next(
-            self._settings.deadline_ms / 1e3 if fresh else pace.deadline_s()
-        )
+        came = self._stream.next(self._deadline(0) if fresh else pace.deadline_s())
         waited = perf_counter() - started
         self.account.wait_s += waited
-        if data_or_end is None:
+        if came is None:
             self._leave_stream()
             if fresh:
                 raise Failure(Kind.ELSEWHERE, "the stream ended before it began")
             return self._streamed()
         if not fresh:
             pace.took(waited)
-        self.account.bytes_down += len(data_or_end)
         with _discarding():
-            reply = pb.VerifyReply.FromString(data_or_end)
+            reply = pb.VerifyReply.FromString(came)
         verdict = self._commit(EMPTY, reply)
+        self.account.bytes_down += len(came)
         self.account.streamed += 1
-        return verdict, waited * 1e3 - reply.compute_us / 1e3
+        self._observer.streamed(reply.queue_us / 1e3, reply.compute_us / 1e3, len(came))
+        return verdict
 
     def _commit(self, tree: TokenTree, reply: pb.VerifyReply) -> Verdict:
         info = self._failover.endpoint.info
         assert info is not None  # the session is open there
         with _discarding():
-            return self._session.verified(tree, reply, self._expected(info))
+            verdict = self._session.verified(tree, reply, self._expected(info))
+        self._here_s += reply.compute_us / 1e6
+        return verdict
 
     def _know(self, endpoint: Endpoint) -> pb.InfoReply:
         """What the server says of itself, asked once. Raises Failure for one that is of no use."""
@@ -189,7 +228,10 @@ class RemoteVerifier:
             data = pb.InfoRequest(protocol=PROTOCOL).SerializeToString()
             answer = self._ask("GetInfo", data, pb.InfoReply.FromString, self._deadline)
             endpoint.info = answer.reply
-            self._failover.start(self._settings.patience_s)  # somebody is there
+            self._failover.allow(self._settings.patience_s)  # somebody is there
+            self._observer.pinged(answer.took_s * 1e3, connecting=True)
+            curve = answer.reply.verify
+            self._observer.informed(curve.sizes, curve.median_ms)
         reason = unfit(endpoint.info, self._needs)
         if reason := reason or too_large(self._asked.shown, endpoint.info.limits):
             raise Failure(Kind.UNFIT, reason)
@@ -224,6 +266,12 @@ class RemoteVerifier:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
+
+
+def _times(answer: Answer[pb.OpenReply] | Answer[pb.VerifyReply]) -> tuple[float, float, float]:
+    """Total, queue and compute, in milliseconds."""
+    reply = answer.reply
+    return answer.took_s * 1e3, reply.queue_us / 1e3, reply.compute_us / 1e3
 
 
 @contextmanager
