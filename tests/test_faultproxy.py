@@ -161,6 +161,18 @@ def test_a_black_hole_swallows_and_gives_back(proxy: FaultProxy) -> None:
         assert receive(connection, 4) == b"late"
 
 
+def test_a_server_that_is_mute_still_hears(proxy: FaultProxy) -> None:
+    with connect(proxy, timeout=0.1) as connection:
+        proxy.set(mute=True)
+        connection.sendall(b"heard")
+        with pytest.raises(TimeoutError):
+            connection.recv(5)
+        assert proxy.counters.up_bytes == 5 and proxy.counters.down_bytes == 0
+        proxy.clear()
+        connection.settimeout(5.0)
+        assert receive(connection, 5) == b"heard"
+
+
 def test_a_forgotten_connection_is_dead_and_a_new_one_works(proxy: FaultProxy) -> None:
     with connect(proxy, timeout=0.1) as dead, connect(proxy) as _:
         trip_ms(dead)

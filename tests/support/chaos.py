@@ -143,9 +143,8 @@ def run(bundle: Path, plan: Plan, tell: Callable[[str], None] = lambda text: Non
                 chatter.stop()
             for chatter in chatters:
                 chatter.join()
-        for thread in (*gremlins, *chatters):
-            if thread.error is not None:
-                raise thread.error
+        for error in _errors(gremlins, chatters):
+            raise error
     return Report(
         plan,
         check(ledger.commits, ledger.told, right),
@@ -170,12 +169,18 @@ def _watch(
         faults = sum(gremlin.count for gremlin in gremlins)
         if ledger.tokens >= plan.tokens and faults >= plan.faults:
             return
-        if any(thread.error for thread in (*gremlins, *chatters)):
+        if _errors(gremlins, chatters):
             return
         if time.monotonic() - told > 10:
             told = time.monotonic()
             tell(f"{ledger.tokens} tokens, {faults} faults, {len(ledger.errors)} errors")
         time.sleep(POLL_S)
+
+
+def _errors(gremlins: Sequence[Gremlin], chatters: Sequence[Chatter]) -> list[Exception]:
+    """What is no fault of the network's."""
+    found = [*(gremlin.error for gremlin in gremlins), *(chatter.error for chatter in chatters)]
+    return [error for error in found if error is not None]
 
 
 @contextmanager
@@ -217,7 +222,7 @@ def crowd_out(address: str, model: Model, sessions: int) -> None:
         max_nodes=1,
     )
     with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary("/edgespec.v1.Verifier/Open")
+        call: Any = channel.unary_unary("/edgespec.v1.Verifier/Open")
         for _ in range(sessions):
             request.session_id = secrets.token_bytes(16)
             try:

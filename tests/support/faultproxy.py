@@ -50,6 +50,8 @@ class Weather:
     """Chance of a packet to have one of its bits turned."""
     black_hole: bool = False
     """Nothing passes; connections stay open."""
+    mute: bool = False
+    """Nothing of what the server says passes; it hears everything."""
     refuse: bool = False
     """Nobody listens."""
     slow_close_s: float = 0.0
@@ -292,7 +294,7 @@ class FaultProxy:
             due, data = await queue.get()
             if (wait := due - self._loop.time()) > 0:
                 await asyncio.sleep(wait)
-            while self.weather.black_hole or connection.forgotten:
+            while self._held(line) or connection.forgotten:
                 assert self._changed is not None
                 await self._changed.wait()
             if not data:
@@ -304,6 +306,9 @@ class FaultProxy:
             self._count(line, len(data))
             writer.write(data)
             await writer.drain()
+
+    def _held(self, line: Line) -> bool:
+        return self.weather.black_hole or (self.weather.mute and line is self._down)
 
     def _count(self, line: Line, size: int) -> None:
         if line is self._up:

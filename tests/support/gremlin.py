@@ -47,6 +47,7 @@ WEIGHTS: Mapping[str, float] = {
     "pause": 1.5,
     "reset": 2.0,
     "forget": 1.0,
+    "lost replies": 2.0,
     "black hole": 1.5,
     "latency": 1.0,
     "throttle": 1.0,
@@ -59,7 +60,7 @@ WEIGHTS: Mapping[str, float] = {
 
 
 def schedule(seed: int, pace: float = 1.0) -> Iterator[Fault]:
-    """Faults without end: every kind once in the first dozen, by their weights from there on.
+    """Faults without end: every kind once in the beginning, by their weights from there on.
     ``pace`` stretches all times."""
     rng = random.Random(seed)
     kinds = list(WEIGHTS)
@@ -122,6 +123,7 @@ class Gremlin(threading.Thread):
             "forget": lambda fault: _nothing(self._proxy.forget()),
             "eviction": lambda fault: self._evict(),
             "drain": self._drain,
+            "lost replies": self._lose_replies,
             "slow close": self._close_slowly,
         }
         harm.get(fault.kind, self._weather)(fault)
@@ -141,6 +143,13 @@ class Gremlin(threading.Thread):
         if code != 0:
             raise RuntimeError(f"a drained server ended with exit code {code}")
         self._victim.restart()
+
+    def _lose_replies(self, fault: Fault) -> None:
+        """The server commits rounds whose replies never arrive."""
+        self._proxy.set(mute=True)
+        self._stopped.wait(fault.for_s / 8)
+        self._proxy.reset()
+        self._proxy.clear()
 
     def _close_slowly(self, fault: Fault) -> None:
         """A server dies and its clients hear of it late."""

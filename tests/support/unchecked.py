@@ -18,8 +18,16 @@ def strip_server() -> None:
     """For the rest of this process, before the server's modules are imported."""
     from edgespec_runtime.wire import state
 
-    state.SessionState.admit = lambda self, claim: None  # type: ignore[method-assign]
-    state.opening = lambda known, epoch, digest: None
+    class Unchecked(state.SessionState):
+        def admit(self, claim: state.Claim) -> bytes | None:
+            self.round = claim.round - 1
+            return None
+
+    def anything(known: object, epoch: int, digest: bytes) -> bytes | None:
+        return None
+
+    state.SessionState = Unchecked  # type: ignore[misc]
+    state.opening = anything
 
 
 @contextmanager
