@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
+from tests.support.chaos import Plan, run
 from tests.support.history import Commit, Findings, Told, check, percentile
+from tests.support.zoo import Zoo
 
 RIGHT = (5, 6, 7, 8, 9, 10, 11)
 ORACLE = {"why": RIGHT}
+SHORT = Plan(clients=4, models=2, tokens=1_000, faults=8, questions=6, answer=32, pace=0.2)
 
 
 def commits(*parts: Sequence[int], answer: str = "a") -> list[Commit]:
@@ -111,3 +116,17 @@ def test_percentiles() -> None:
     assert percentile(values, 0.5) == 51.0
     assert percentile(values, 0.99) == 100.0
     assert percentile([], 0.5) == 0.0
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_doubled_or_wrong_through_a_dozen_faults(zoo: Zoo) -> None:
+    report = run(zoo.bundle("gqa"), SHORT)
+    assert report.findings.notes == [] and report.errors == []
+    assert report.complete and report.clean
+
+
+@pytest.mark.slow
+def test_without_the_checks_of_rounds_and_prefixes_the_same_run_fails(zoo: Zoo) -> None:
+    report = run(zoo.bundle("gqa"), replace(SHORT, checks=False))
+    found = report.findings
+    assert found.lost + found.doubled + found.wrong > 0
