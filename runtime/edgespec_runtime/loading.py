@@ -75,6 +75,14 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
     return Loaded(graphs, steps, tables)
 
 
+def vocabulary(bundle: Bundle) -> int:
+    """Tokens that the target knows. Raises BundleError for a bundle without one."""
+    target = bundle.manifest.graph("target")
+    if target is None:
+        raise BundleError(f"{bundle.path} has no 'target' graph; export it again")
+    return int(target.meta["vocab"])
+
+
 def draft_of(bundle: Bundle, loaded: Loaded) -> DraftModel | None:
     """The bundle's own draft, None where it was not loaded."""
     if "draft" not in loaded.steps:

@@ -14,7 +14,7 @@ from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
 from edgespec_runtime.text import StopStrings, TextStream
 from edgespec_runtime.tokenizer import Tokenizer
-from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.verifiers import Away, Verifier
 
 
 class Request:
@@ -84,8 +84,8 @@ class Request:
     @property
     def remote(self) -> dict[str, Any] | None:
         """What talking to servers took so far; None where the target runs here."""
-        account = getattr(self._verifier, "account", None)
-        return account.as_json() if account is not None else None
+        verifier = self._verifier
+        return verifier.account.as_json() if isinstance(verifier, Away) else None
 
     @property
     def stats(self) -> Stats:
