@@ -22,7 +22,7 @@ from edgespec_runtime.remote.outlook import Outlook, RemoteExperience
 
 MARGIN = 1.03
 """The other mode must be expected to be done sooner by this: a tie is not worth changing over."""
-EXPLORE = 0.01
+EXPLORE = 0.015
 """Of all time: what trials may lose."""
 PLAUSIBLE = 0.7
 """Of the mode at hand, what the other one must be expected to bring to be tried."""
@@ -170,6 +170,7 @@ class Modes:
         if self._alone or self._switch.lost:
             self.inner.learn(feedback)
             return
+        self._drafted.passed += feedback.emitted
         self._experience.allowance_ms += EXPLORE * feedback.round_ms
         if self._mode is Mode.REMOTE:
             if not fresh:
