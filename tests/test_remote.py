@@ -6,6 +6,7 @@ import gc
 import hashlib
 import io
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -22,16 +23,17 @@ import trustme
 import edgespec_runtime
 from edgespec.cli import main
 from edgespec.errors import ImageError, RemoteError
-from edgespec.sizing import parse_policy
+from edgespec_runtime.decoder import Round
 from edgespec_runtime.images import load_image
 from edgespec_runtime.remote import RemoteSettings
+from edgespec_runtime.remote.link import Mode
+from edgespec_runtime.remote.modes import Modes
 from edgespec_runtime.remote.pictures import as_file
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason
 from tests.support.compare import assert_same_tokens
 from tests.support.middleman import Middleman, bend, fail, lose, middleman, pass_on, refuse
 from tests.support.servers import RunningServer, running_server
-from tests.support.sizers import Pausing
 from tests.support.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -82,12 +84,19 @@ def between(server: RunningServer) -> Iterator[Middleman]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def streamed(zoo: Zoo, server: RunningServer) -> Iterator[Model]:
+    """The server decodes alone."""
+    with remote(zoo, server.address, mode="remote") as model:
+        yield model
+
+
 @contextmanager
 def remote(
     zoo: Zoo, *addresses: str, bundle: Path | None = None, **settings: Any
 ) -> Iterator[Model]:
-    """A model whose target is at ``addresses``."""
-    given = RemoteSettings(addresses, **{"deadline_ms": 20_000.0, **settings})
+    """A model whose target is at ``addresses``; it drafts here, unless told otherwise."""
+    given = RemoteSettings(addresses, **{"deadline_ms": 20_000.0, "mode": "hybrid", **settings})
     model = edgespec_runtime.load(bundle or zoo.bundle(NAME), threads=1, remote=given)
     try:
         yield model
@@ -99,20 +108,12 @@ def text(model: Model, images: Any = (), **settings: Any) -> edgespec_runtime.Ge
     return model.generate(list(images), PROMPT, **{"max_new_tokens": LONG, **settings})
 
 
-def server_only(model: Model, images: Any = (), **settings: Any) -> list[int]:
-    """What the server says by itself, streamed."""
-    given = {"max_new_tokens": LONG, **settings, "draft": "none"}
-    request = model.stream(list(images), PROMPT, **given)
-    request._verifier.streaming = True  # type: ignore[attr-defined]
-    return [record.token for record in request]
-
-
 # --- The same text --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", SAMPLING, ids=str)
 def test_the_text_is_the_same_wherever_the_target_runs(
-    zoo: Zoo, here: Model, there: Model, sampling: dict[str, Any]
+    zoo: Zoo, here: Model, there: Model, streamed: Model, sampling: dict[str, Any]
 ) -> None:
     assert set(there.steps) == {"draft", "draft_chain"} and "target" not in there.tables
     for count in (0, 2):
@@ -124,8 +125,10 @@ def test_the_text_is_the_same_wherever_the_target_runs(
             assert hybrid.text == plain.text or hybrid.token_ids != plain.token_ids
             assert hybrid.finish_reason == plain.finish_reason
             assert hybrid.remote is not None and hybrid.remote["rounds"] == hybrid.stats.rounds
-        alone = server_only(there, images, **sampling)
-        assert_same_tokens(here, images, PROMPT, sampling, plain.token_ids, alone)
+        alone = text(streamed, images, **sampling)
+        assert_same_tokens(here, images, PROMPT, sampling, plain.token_ids, alone.token_ids)
+        assert alone.remote is not None and alone.remote["rounds"] == 0
+        assert alone.remote["streamed"] == len(alone.token_ids) - 1
 
 
 def test_drafts_are_accepted_across_the_network(here: Model, there: Model) -> None:
@@ -140,17 +143,22 @@ def test_drafts_are_accepted_across_the_network(here: Model, there: Model) -> No
 
 
 def test_going_in_and_out_of_a_stream_loses_no_token(here: Model, there: Model) -> None:
-    """Plain rounds come from a stream, which every drafted round leaves."""
-    sampling = {"temperature": 1.0, "seed": 9}
+    sampling: dict[str, Any] = {"temperature": 1.0, "seed": 9}
     plain = text(here, draft="none", **sampling)
-    pausing = Pausing(parse_policy("eagle2:nodes=8,depth=4,top_k=2"), seed=3, share=0.8)
-    request = there.stream([], PROMPT, policy=pausing, max_new_tokens=LONG, **sampling)
-    request._verifier.streaming = True  # type: ignore[attr-defined]
+    settings = {"policy": "eagle2:nodes=8,depth=4,top_k=2", "max_new_tokens": LONG, **sampling}
+    request = there.stream([], PROMPT, **settings)
+    sizer, rng = request.sizer, random.Random(3)
+    assert isinstance(sizer, Modes)
+
+    def change(outcome: Round) -> None:
+        sizer._pinned = rng.choice((Mode.HYBRID, Mode.REMOTE, Mode.REMOTE))
+
+    request.listen(change)
     tokens = [record.token for record in request]
     assert_same_tokens(here, [], PROMPT, sampling, plain.token_ids, tokens)
     told = request.remote
     assert told is not None
-    assert told["streamed"] > 3 and told["rounds"] > 3 and told["reopens"] >= 3
+    assert told["streamed"] > 3 and told["rounds"] > 3 and told["reopens"] >= 2
 
 
 @pytest.mark.parametrize("variant", ["eagle", "vispec"])
@@ -171,28 +179,31 @@ def test_drafts_that_feed_on_the_targets_features(zoo: Zoo, variant: str) -> Non
                 assert told.stats.rounds <= ours.stats.rounds + 4
 
 
-def test_stop_strings_and_limits(here: Model, there: Model) -> None:
+def test_stop_strings_and_limits(here: Model, there: Model, streamed: Model) -> None:
     whole = text(here, draft="none")
     for size in (1, 2, 7):
         assert text(there, max_new_tokens=size).token_ids == whole.token_ids[:size]
-        assert server_only(there, max_new_tokens=size) == list(whole.token_ids[:size])
+        assert text(streamed, max_new_tokens=size).token_ids == whole.token_ids[:size]
     stop = whole.text[8:11]
-    ours, theirs = text(here, stop=[stop]), text(there, stop=[stop])
-    assert (theirs.text, theirs.finish_reason) == (ours.text, "stop")
-    assert theirs.token_ids == ours.token_ids
+    ours = text(here, stop=[stop])
+    for model in (there, streamed):
+        theirs = text(model, stop=[stop])
+        assert (theirs.text, theirs.finish_reason) == (ours.text, "stop")
+        assert theirs.token_ids == ours.token_ids
 
 
 def test_ends_of_sequence(zoo: Zoo) -> None:
     """A geometry where every sixteenth token ends the text."""
     local, bundle = zoo.model("many-eos"), zoo.bundle("many-eos")
-    with running_server(bundle) as server, remote(zoo, server.address, bundle=bundle) as model:
-        for seed in range(6):
-            sampling = {"temperature": 1.0, "seed": seed}
-            ours = text(local, draft="none", **sampling)
-            theirs = text(model, **sampling)
-            assert theirs.token_ids == ours.token_ids
-            assert theirs.finish_reason == ours.finish_reason
-            assert server_only(model, **sampling) == list(ours.token_ids)
+    with running_server(bundle) as server:
+        for mode in ("hybrid", "remote"):
+            with remote(zoo, server.address, bundle=bundle, mode=mode) as model:
+                for seed in range(6):
+                    sampling = {"temperature": 1.0, "seed": seed}
+                    ours = text(local, draft="none", **sampling)
+                    theirs = text(model, **sampling)
+                    assert theirs.token_ids == ours.token_ids
+                    assert theirs.finish_reason == ours.finish_reason
 
 
 def test_rounds_say_how_long_they_were_away(there: Model) -> None:
@@ -338,9 +349,9 @@ def test_a_fault_in_a_stream_costs_no_token(
 ) -> None:
     steps = {"cut": (fail(Code.UNAVAILABLE),), **FAULTS}[fault]
     plain = text(here, draft="none")
-    with remote(zoo, between.address) as model:
+    with remote(zoo, between.address, mode="remote") as model:
         between.script("Reply", pass_on, pass_on, *steps, pass_on, *steps)
-        assert server_only(model) == list(plain.token_ids)
+        assert text(model).token_ids == plain.token_ids
     assert len(between.seen("Continue")) >= 2
 
 
@@ -366,7 +377,7 @@ def test_another_server_takes_over_and_a_pause_is_mentioned(
 
 
 def test_a_server_that_is_killed_and_comes_back_is_a_pause(zoo: Zoo, here: Model) -> None:
-    sampling = {"temperature": 1.0, "seed": 8}
+    sampling: dict[str, Any] = {"temperature": 1.0, "seed": 8}
     plain = text(here, draft="none", **sampling)
     with running_server(zoo.bundle(NAME)) as server, remote(zoo, server.address) as model:
         request = model.stream([], PROMPT, max_new_tokens=LONG, draft="none", **sampling)
@@ -459,9 +470,8 @@ def test_threads_end_with_their_streams(zoo: Zoo, server: RunningServer) -> None
     def streams() -> int:
         return sum(thread.name == "edgespec-stream" for thread in threading.enumerate())
 
-    with remote(zoo, server.address) as model:
-        request = model.stream([], PROMPT, draft="none", max_new_tokens=LONG)
-        request._verifier.streaming = True  # type: ignore[attr-defined]
+    with remote(zoo, server.address, mode="remote") as model:
+        request = model.stream([], PROMPT, max_new_tokens=LONG)
         for _ in range(3):
             next(request)
         assert streams() == 1
