@@ -62,13 +62,14 @@ class Server:
         self.table: Floats = np.load(bundle.file("target.embed.npy"))
         self.rows = blank_rows(SHAPE, CAPACITY, slots)
         self.caches = [KVCache.over(self.rows[:, :, i : i + 1]) for i in range(slots)]
-        self.pool = open_pool(open_engine(threads=1), bundle, self.caches, packed)
+        self.pool = open_pool(open_engine(threads=1), bundle, packed)
+        self.sessions = [self.pool.open(cache) for cache in self.caches]
 
     def fill(self, slot: int, length: int, rng: np.random.Generator) -> None:
         """A context of random tokens."""
         self.caches[slot].commit(())
         self.caches[slot].length = 0
-        prefill(self.pool.session(slot), self.table[rng.integers(4, VOCAB, length)])
+        prefill(self.sessions[slot], self.table[rng.integers(4, VOCAB, length)])
 
     def ask(self, slot: int, nodes: int, rng: np.random.Generator) -> Ask:
         """A random tree below the slot's context."""
@@ -78,21 +79,22 @@ class Server:
         positions = [held, *(held + depth for depth in tree.depths)]
         return Ask(self.table[[int(rng.integers(4, VOCAB)), *tree.tokens]], positions, mask)
 
+    def step(self, asks: Sequence[tuple[int, Ask]]) -> list[list[npt.NDArray[Any]]]:
+        return self.pool.step([(self.sessions[slot], ask) for slot, ask in asks])
+
     def alone(self, slot: int, ask: Ask) -> list[npt.NDArray[Any]]:
         """The single-session step's answer; its rows are dropped again."""
-        answer = self.pool.session(slot).step(ask.embeds, ask.positions, ask.mask)
+        answer = self.sessions[slot].step(ask.embeds, ask.positions, ask.mask)
         copied = [array.copy() for array in answer]
         self.caches[slot].commit(())
         return copied
 
 
-def open_pool(
-    engine: Engine, bundle: Bundle, caches: Sequence[KVCache], packed: bool = True
-) -> StepPool:
+def open_pool(engine: Engine, bundle: Bundle, packed: bool = True) -> StepPool:
     target = bundle.manifest.graph("target")
     assert target is not None
     together = bundle.manifest.graph("target_packed") if packed else None
-    return engine.load_step(target, bundle.path, together).open_pool(caches)
+    return engine.load_step(target, bundle.path, together).open_pool()
 
 
 def same(found: Sequence[npt.NDArray[Any]], wanted: Sequence[npt.NDArray[Any]]) -> None:
@@ -116,9 +118,9 @@ def test_sessions_together_get_what_each_gets_alone(bundles: Bundles, lowering: 
         chosen = rng.permutation(SLOTS)[: rng.integers(2, SEATS + 1)].tolist()
         asks = [(slot, server.ask(slot, int(rng.integers(0, 9)), rng)) for slot in chosen]
         wanted = [server.alone(slot, ask) for slot, ask in asks]
-        alone_s = server.pool.session(chosen[0]).engine_s
-        found = server.pool.step(asks)
-        assert server.pool.session(chosen[0]).engine_s == alone_s, "it was stepped alone"
+        alone_s = server.sessions[chosen[0]].engine_s
+        found = server.step(asks)
+        assert server.sessions[chosen[0]].engine_s == alone_s, "it was stepped alone"
         calls += 1
         for (slot, ask), ours, theirs in zip(asks, found, wanted, strict=True):
             same(ours, theirs)
@@ -138,9 +140,9 @@ def test_the_rows_written_together_are_those_written_alone(bundles: Bundles, low
         server.fill(slot, length, np.random.default_rng(slot))
         other.fill(slot, length, np.random.default_rng(slot))
         asks.append((slot, server.ask(slot, 5, rng)))
-    server.pool.step(asks)
+    server.step(asks)
     for slot, ask in asks:
-        other.pool.session(slot).step(ask.embeds, ask.positions, ask.mask)
+        other.sessions[slot].step(ask.embeds, ask.positions, ask.mask)
     np.testing.assert_allclose(server.rows, other.rows, atol=1e-5)
 
 
@@ -151,7 +153,7 @@ def test_empty_slots_may_begin_together(bundles: Bundles, lowering: str) -> None
     server.fill(1, 20, rng)
     asks = [(0, server.ask(0, 0, rng)), (1, server.ask(1, 3, rng))]
     wanted = [server.alone(slot, ask) for slot, ask in asks]
-    for ours, theirs in zip(server.pool.step(asks), wanted, strict=True):
+    for ours, theirs in zip(server.step(asks), wanted, strict=True):
         same(ours, theirs)
 
 
@@ -165,7 +167,7 @@ def test_more_sessions_than_seats_are_several_calls_with_answers_of_their_own(
         server.fill(slot, 5 + slot, rng)
         asks.append((slot, server.ask(slot, 3, rng)))
     wanted = [server.alone(slot, ask) for slot, ask in asks]
-    for ours, theirs in zip(server.pool.step(asks), wanted, strict=True):
+    for ours, theirs in zip(server.step(asks), wanted, strict=True):
         same(ours, theirs)
     assert all(cache.pending == 4 for cache in server.caches)
 
@@ -179,9 +181,9 @@ def test_a_bundle_without_the_graph_steps_one_session_after_another(bundles: Bun
         server.fill(slot, 4 + slot, rng)
         asks.append((slot, server.ask(slot, 2, rng)))
     wanted = [server.alone(slot, ask) for slot, ask in asks]
-    for ours, theirs in zip(server.pool.step(asks), wanted, strict=True):
+    for ours, theirs in zip(server.step(asks), wanted, strict=True):
         same(ours, theirs)
-    assert server.pool.step([]) == []
+    assert server.step([]) == []
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -191,7 +193,7 @@ def test_decoding_in_a_batch_is_decoding_alone(bundles: Bundles, temperature: fl
         for slot in range(5):
             ids = np.random.default_rng(slot).integers(4, VOCAB, 3 + 4 * slot).tolist()
             sampler = Sampler(SamplingParams(temperature=temperature, seed=slot), VOCAB)
-            session = server.pool.session(slot)
+            session = server.sessions[slot]
             prompt = server.table[ids]
             made.append(
                 LocalVerifier(session, server.table, lambda p=prompt: p, ids, sampler)  # type: ignore[misc]
@@ -205,7 +207,7 @@ def test_decoding_in_a_batch_is_decoding_alone(bundles: Bundles, temperature: fl
     for _ in range(8):
         tried = [random_tree(trees, int(trees.integers(0, 12)), VOCAB) for _ in batched]
         asks = [verifier.ask(tree) for verifier, tree in zip(batched, tried, strict=True)]
-        answers = server.pool.step(list(enumerate(asks)))
+        answers = server.step(list(enumerate(asks)))
         ours = [v.settle(t, a) for v, t, a in zip(batched, tried, answers, strict=True)]
         assert ours == [v.verify(t) for v, t in zip(single, tried, strict=True)]
 
@@ -223,7 +225,7 @@ def test_a_call_writes_only_behind_the_contexts_it_is_for(bundles: Bundles, lowe
         server.caches[slot].length = length
     before = server.rows.copy()
     asks = [(0, server.ask(0, 5, rng)), (1, server.ask(1, 8, rng)), (3, server.ask(3, 0, rng))]
-    server.pool.step(asks)  # 0 and 3 end at the last row that there is
+    server.step(asks)  # 0 and 3 end at the last row that there is
     changed = (server.rows != before).any(axis=(0, 1, 3, 5))  # [slots, capacity]
     wanted = np.zeros_like(changed)
     for slot, ask in asks:
@@ -241,7 +243,7 @@ def test_a_broken_session_breaks_no_other(bundles: Bundles, lowering: str) -> No
         asks.append((slot, server.ask(slot, 4, rng)))
     wanted = [server.alone(slot, ask) for slot, ask in asks]
     poisoned = replace(asks[1][1], embeds=np.full_like(asks[1][1].embeds, np.nan))
-    found = server.pool.step([asks[0], (1, poisoned), asks[2]])
+    found = server.step([asks[0], (1, poisoned), asks[2]])
     same(found[0], wanted[0])
     same(found[2], wanted[2])
     assert np.isnan(found[1][0]).all()
@@ -263,10 +265,10 @@ def test_a_failing_call_leaves_every_cache_as_it_was(
         asks[5] = (5, replace(asks[5][1], mask=asks[5][1].mask[:, 1:]))
     wanted = [server.alone(slot, ask) for slot, ask in asks[:5]]
     with pytest.raises(EngineError, match="exceed the cache" if culprits == "room" else "a mask"):
-        server.pool.step(asks)
+        server.step(asks)
     assert [cache.pending for cache in server.caches] == [0] * SLOTS
     for (slot, ask), theirs in zip(asks[:5], wanted, strict=True):
-        same(server.pool.step([(slot, ask)])[0], theirs)
+        same(server.step([(slot, ask)])[0], theirs)
 
 
 def test_a_slot_is_asked_once_in_a_call(bundles: Bundles) -> None:
@@ -275,7 +277,7 @@ def test_a_slot_is_asked_once_in_a_call(bundles: Bundles) -> None:
     server.fill(2, 5, rng)
     ask = server.ask(2, 1, rng)
     with pytest.raises(EngineError, match="once"):
-        server.pool.step([(2, ask), (2, ask)])
+        server.step([(2, ask), (2, ask)])
     assert server.caches[2].pending == 0
 
 
@@ -285,7 +287,7 @@ def test_positions_that_leave_a_gap_in_an_empty_slot_are_refused(bundles: Bundle
     server.fill(1, 5, rng)
     gap = replace(server.ask(0, 1, rng), positions=[0, 7])
     with pytest.raises(EngineError, match="run"):
-        server.pool.step([(0, gap), (1, server.ask(1, 1, rng))])
+        server.step([(0, gap), (1, server.ask(1, 1, rng))])
 
 
 # The graph in a bundle

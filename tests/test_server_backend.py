@@ -88,7 +88,8 @@ def test_trees_do_not_change_the_answer(zoo: Zoo, images: int, settings: dict[st
     serve(zoo, test)
 
 
-def test_many_sessions_at_once(zoo: Zoo) -> None:
+@pytest.mark.parametrize("together", [0, 4])
+def test_many_sessions_at_once(zoo: Zoo, together: int) -> None:
     asked = [question(zoo, f"tell me of {i}", temperature=1.0, seed=i) for i in range(6)]
     plain = [q.plain() for q in asked]
 
@@ -99,8 +100,28 @@ def test_many_sessions_at_once(zoo: Zoo) -> None:
             return await device.finish(plain[i], np.random.default_rng(i))
 
         assert list(await asyncio.gather(*map(run, range(6)))) == plain
+        gauges = await backend.gauges()
+        assert gauges.tokens >= sum(map(len, plain))
+        assert (gauges.batches < gauges.rounds) == (together > 0)
 
-    serve(zoo, test)
+    serve(zoo, test, str(zoo.bundle("gqa", sessions=together)))
+
+
+def test_a_batch_of_one_is_asked_for(zoo: Zoo) -> None:
+    asked = question(zoo)
+
+    async def test(backend: EmbeddedBackend) -> None:
+        devices = [Device(backend, asked.request(session_id=bytes([i]) * 16)) for i in range(4)]
+        for device in devices:
+            await device.open()
+        with engine_held(backend):
+            rounds = [asyncio.ensure_future(device.verify()) for device in devices]
+            await settle(backend, 5)
+        await asyncio.gather(*rounds)
+        gauges = await backend.gauges()
+        assert (gauges.batches, gauges.rounds) == (4, 4)
+
+    serve(zoo, test, str(zoo.bundle("gqa", sessions=4)), batch=1)
 
 
 def test_context_longer_than_a_chunk_of_prefill(zoo: Zoo) -> None:
@@ -505,7 +526,8 @@ def test_an_open_whose_caller_left_is_finished_and_kept(zoo: Zoo) -> None:
 # --- Faults -------------------------------------------------------------------------------------
 
 
-def test_a_broken_session_breaks_alone(zoo: Zoo) -> None:
+@pytest.mark.parametrize("together", [0, 4])
+def test_a_broken_session_breaks_alone(zoo: Zoo, together: int) -> None:
     asked = question(zoo)
     plain = asked.plain()
 
@@ -535,22 +557,32 @@ def test_a_broken_session_breaks_alone(zoo: Zoo) -> None:
             await device.open()
             assert await device.finish(plain, np.random.default_rng(0)) == plain
 
-    serve(zoo, test)
+    serve(zoo, test, str(zoo.bundle("gqa", sessions=together)))
 
 
-def test_an_engine_that_gives_up_takes_one_session_with_it(zoo: Zoo) -> None:
+@pytest.mark.parametrize("together", [0, 4])
+def test_an_engine_that_gives_up_takes_one_session_with_it(zoo: Zoo, together: int) -> None:
     asked = question(zoo)
+    plain = asked.plain()
 
     async def test(backend: EmbeddedBackend) -> None:
-        device = Device(backend, asked.request())
-        await device.open()
-        backend._slots.all[0].cache.length = 640  # no room for another row
+        devices = [Device(backend, asked.request(session_id=bytes([i]) * 16)) for i in range(3)]
+        for device in devices:
+            await device.open()
+        backend._slots.all[1].cache.length = 640  # no room for another row
+        request = devices[1].round_request()
+        with engine_held(backend):
+            others = [asyncio.ensure_future(devices[i].verify()) for i in (0, 2)]
+            culprit = asyncio.ensure_future(backend.verify("tenant", request))
+            await settle(backend, 4)
         with refused(Reason.BROKEN):
-            await device.verify()
-        await device.open()
-        await device.verify()
+            await culprit
+        await asyncio.gather(*others)
+        for device in devices:
+            await device.open()
+            assert await device.finish(plain, np.random.default_rng(0)) == plain
 
-    serve(zoo, test)
+    serve(zoo, test, str(zoo.bundle("gqa", sessions=together)))
 
 
 def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,11 +594,11 @@ def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatc
         await device.open()
         assert (await backend.gauges()).image_bytes == 16 * 64 * 4
 
-        def run(self: object, asked: object) -> None:
+        def step(self: object, asks: object) -> None:
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(backend._scheduler._executor), "run", run)
+            patch.setattr(type(backend._pools[False]), "step", step)
             with refused(Reason.BUSY):
                 await device.verify()
         gauges = await backend.gauges()

@@ -95,25 +95,25 @@ def _bin(size: int) -> int:
     return size.bit_length()
 
 
+@dataclass
 class Away:
     """What comes on top of every verification of a target elsewhere, whatever the tree: network and
     queueing. A running median: one late packet is no slow network, and a network that became slow
     is known within some rounds."""
 
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=RECENT)
-        self.ms = 0.0
+    ms: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     @property
     def known(self) -> bool:
         """Whether anything was told."""
-        return bool(self._recent)
+        return bool(self.recent)
 
     def learn(self, ms: float) -> None:
         """Takes one verification's; what took no time away was not away."""
         if ms > 0:
-            self._recent.append(ms)
-            self.ms = statistics.median(self._recent)
+            self.recent.append(ms)
+            self.ms = statistics.median(self.recent)
 
 
 @dataclass

@@ -14,7 +14,6 @@ from edgespec.errors import EngineError, MissingDependencyError
 from edgespec.tree import TokenTree
 from edgespec_export.geometry import LlavaGeometry
 from edgespec_runtime.engines import Engine, StepPool, StepSession
-from edgespec_runtime.kv import KVCache
 
 Floats = npt.NDArray[np.float32]
 
@@ -74,11 +73,10 @@ class Graphs:
         graph = self._engine.load_step(self.specs["draft_chain"], self._folder)
         return graph.open(0, self.wanted("draft_chain"), session.cache)
 
-    def pool(self, caches: Sequence[KVCache]) -> StepPool:
-        """The target's packed graph, and its step graph, on ``caches``."""
+    def pool(self) -> StepPool:
+        """The target's packed graph, and its step graph."""
         target, packed = self.specs["target"], self.specs["target_packed"]
-        graph = self._engine.load_step(target, self._folder, packed)
-        return graph.open_pool(caches, ("logits", *self.wanted("target")))
+        return self._engine.load_step(target, self._folder, packed).open_pool()
 
     def wanted(self, role: str) -> tuple[str, ...]:
         """What a step graph gives beside its logits, as its session returns it."""

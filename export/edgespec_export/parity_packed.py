@@ -8,7 +8,7 @@ import numpy as np
 
 from edgespec_export.comparing import Graphs, compared, random_tree, text_ids
 from edgespec_export.geometry import LlavaGeometry
-from edgespec_runtime.engines import Ask
+from edgespec_runtime.engines import Ask, StepSession
 from edgespec_runtime.kv import CacheShape, KVCache
 from edgespec_runtime.prefill import prefill
 
@@ -20,23 +20,24 @@ def check_packed(graphs: Graphs, geometry: LlavaGeometry) -> dict[str, Any]:
     rng, meta = np.random.default_rng(0), graphs.specs["target_packed"].meta
     table = graphs.table("target")
     shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
-    caches = [KVCache(shape, geometry.text.max_positions) for _ in range(int(meta["sessions"]))]
-    pool = graphs.pool(caches)
-    asks: list[tuple[int, Ask]] = []
-    for slot, cache in enumerate(caches):
+    pool, outputs = graphs.pool(), ("logits", *graphs.wanted("target"))
+    asks: list[tuple[StepSession, Ask]] = []
+    for seat in range(int(meta["sessions"])):
+        cache = KVCache(shape, geometry.text.max_positions)
+        session = pool.open(cache, outputs)
         tree = random_tree(geometry, rng)
         room = max(1, geometry.text.max_positions - len(tree) - 1)
-        ids = text_ids(geometry, min(2 + slot, room), rng)
-        prefill(pool.session(slot), table[ids])
+        ids = text_ids(geometry, min(2 + seat, room), rng)
+        prefill(session, table[ids])
         mask = np.ones((len(tree) + 1, cache.length + len(tree) + 1), dtype=np.bool_)
         tree.write_mask(mask[:, cache.length :])
         positions = [cache.length, *(cache.length + depth for depth in tree.depths)]
-        asks.append((slot, Ask(table[[ids[-1], *tree.tokens]], positions, mask)))
+        asks.append((session, Ask(table[[ids[-1], *tree.tokens]], positions, mask)))
     together = [[array.copy() for array in answer] for answer in pool.step(asks)]
     figures: dict[str, Any] = {}
-    for (slot, ask), answer in zip(asks, together, strict=True):
-        caches[slot].commit(())
-        alone = pool.session(slot).step(ask.embeds, ask.positions, ask.mask)
+    for (session, ask), answer in zip(asks, together, strict=True):
+        session.cache.commit(())
+        alone = session.step(ask.embeds, ask.positions, ask.mask)
         for found, wanted in zip(answer, alone, strict=True):
             now = compared("target_packed", found, wanted, AGAINST)
             if now["max_abs_diff"] >= figures.get("max_abs_diff", 0.0):

@@ -166,9 +166,8 @@ def _likeliest(candidates: Candidates, chosen: Sequence[int]) -> tuple[list[int]
     tree = {ROOT, *chosen}
     outside = [i for i, above in enumerate(parents) if above in tree and i not in tree]
     asked = {*parents, ROOT}
-    ends: list[tuple[float, int, int | None]] = [
-        (scores[i], parents[i], candidates.tokens[i]) for i in outside
-    ]
+    ends: list[tuple[float, int, int | None]]
+    ends = [(scores[i], parents[i], candidates.tokens[i]) for i in outside]
     ends += [(scores[i] + UNASKED, i, None) for i in chosen if i not in asked]
     _, node, bonus = max(ends, key=lambda end: end[0], default=(0.0, ROOT, None))
     path: list[int] = []

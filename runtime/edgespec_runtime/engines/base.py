@@ -84,9 +84,9 @@ class StepSession(Protocol):
 
 
 class StepPool(Protocol):
-    """The sessions of a server on one decoder, which an engine call may take together.
+    """Sessions of a server on one decoder, which an engine call may take together.
 
-    Calls come one at a time, whichever of the sessions they are for.
+    Calls come one at a time, whichever of the sessions they are for: all share buffers.
     """
 
     @property
@@ -97,12 +97,12 @@ class StepPool(Protocol):
     def engine_s(self) -> float:
         """Seconds spent inside the engine so far."""
 
-    def session(self, slot: int) -> StepSession:
-        """The session on that slot's cache alone: for a prompt."""
+    def open(self, cache: KVCache, outputs: tuple[str, ...] = ("logits",)) -> StepSession:
+        """A session on ``cache``, whose own ``step`` is for it alone, a prompt for instance."""
 
-    def step(self, asks: Sequence[tuple[int, Ask]]) -> list[list[Array]]:
-        """Runs new rows of several slots, each slot once: what ``session(slot).step`` would give,
-        up to float32 rounding, in the order of ``asks``, valid until the next call.
+    def step(self, asks: Sequence[tuple[StepSession, Ask]]) -> list[list[Array]]:
+        """Runs new rows of several sessions of the pool, each once: what their own steps would
+        give, up to float32 rounding, in the order of ``asks``, valid until the next call.
 
         Raises EngineError, and then no cache has new pending rows; asks that fail together may
         succeed alone.
@@ -125,10 +125,8 @@ class StepGraph(Protocol):
         """A session whose steps return ``outputs``: on a fresh cache of at least ``capacity`` rows,
         or on ``cache``, which another graph of the same model writes too."""
 
-    def open_pool(
-        self, caches: Sequence[KVCache], outputs: tuple[str, ...] = ("logits",)
-    ) -> StepPool:
-        """A pool whose slot i is ``caches[i]``."""
+    def open_pool(self) -> StepPool:
+        """A pool without sessions."""
 
 
 class Engine(Protocol):

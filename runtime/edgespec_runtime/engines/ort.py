@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +111,11 @@ class OrtStepGraph:
         cache = cache or KVCache(shape, capacity)
         return OrtStepSession(self._ort, self._session, self.spec, cache, outputs)
 
-    def open_pool(
-        self, caches: Sequence[KVCache], outputs: tuple[str, ...] = ("logits",)
-    ) -> StepPool:
-        def alone(cache: KVCache, buffers: Buffers) -> StepSession:
+    def open_pool(self) -> StepPool:
+        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        buffers = Buffers(wrap)
+
+        def alone(cache: KVCache, outputs: tuple[str, ...]) -> OrtStepSession:
             return OrtStepSession(self._ort, self._session, self.spec, cache, outputs, buffers)
 
-        wrap = self._ort.OrtValue.ortvalue_from_numpy
-        together = self._packed and PackedStep(*self._packed, caches, outputs, wrap)
-        return OrtPool(caches, alone, together, Buffers(wrap))
+        return OrtPool(alone, self._packed and PackedStep(*self._packed, wrap))

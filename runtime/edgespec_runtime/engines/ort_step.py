@@ -34,7 +34,7 @@ class OrtStepSession:
         self.engine_s = 0.0
         self._spec = spec
         self._file = spec.file
-        self._outputs = outputs
+        self.outputs = outputs
         self._session = session
         self._wrap = ort.OrtValue.ortvalue_from_numpy  # shares memory on the CPU
         self._hidden = int(meta["hidden"])
@@ -52,13 +52,13 @@ class OrtStepSession:
             self._binding.bind_ortvalue_input("offset", self._wrap(self._offset))
         coupled = "noise" in self._given
         self._coupling = Coupling(spec, self._binding, self._wrap) if coupled else None
-        layers = cache_values(cache, self._wrap)
-        for name, value in layers.items():
+        self.layers = cache_values(cache, self._wrap)
+        for name, value in self.layers.items():
             self._binding.bind_ortvalue_input(f"past_{name}", value)
         for tensor in spec.outputs:  # a chain graph has one present per step, all in one buffer
             if tensor.name.startswith("present_"):
                 kind, layer = tensor.name.removeprefix("present_").split(".")[:2]
-                self._binding.bind_ortvalue_output(tensor.name, layers[f"{kind}.{layer}"])
+                self._binding.bind_ortvalue_output(tensor.name, self.layers[f"{kind}.{layer}"])
 
     def step(
         self,
@@ -118,7 +118,7 @@ class OrtStepSession:
             self._picked = np.arange(first, rows, dtype=np.int64)  # bound, so kept
             self._binding.bind_ortvalue_input("logit_index", self._wrap(self._picked))
         sizes = {"S": rows, "R": 1 if last_only else rows}  # a chain's outputs say theirs
-        self._returned = [self._result(name, sizes) for name in self._outputs]
+        self._returned = [self._result(name, sizes) for name in self.outputs]
         self._bound_for = (rows, last_only)
 
     def _take(self, name: str, rows: int, width: int, dtype: Any) -> Array:

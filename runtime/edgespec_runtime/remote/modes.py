@@ -5,9 +5,9 @@ the server streams, and the draft costs nothing. The decoder knows of none of th
 
 A mode is left where the rest of the answer is expected to be done sooner in the other one, what
 changing over takes included: leaving a stream costs a round trip and an open, and a draft that has
-fallen behind has to catch up. What cannot be measured in the mode at hand is predicted (``outlook``)
-and, where it looks nearly as good, tried now and then, as far as an allowance goes that all the
-time spent pays into: what trials lose is bounded.
+fallen behind has to catch up. What cannot be measured in the mode at hand is predicted
+(``outlook``) and, where it looks nearly as good, tried now and then, as far as an allowance goes
+that all the time spent pays into: what trials lose is bounded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgespec_runtime.remote.outlook import Outlook, RemoteExperience
 
 MARGIN = 1.03
 """The other mode must be expected to be done sooner by this: a tie is not worth changing over."""
-EXPLORE = 0.01
+EXPLORE = 0.015
 """Of all time: what trials may lose."""
 PLAUSIBLE = 0.7
 """Of the mode at hand, what the other one must be expected to bring to be tried."""
@@ -170,6 +170,7 @@ class Modes:
         if self._alone or self._switch.lost:
             self.inner.learn(feedback)
             return
+        self._drafted.passed += feedback.emitted
         self._experience.allowance_ms += EXPLORE * feedback.round_ms
         if self._mode is Mode.REMOTE:
             if not fresh:

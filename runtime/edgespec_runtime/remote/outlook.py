@@ -1,7 +1,7 @@
 """Tokens per millisecond that each way of answering brings here and now: measured, or predicted.
 
-    hybrid  tau / (own + network + queue)      own: drafting not hidden, verification, bookkeeping
-    remote  1 / interval                       interval: (queue + compute of one row) as it comes out
+    hybrid  tau / (own + network + queue)     own: drafting not hidden, verification, bookkeeping
+    remote  1 / interval                      interval: queue and compute of one row, as it comes
 
 Of hybrid rounds a record is kept by draft; under another network it is scaled by a model of the
 best depth there, so that it holds where the record was made and follows where it was not.
@@ -23,9 +23,10 @@ HALF_LIFE = 64.0
 FADE = 0.5 ** (1.0 / HALF_LIFE)
 PRIOR, PRIOR_ROUNDS = 0.75, 3.0
 """Of what reaches a level, how much reaches the next, before anything is known; and its weight."""
-DOUBT = 0.4
-"""Half of the spread of a single round's tokens, as a share of their mean: what a draft may be
-better than it was seen to be, over the root of the rounds."""
+DOUBT, PACE = 0.4, 50.0
+"""Of hybrid's rate: what it may be better than it was seen to be, over the root of the rounds and
+growing with the logarithm of the tokens that have gone by (the upper confidence bound of bandits:
+Auer et al., 2002); and the tokens at which that begins."""
 LEVELS = 24
 """That are told apart."""
 REQUEST, NODE = 60, 4
@@ -76,9 +77,14 @@ class Drafted:
     nodes: float = 0.0
     prepare_ms: float = 0.0
     """Of the draft's prompt, the last time."""
+    count: int = 0
+    """Rounds ever,"""
+    passed: int = 0
+    """and tokens of all modes."""
 
     def add(self, feedback: Feedback) -> None:
         """Takes a round of hybrid operation, drafted for or not."""
+        self.count += 1
         depth, could = _levels(feedback)
         new = {
             "rounds": 1.0,
@@ -126,7 +132,7 @@ class RemoteExperience:
         self._drafted: dict[object, Drafted] = {}
 
     def drafted(self, setting: Setting) -> Drafted:
-        """Hybrid rounds with the setting's drafter, at its temperature, with pictures or without."""
+        """Hybrid rounds with the setting's drafter and temperature, with pictures or without."""
         key = (setting.draft, round(setting.temperature, 1), setting.coupled, setting.images > 0)
         return self._drafted.setdefault(key, Drafted())
 
@@ -159,9 +165,11 @@ class Outlook:
         return 1.0 / served if served > 0 else 0.0
 
     def hybrid(self) -> float:
-        """Of drafting here and verifying there; a little more than it looks like, the fewer rounds
-        it is known from: a draft that had no luck at first must not be given up for that."""
-        return self._hybrid() * (1.0 + DOUBT / math.sqrt(self._drafted.rounds + 2.0))
+        """Of drafting here and verifying there; more than it looks like, the fewer rounds it is
+        known from: a draft that had no luck at first must not be given up for that."""
+        seen = self._drafted
+        doubt = math.sqrt((1.0 + math.log1p(seen.passed / PACE)) / (seen.count + 2.0))
+        return self._hybrid() * (1.0 + DOUBT * doubt)
 
     def _hybrid(self) -> float:
         seen, away = self._drafted, self._away(self._nodes)

@@ -65,10 +65,10 @@ class Recent:
 
     @property
     def mean(self) -> float:
-        """Of the measurements, hiccups cut off at four deviations (or a quarter of the median,
-        where those are less) above the median: what a round will take on average, jitter
+        """Of the measurements, hiccups cut off at four deviations (or once the median,
+        where that is more) above the median: what a round will take on average, jitter
         included."""
         if not self._values:
             return 0.0
-        most = self.median + max(4.0 * self.spread, 0.25 * self.median)
+        most = self.median + max(4.0 * self.spread, self.median)
         return sum(min(value, most) for value in self._values) / len(self._values)

@@ -22,7 +22,8 @@ class Capacity:
     image_mb: float = 256.0
     """Of visual embeddings kept for pictures that come again, in 2**20 bytes."""
     batch: int = 8
-    """Verifications that one engine call takes at most."""
+    """Verifications that one engine call takes at most, where the bundle has a graph for several
+    (``edgespec export --sessions``); 1: one after another."""
     context: int = 0
     """Most tokens of a session, expanded pictures and new ones included; 0: the target's own."""
     nodes: int = 128
