@@ -601,7 +601,7 @@ def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatc
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(backend._pools[False]), "step", step)
+            patch.setattr(type(backend._pool), "step", step)
             with refused(Reason.BUSY):
                 await device.verify()
         gauges = await backend.gauges()

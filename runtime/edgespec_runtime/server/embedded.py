@@ -79,17 +79,14 @@ class EmbeddedBackend:
         rows = self._rules.context + self._rules.nodes
         slots = capacity.slots_of(rows, target.row_bytes)
         self._slots = Slots(target.cache_shape, slots, rows)
-        caches = [slot.cache for slot in self._slots.all]
-        self._pools = {False: target.step.open_pool(caches)}
-        if target.feature_width:
-            self._pools[True] = target.step.open_pool(caches, ("logits", "hidden"))
+        self._pool = target.step.open_pool()
         self._curve = (
             profiled(profile)
             if profile
-            else measured(target, self._pools[False], self._slots.all[0], self._rules.nodes)
+            else measured(target, self._pool, self._slots.all[0], self._rules.nodes)
         )
         self._table = Table(capacity.lease_s, clock, self._dropped)
-        self._scheduler = Scheduler(capacity.batch)
+        self._scheduler = Scheduler(self._pool, capacity.batch)
         self._contexts = Contexts(target, capacity, self._scheduler)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -187,8 +184,8 @@ class EmbeddedBackend:
             context = await self._contexts.read(tenant, request)
             state = SessionState(request.epoch, context_digest(request), request.accepted_ids)
             slot = self._admit(session)
-            pool = self._pools[terms.featured]
-            answer = session.answer = Answer(self._target, pool, slot, state, context, terms)
+            answer = Answer(self._target, self._pool, slot, state, context, terms)
+            session.answer = answer
             done = await self._run(
                 session, self._scheduler.steps(answer.start(tenant, self._slots.all))
             )
