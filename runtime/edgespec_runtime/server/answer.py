@@ -131,7 +131,7 @@ class Answer:
         self.slot.note(codes[held:])
         self._root = (accepted or verdict.tokens)[-1]
         self._embeds = self._embeds[:0].copy()
-        seen += [verdict.features] if featured and verdict.features is not None else []
+        seen += [] if verdict.features is None else [verdict.features]
         yield Outcome(verdict, self._encoded(np.concatenate(seen) if seen else None), reused)
 
     def _embedded(self) -> Floats:
