@@ -81,6 +81,11 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
     return Loaded(graphs, steps, tables)
 
 
+def vocabulary(bundle: Bundle) -> int:
+    """Tokens that the target knows; a device's part of a bundle tells as well."""
+    return int(bundle.manifest.text["vocab_size"])
+
+
 def draft_of(bundle: Bundle, loaded: Loaded) -> DraftModel | None:
     """The bundle's own draft, None where it was not loaded."""
     if "draft" not in loaded.steps:

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgespec.bundle import Bundle, read_bundle
-from edgespec.errors import MissingDependencyError
-from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
+from edgespec.bundle import Bundle
+from edgespec.latency import DeviceProfile
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
+from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, Sizer, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import Load
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
-from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
+from edgespec_runtime.engines import Engine, Graph, StepGraph
 from edgespec_runtime.inputs import VisualInputs
 from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
-from edgespec_runtime.loading import Floats, draft_of, load_graphs, processors_of, roles_for
+from edgespec_runtime.loading import (
+    Floats,
+    draft_of,
+    load_graphs,
+    processors_of,
+    roles_for,
+    vocabulary,
+)
 from edgespec_runtime.prompt import Prompt, build_prompt
-from edgespec_runtime.records import Generation
+from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
 from edgespec_runtime.template import ChatTemplate, Message
 from edgespec_runtime.tokenizer import Tokenizer
-from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.verifiers import LocalVerifier, Verifier
 from edgespec_runtime.verifiers.opening import Question, open_here
 from edgespec_runtime.vision import preprocess
 
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
     from edgespec_runtime.remote.opening import RemoteTarget
-    from edgespec_runtime.remote.settings import RemoteSettings
 
 # Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
 # built-in family (docs/performance.md).
@@ -50,8 +54,10 @@ class Model:
         engine: Engine,
         profile: DeviceProfile | None = None,
         budget: Budget | None = None,
-        remote: RemoteSettings | None = None,
+        remote: RemoteTarget | None = None,
     ) -> None:
+        """``remote``: the target on servers; it is then not loaded here, unless its settings ask
+        for that as well."""
         self.bundle = bundle
         self.profile = profile
         self.budget = budget or Budget()
@@ -65,9 +71,9 @@ class Model:
         """Why the bundle's draft was not loaded; empty where it was, or where there is none."""
         roles = roles_for(
             self.manifest,
-            target=remote is None or remote.local == "target",
+            target=remote is None or remote.settings.local == "target",
             draft=not self.draft_left_out,
-            embeddings=remote is not None and remote.embeddings,
+            embeddings=remote is not None and remote.settings.embeddings,
         )
         loaded = load_graphs(bundle, engine, roles)
         self._graphs, self._steps, self._tables = loaded.graphs, loaded.steps, loaded.tables
@@ -77,7 +83,7 @@ class Model:
         template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
         self._template = ChatTemplate.from_source(template)
         self._processor, self._draft_processor = processors_of(bundle)
-        self._remote = _remote_target(bundle, remote, self._vocab) if remote else None
+        self._remote = remote
 
     @property
     def has_draft(self) -> bool:
@@ -181,11 +187,18 @@ class Model:
         load = self._load(built, choice, emitted)
         policy = within(limits, policy, self.profile, load, drafts=choice.model)
         visual = self._visual_inputs(pictures, choice.model)
-        sampler = Sampler(params, self._vocab)
+        sampler = Sampler(params, vocabulary(self.bundle))
         couples = coupled and choice.model and not params.greedy
         own: Drafter = NoDraft()
         if self.draft and choice.model:
-            own = self.draft.open(built, visual, policy, emitted, sampler if couples else None)
+            own = self.draft.open(
+                built,
+                visual,
+                policy,
+                emitted,
+                sampler if couples else None,
+                ahead=self._remote is not None and self._remote.settings.ahead,
+            )
         setting = self._setting(built, choice, params, load, limits, couples)
         question = Question(
             prompt=built,
@@ -197,10 +210,11 @@ class Model:
             levels=policy.levels,
             features=choice.model and self.draft is not None and self.draft.wants_features,
         )
+        verifier, sizer = self._open(question, own, policy.start(setting), setting)
         return Request(
-            self._verifier(question),
+            verifier,
             choice.complete(own, built.ids.tolist(), self.manifest.text["image_token_id"]),
-            policy.start(setting),
+            sizer,
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
@@ -224,6 +238,8 @@ class Model:
             prompt_tokens=request.prompt_tokens,
             stats=request.stats,
             sizing=request.sizing,
+            text_source="draft" if any(r.source == "draft" for r in records) else "target",
+            sources=runs(records),
             remote=request.remote,
         )
 
@@ -232,10 +248,6 @@ class Model:
         Requests must be over."""
         if self._remote is not None:
             self._remote.close()
-
-    @property
-    def _vocab(self) -> int:
-        return int(self.manifest.text["vocab_size"])
 
     def _prompt(self, prompt: str | Sequence[Message], pictures: int) -> Prompt:
         text = self.manifest.text
@@ -260,10 +272,17 @@ class Model:
             own.prompt_length(prompt) if own else 0,
         )
 
-    def _verifier(self, question: Question) -> Verifier:
-        if self._remote is not None:
-            return self._remote.open(question)
-        return open_here(self._steps["target"], self._tables["target"], question)
+    def _open(
+        self, question: Question, draft: Drafter, sizer: Sizer, setting: Setting
+    ) -> tuple[Verifier, Sizer]:
+        """The request's target, and ``sizer`` with the choice of where that runs."""
+
+        def here() -> LocalVerifier:
+            return open_here(self._steps["target"], self._tables["target"], question)
+
+        if self._remote is None:
+            return here(), sizer
+        return self._remote.route(question, sizer, setting, here, draft)
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
         if not pictures or not {"vision", "draft_vision"} & set(self._graphs):
@@ -305,49 +324,6 @@ class Model:
             budget=budget,
             experience=self.experience,
         )
-
-
-def load(
-    bundle: str | Path,
-    *,
-    engine: str = "ort",
-    threads: int = 0,
-    check_hashes: bool = True,
-    profile: str | Path | DeviceProfile | None = None,
-    budget: Budget | None = None,
-    remote: RemoteSettings | None = None,
-) -> Model:
-    """Opens a bundle: checks it whole, then loads its graphs.
-
-    ``profile``: what ``edgespec profile`` wrote on this device; trees are then sized by measured
-    cost. ``budget``: limits of all requests; where its memory has no room for the draft, that is
-    left out. ``remote``: the target runs on servers and is not loaded here. Raises BundleError,
-    EngineError, and ConfigError for a profile that does not fit.
-    """
-    opened = read_bundle(bundle, check_hashes=check_hashes)
-    runner = open_engine(engine, threads=threads)
-    if isinstance(profile, (str, Path)):
-        given, profile = profile, profile_for(profile, opened)
-        check_fits(
-            profile,
-            bundle=bundle_facts(opened),
-            device=this_device(),
-            engine=runner.facts,
-            path=str(given),
-        )
-    return Model(opened, runner, profile, budget, remote)
-
-
-def _remote_target(bundle: Bundle, settings: RemoteSettings, vocab: int) -> RemoteTarget:
-    try:
-        from edgespec_runtime.remote.opening import RemoteTarget
-    except ImportError as error:
-        package = {"google": "protobuf", "grpc_status": "grpcio-status", "grpc": "grpcio"}
-        name = package.get((error.name or "").split(".")[0])
-        if name is None:
-            raise  # our own module: a bug, not a missing package
-        raise MissingDependencyError(name, "a target on a server", "remote") from None
-    return RemoteTarget(bundle, settings, vocab)
 
 
 def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:

@@ -14,7 +14,7 @@ from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
 from edgespec_runtime.text import StopStrings, TextStream
 from edgespec_runtime.tokenizer import Tokenizer
-from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.verifiers import Away, Verifier
 
 
 class Request:
@@ -79,13 +79,14 @@ class Request:
     def sizing(self) -> dict[str, Any] | None:
         """What sizing has learnt so far, with this request; None for policies that learn nothing of
         the kind."""
-        return self.sizer.experience.as_json() if isinstance(self.sizer, SizedTrees) else None
+        sizer = getattr(self.sizer, "inner", self.sizer)  # within a choice of modes
+        return sizer.experience.as_json() if isinstance(sizer, SizedTrees) else None
 
     @property
     def remote(self) -> dict[str, Any] | None:
         """What talking to servers took so far; None where the target runs here."""
-        account = getattr(self._verifier, "account", None)
-        return account.as_json() if account is not None else None
+        verifier = self._verifier
+        return verifier.account.as_json() if isinstance(verifier, Away) else None
 
     @property
     def stats(self) -> Stats:
@@ -129,6 +130,7 @@ class Request:
                 draft_ms=outcome.draft_ms if i == 0 else 0.0,
                 verify_ms=outcome.verify_ms if i == 0 else 0.0,
                 prepare_ms=outcome.prepare_ms if i == 0 else 0.0,
+                source=outcome.source,
                 finish_reason=outcome.finish_reason if i == last else None,
             )
 

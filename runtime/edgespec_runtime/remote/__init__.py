@@ -1,4 +1,10 @@
-"""The target on a server: settings, transport, and the verifier that asks for every round.
+"""The target on servers: settings, transport, and the verifier that asks for every round.
+
+settings  where the servers are            transport  one call, its deadline, what failed
+checks    of every reply                   failover   which server next, and when to give up
+session   what is committed                verifier   the contract of every verifier, over these
+link      times as they are measured       outlook    tokens per millisecond, predicted
+modes     hybrid or remote-only, round by round
 
 Names are imported when they are first used: settings need nothing beyond the standard library, the
 rest needs the packages of ``edgespec[remote]``.

@@ -112,7 +112,7 @@ class Front(grpc.GenericRpcHandler):
             raise Refusal(Reason.DRAINING, "the server is about to stop; open elsewhere")
         pixels = checks.check_open(request, self._info)
         session = request.session_id
-        with account.opening(session, pixels):
+        with account.opening(session, request.epoch, pixels):
             reply = await self._backend.open(account.tenant, request)
             account.keep(session, reply.lease_ms / 1000)
         self._log.info(
@@ -136,7 +136,7 @@ class Front(grpc.GenericRpcHandler):
             reply = await self._backend.verify(account.tenant, request)
         except Refusal as refusal:
             if refusal.reason is Reason.REOPEN:
-                account.forget(request.session_id)
+                account.forget(request.session_id, request.epoch)
             raise
         self._told(account, request.session_id, reply, len(request.tree.token_ids))
         return reply
@@ -144,7 +144,7 @@ class Front(grpc.GenericRpcHandler):
     async def _close(self, account: Account, request: pb.CloseRequest) -> pb.CloseReply:
         checks.check_close(request)
         reply = await self._backend.close(account.tenant, request)
-        account.forget(request.session_id)
+        account.forget(request.session_id, request.epoch)
         self._log.info("close", tenant=account.tenant, session=session_label(request.session_id))
         return reply
 
@@ -178,25 +178,25 @@ class Front(grpc.GenericRpcHandler):
             account = self.accounts.of(tenant)
             with account.working():
                 yield account
-        except Refusal as refusal:
-            self._meter.refusals.labels(method, refusal.reason.value).inc()
-            self._log.info("refused", tenant=tenant, method=method, reason=refusal.reason.value)
-            await context.abort_with_status(status_of(refusal))
-        except grpc.aio.AbortError:
-            raise
         except Exception as error:
-            self._log.error(
-                "failed",
-                tenant=tenant,
-                method=method,
-                error=type(error).__name__,
-                where=where(error),
-            )
-            self._meter.refusals.labels(method, Reason.BROKEN.value).inc()
-            await context.abort_with_status(status_of(FAILED))
+            await context.abort_with_status(status_of(self._refused(tenant, method, error)))
         finally:
             self.in_work -= 1
             self._meter.seconds.labels(method).observe(time.monotonic() - started)
+
+    def _refused(self, tenant: str, method: str, error: Exception) -> Refusal:
+        """What the client is told; what went wrong inside is for the log alone."""
+        broken = not isinstance(error, Refusal) or error.reason is Reason.BROKEN
+        refusal = error if isinstance(error, Refusal) and not broken else FAILED
+        reason = refusal.reason.value
+        self._meter.refusals.labels(method, reason).inc()
+        if broken:
+            cause = error.__cause__ or error
+            told = {"error": type(cause).__name__, "where": where(cause)}
+            self._log.error("failed", tenant=tenant, method=method, **told)
+        else:
+            self._log.info("refused", tenant=tenant, method=method, reason=reason)
+        return refusal
 
 
 def status_of(refusal: Refusal) -> grpc.Status:

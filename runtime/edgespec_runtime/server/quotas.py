@@ -50,6 +50,7 @@ class Bucket:
 class Held:
     """A session that the backend may hold for a tenant."""
 
+    epoch: int
     lease_s: float = math.inf
     expires: float = math.inf
 
@@ -87,7 +88,7 @@ class Account:
             self._in_work -= 1
 
     @contextmanager
-    def opening(self, session: bytes, pixels: int) -> Iterator[None]:
+    def opening(self, session: bytes, epoch: int, pixels: int) -> Iterator[None]:
         """Around an open: takes room for the session, and gives it back where the open fails.
         Raises Refusal QUOTA."""
         before = self._held.get(session)
@@ -95,7 +96,7 @@ class Account:
         if others >= self._quota.sessions:
             raise _full(f"{others} sessions are open, {self._quota.sessions} are allowed", FULL_MS)
         _pay(self._pixels.wait_s(pixels), "pixels of pictures")
-        self._held[session] = Held()
+        self._held[session] = Held(epoch)
         try:
             yield
         except BaseException:
@@ -116,9 +117,10 @@ class Account:
         if (held := self._held.get(session)) is not None:
             held.expires = self._clock() + held.lease_s
 
-    def forget(self, session: bytes) -> None:
-        """The session is gone."""
-        self._held.pop(session, None)
+    def forget(self, session: bytes, epoch: int) -> None:
+        """The session is gone, unless it was opened again since ``epoch``."""
+        if (held := self._held.get(session)) is not None and held.epoch <= epoch:
+            del self._held[session]
 
     def round(self) -> None:
         """Takes one round. Raises Refusal QUOTA."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from edgespec.acceptance import Verdict
 from edgespec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from edgespec_runtime.remote.account import Account
 
 Meanwhile: TypeAlias = Callable[[Callable[[], bool]], None]
 """What to do while an answer is under way; takes a function that tells whether it has come."""
@@ -34,3 +37,12 @@ class Verifier(Protocol):
     def close(self) -> None:
         """The answer is over, or nobody wants the rest of it: lets go of what is held elsewhere.
         Never raises, does not wait, and may come more than once."""
+
+
+@runtime_checkable
+class Away(Protocol):
+    """A verifier whose target is elsewhere."""
+
+    @property
+    def account(self) -> Account:
+        """What talking to servers took so far."""
