@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-READY_S = 60.0
-STOP_S = 30.0
+READY_S = 120.0
+STOP_S = 60.0
 
 
 class RunningServer:
@@ -25,10 +25,10 @@ class RunningServer:
     def __init__(self, command: list[str], errors: IO[bytes]) -> None:
         self._command = command
         self._errors = errors
-        self._start("127.0.0.1:0")
+        self._start()
 
-    def _start(self, listen: str) -> None:
-        words = [sys.executable, "-m", "edgespec", *self._command, "--listen", listen]
+    def _start(self, *last: str) -> None:
+        words = [sys.executable, "-m", "edgespec", *self._command, *last]
         paths = [str(ROOT / part) for part in ("", "export", "runtime")]
         self.process = subprocess.Popen(
             words,
@@ -102,14 +102,15 @@ class RunningServer:
     def restart(self) -> None:
         """A new process at the same port; ends the old one first."""
         self.kill()
-        self._start(self.address)
+        self._start("--listen", self.address)
 
 
 @contextmanager
 def running_server(bundle: Path | str, *flags: object) -> Iterator[RunningServer]:
     """A server of ``bundle`` on a free port of the loopback, with one engine thread unless
     ``flags`` say otherwise; always killed and reaped in the end."""
-    command = ["serve", "--bundle", str(bundle), "--threads", "1", *map(str, flags)]
+    start = ["serve", "--bundle", str(bundle), "--threads", "1", "--listen", "127.0.0.1:0"]
+    command = [*start, *map(str, flags)]
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as errors:
         server = RunningServer(command, errors)
         try:
