@@ -30,6 +30,12 @@ class Verdict:
     prompt's rows for the first verdict, then the root and the accepted rows of each round."""
     named: tuple[int, ...] | None = field(default=None, compare=False)
     """The target's token at every row of the tree, root first, where all are known for free."""
+    away_ms: float = field(default=0.0, compare=False)
+    """Of the time that the caller waited, milliseconds that were no computing of the target's:
+    network, queueing. 0 where the target runs here."""
+    source: str = field(default="target", compare=False)
+    """Whose text the tokens are: "target", or "draft" where nobody verified them (or what they
+    follow)."""
 
 
 def walk(tree: TokenTree, pick: Callable[[int, Sequence[int]], int]) -> Verdict:

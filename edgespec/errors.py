@@ -2,6 +2,7 @@
 
 EdgespecError               exit code 1: edgespec or the machine failed
 ├── EngineError             an inference engine refused, fell back or broke
+├── RemoteError             no server answers, or all of them refuse
 └── InputError              exit code 2: the user's input has to change
     ├── ConfigError         unknown key, wrong type, impossible combination of settings
     ├── CheckpointError     a checkpoint that is incomplete, altered or not understood
@@ -22,6 +23,10 @@ class EdgespecError(Exception):
 
 class EngineError(EdgespecError):
     """An inference engine refused a graph, fell back to another provider, or failed in a run."""
+
+
+class RemoteError(EdgespecError):
+    """No verifying server answers in the time that was given, or all of them refuse."""
 
 
 class InputError(EdgespecError):

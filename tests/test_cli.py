@@ -41,8 +41,8 @@ def test_generate_json_has_the_stable_keys(
     assert main([*words, "--max-new-tokens", "4", "--temperature", "1", "--seed", "7"]) == 0
     out, err = capsys.readouterr()
     value = json.loads(out)
-    keys = {"text", "token_ids", "finish_reason", "prompt_tokens", "stats", "sizing"}
-    assert set(value) == keys and value["sizing"] is None
+    keys = {"text", "token_ids", "finish_reason", "prompt_tokens", "stats", "sizing", "remote"}
+    assert set(value) == keys and value["sizing"] is None and value["remote"] is None
     assert set(value["stats"]) >= {
         "tokens_per_s", "ttft_ms", "rounds", "accepted_length", "draft_ms", "verify_ms", "host_ms",
     }  # fmt: skip

@@ -19,7 +19,9 @@ from edgespec.sampling import Noise, Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Growth, Policy, RollingBestN, Root, Setting, Sizer, parse_policy
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.decoder import decode
+from edgespec_runtime.drafts import Answered
 from edgespec_runtime.prefill import causal_mask
+from edgespec_runtime.verifiers import Meanwhile
 from tests.support.fakes import grown_by, random_tree, toy_draft, toy_verifier
 from tests.support.sizers import Pausing
 
@@ -121,6 +123,9 @@ class LawVerifier:
         self._table, self._draws = table, draws
         self._committed: tuple[int, ...] = ()
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     @property
     def context(self) -> int:
         return len(self._committed) - 1
@@ -129,7 +134,7 @@ class LawVerifier:
         self._committed = (self._draws(self._table(())),)
         return Verdict((), self._committed)
 
-    def verify(self, tree: TokenTree) -> Verdict:
+    def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         start = self._committed
         verdict = walk(tree, lambda row, path: self._draws(self._table((*start, *path))))
         self._committed += verdict.tokens
@@ -142,6 +147,7 @@ class TreeDraft:
     engine_s = 0.0
     prepared = True
     unseen = 0
+    ready = 0
     calls: tuple[int, ...] = ()
 
     def __init__(self, tree_after: Callable[[tuple[int, ...]], TokenTree]) -> None:
@@ -160,6 +166,9 @@ class TreeDraft:
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
             candidates.extend(parent - 1 if parent else ROOT, [token], [-0.5])
         return candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        """Nothing to do ahead."""
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         self._committed += verdict.tokens

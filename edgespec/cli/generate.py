@@ -15,9 +15,10 @@ from edgespec.cli.common import (
     note,
     print_json,
 )
+from edgespec.cli.remote import add_remote, remote_of
 
 if TYPE_CHECKING:
-    from edgespec_runtime import Stats
+    from edgespec_runtime import Model, Stats
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -51,6 +52,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="stop string; may be repeated"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_remote(parser)
     add_config(parser)
     parser.set_defaults(run=run)
     return parser
@@ -58,7 +60,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     import edgespec_runtime
-    from edgespec.latency import estimate_note
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     model = edgespec_runtime.load(
@@ -66,7 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         profile=arguments.profile,
         budget=budget_of(arguments),
+        remote=remote_of(arguments),
     )
+    try:
+        return _generate(model, arguments, prompt)
+    finally:
+        model.close()
+
+
+def _generate(model: Model, arguments: argparse.Namespace, prompt: str) -> int:
+    from edgespec.latency import estimate_note
+
     if model.profile and (said := estimate_note(model.profile)):
         note(said)
     if model.draft_left_out:
@@ -92,12 +103,26 @@ def run(arguments: argparse.Namespace) -> int:
         print(record.text, end="", flush=True)
     print()
     note(describe(request.stats))
+    if request.remote:
+        note(describe_remote(request.remote))
     if request.sizing and not request.sizing["drift"]["profile_fits"]:
         note(
             "the device is no longer as the profile says (power mode, heat or load?); curves are "
             "corrected while decoding, `edgespec profile` measures them anew"
         )
     return 0
+
+
+def describe_remote(remote: dict[str, Any]) -> str:
+    """One line about the servers for the human."""
+    trip = remote["round_trip_ms"]
+    return (
+        f"verified by {remote['endpoint']}: {remote['rounds']} rounds asked for, "
+        f"{remote['streamed']} streamed"
+        + (f", round trip {trip:.1f} ms" if trip is not None else "")
+        + f"; {remote['bytes_up']} bytes up, {remote['bytes_down']} down; "
+        f"{remote['retries']} retries, {remote['reopens']} reopens"
+    )
 
 
 def describe(stats: Stats) -> str:

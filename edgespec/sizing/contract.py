@@ -23,7 +23,7 @@ from edgespec.errors import ConfigError
 from edgespec.tree import Candidates
 
 if TYPE_CHECKING:
-    from edgespec.latency import DeviceProfile
+    from edgespec.latency import Curve, DeviceProfile
     from edgespec.sizing.budgets import Budget
     from edgespec.sizing.experience import Experience
 
@@ -55,6 +55,9 @@ class Root:
     """Whether the draft has taken in its prompt; if not, drafting now costs that as well."""
     emitted: int
     """Tokens of the answer so far."""
+    ready: int = 0
+    """Levels of candidates that are there already, grown while the last verification was under way:
+    no call is needed to have them. Above 0, nothing is unseen."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Feedback:
     root: Root
     growth: Growth
     calls: tuple[int, ...]
-    """Rows (STEPS: width of the beam) of every draft call of the round, the root's first."""
+    """Rows (STEPS: width of the beam) of every draft call of the round, the root's first where
+    nothing was ready."""
     candidates: Candidates
     chosen: Sequence[int]
     """Candidate of tree row r at ``chosen[r - 1]``."""
@@ -82,6 +86,8 @@ class Feedback:
     verify_ms: float
     round_ms: float
     """All of the round, this side's bookkeeping included; excludes ``prepare_ms``."""
+    away_ms: float = 0.0
+    """Of ``verify_ms``, what was no computing of the target's: network, queueing."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ class Setting:
     question: tuple[int, ...] = ()
     """The prompt's tokens, in any order: answers to similar questions tend to be alike."""
     profile: DeviceProfile | None = None
+    remote: Curve | None = None
+    """What a verification takes a target that runs elsewhere, by rows and context, the way there
+    left out; None: as the profile says of this device."""
+    away_ms: float = 0.0
+    """What the way to it takes, as far as it was measured beforehand."""
     budget: Budget | None = None
     experience: Experience | None = None
     """What earlier requests taught; a sizer adds to it."""

@@ -13,17 +13,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgespec_runtime.model import Model, load
+    from edgespec_runtime.entry import load
+    from edgespec_runtime.model import Model
     from edgespec_runtime.records import Generation, Record, Stats
 
 __all__ = ["Generation", "Model", "Record", "Stats", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Model", "load"):
-        from edgespec_runtime import model
+    if name == "Model":
+        from edgespec_runtime.model import Model
 
-        return getattr(model, name)
+        return Model
+    if name == "load":
+        from edgespec_runtime.entry import load
+
+        return load
     if name in ("Generation", "Record", "Stats"):
         from edgespec_runtime import records
 

@@ -5,7 +5,7 @@ Knows the four contracts (draft, sizer, verifier, stop rules) and no engine, tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -30,6 +30,8 @@ class Round:
     draft_ms: float
     verify_ms: float
     finish_reason: str | None
+    source: str = "target"
+    """Whose text it is, see ``Verdict.source``."""
     feedback: Feedback | None = None
     """What the sizer was told; None for the prefill."""
 
@@ -40,22 +42,34 @@ def decode(
     sizer: Sizer,
     stop: StopRules,
     clock: Callable[[], float] = perf_counter,
-) -> Iterator[Round]:
-    """Yields rounds until a stop rule fires. ``clock`` tells seconds."""
-    started = clock()
-    first = verifier.begin()
-    reason = stop.push(first.tokens[0])
-    yield Round(first.tokens, 0, 0, 0.0, 0.0, (clock() - started) * 1e3, reason)
-    if reason is None:
-        draft.begin(first)
-    emitted = 1
-    while reason is None:
-        root = Root(stop.tokens_left - 1, verifier.context, draft.unseen, draft.prepared, emitted)
-        outcome = _round(verifier, draft, sizer, stop, root, clock)
-        emitted += len(outcome.tokens)
-        reason = outcome.finish_reason
-        yield outcome
-    sizer.finish(emitted, reason != "length")
+) -> Generator[Round, None, None]:
+    """Yields rounds until a stop rule fires; then, or when it is left, the verifier is closed.
+    ``clock`` tells seconds."""
+    try:
+        started = clock()
+        first = verifier.begin()
+        reason = stop.push(first.tokens[0])
+        took_ms = (clock() - started) * 1e3
+        yield Round(first.tokens, 0, 0, 0.0, 0.0, took_ms, reason, first.source)
+        if reason is None:
+            draft.begin(first)
+        emitted = 1
+        while reason is None:
+            root = Root(
+                stop.tokens_left - 1,
+                verifier.context,
+                draft.unseen,
+                draft.prepared,
+                emitted,
+                draft.ready,
+            )
+            outcome = _round(verifier, draft, sizer, stop, root, clock)
+            emitted += len(outcome.tokens)
+            reason = outcome.finish_reason
+            yield outcome
+        sizer.finish(emitted, reason != "length")
+    finally:
+        verifier.close()
 
 
 def _round(
@@ -77,7 +91,7 @@ def _round(
         chosen = sizer.choose(candidates)
     tree = TokenTree.select(candidates, chosen)
     grown = clock()
-    verdict = verifier.verify(tree)
+    verdict = verifier.verify(tree, lambda answered: draft.foresee(chosen, root, answered))
     verified = clock()
     draft.commit(chosen, verdict)
     committed = clock()
@@ -96,6 +110,7 @@ def _round(
         draft_ms=(grown - prepared + committed - verified) * 1e3,
         verify_ms=(verified - grown) * 1e3,
         round_ms=(clock() - prepared) * 1e3,
+        away_ms=verdict.away_ms,
     )
     sizer.learn(feedback)
     return _summary(feedback, verdict, emitted, reason)
@@ -112,6 +127,7 @@ def _summary(
         draft_ms=feedback.draft_ms,
         verify_ms=feedback.verify_ms,
         finish_reason=reason,
+        source=verdict.source,
         feedback=feedback,
     )
 

@@ -24,7 +24,7 @@ def check_policy(policy: Policy, steps: Mapping[str, StepGraph]) -> None:
             f"{draft.spec.meta['top_k']} candidates per node"
         )
     rows = max(policy.max_nodes, policy.max_drafted)
-    most = min(int(step.spec.meta["tree_rows"]) for step in steps.values())
+    most = min((int(step.spec.meta["tree_rows"]) for step in steps.values()), default=rows)
     if rows > most:
         raise ConfigError(
             f"the policy's trees take up to {rows} rows, this bundle's graphs take {most}; "

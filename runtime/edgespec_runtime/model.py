@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edgespec.bundle import Bundle, read_bundle
-from edgespec.errors import BundleError
-from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
+from edgespec.bundle import Bundle
+from edgespec.latency import DeviceProfile
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
+from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, Sizer, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import Load
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
-from edgespec_runtime.drafts.opening import DraftModel
-from edgespec_runtime.engines import Engine, Graph, StepGraph, open_engine
-from edgespec_runtime.inputs import VisualInputs, splice
+from edgespec_runtime.engines import Engine, Graph, StepGraph
+from edgespec_runtime.inputs import VisualInputs
 from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
+from edgespec_runtime.loading import (
+    Floats,
+    draft_of,
+    load_graphs,
+    processors_of,
+    roles_for,
+    vocabulary,
+)
 from edgespec_runtime.prompt import Prompt, build_prompt
-from edgespec_runtime.records import Generation
+from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
 from edgespec_runtime.template import ChatTemplate, Message
 from edgespec_runtime.tokenizer import Tokenizer
-from edgespec_runtime.verifiers import LocalVerifier
-from edgespec_runtime.vision import ImageProcessor, preprocess
+from edgespec_runtime.verifiers import LocalVerifier, Verifier
+from edgespec_runtime.verifiers.opening import Question, open_here
+from edgespec_runtime.vision import preprocess
 
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
+    from edgespec_runtime.remote.opening import RemoteTarget
 
-Floats = npt.NDArray[np.float32]
 # Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
 # built-in family (docs/performance.md).
 DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
-STEP_ROLES = ("target", "draft", "draft_chain")
-TARGET_ROLES = ("vision", "projector", "target")
 
 
 class Model:
@@ -52,7 +54,10 @@ class Model:
         engine: Engine,
         profile: DeviceProfile | None = None,
         budget: Budget | None = None,
+        remote: RemoteTarget | None = None,
     ) -> None:
+        """``remote``: the target on servers; it is then not loaded here, unless its settings ask
+        for that as well."""
         self.bundle = bundle
         self.profile = profile
         self.budget = budget or Budget()
@@ -60,38 +65,25 @@ class Model:
         """What requests teach about sizing; shared by them."""
         self.manifest = bundle.manifest
         self.engine = engine.facts
-        self._graphs: dict[str, Graph] = {}
-        self._steps: dict[str, StepGraph] = {}
         self.draft_left_out = (
             why_draft_is_left_out(self.budget, profile) if self.manifest.graph("draft") else ""
         )
         """Why the bundle's draft was not loaded; empty where it was, or where there is none."""
-        for spec in self.manifest.graphs:
-            if self.draft_left_out and spec.role not in TARGET_ROLES:
-                continue
-            if spec.role in STEP_ROLES:
-                self._steps[spec.role] = engine.load_step(spec, bundle.path)
-            else:
-                self._graphs[spec.role] = engine.load(spec, bundle.path)
-        for role in ("vision", "projector"):
-            if role not in self._graphs:
-                raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
-        # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
-        self._tables: dict[str, Floats] = {
-            role: np.asarray(np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r"))
-            for role in self._steps
-            if role != "draft_chain"
-        }
-        self.draft = self._open_draft()
+        roles = roles_for(
+            self.manifest,
+            target=remote is None or remote.settings.local == "target",
+            draft=not self.draft_left_out,
+            embeddings=remote is not None and remote.settings.embeddings,
+        )
+        loaded = load_graphs(bundle, engine, roles)
+        self._graphs, self._steps, self._tables = loaded.graphs, loaded.steps, loaded.tables
+        self.draft = draft_of(bundle, loaded)
         special = self.manifest.text["special_tokens"]
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)
         template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
         self._template = ChatTemplate.from_source(template)
-        self._processor = self._image_processor("preprocessor_config.json")
-        own = "draft_preprocessor_config.json"
-        self._draft_processor = (
-            self._image_processor(own) if own in self.manifest.files else self._processor
-        )
+        self._processor, self._draft_processor = processors_of(bundle)
+        self._remote = remote
 
     @property
     def has_draft(self) -> bool:
@@ -195,16 +187,34 @@ class Model:
         load = self._load(built, choice, emitted)
         policy = within(limits, policy, self.profile, load, drafts=choice.model)
         visual = self._visual_inputs(pictures, choice.model)
-        sampler = Sampler(params, int(self._steps["target"].spec.meta["vocab"]))
+        sampler = Sampler(params, vocabulary(self.bundle))
         couples = coupled and choice.model and not params.greedy
         own: Drafter = NoDraft()
         if self.draft and choice.model:
-            own = self.draft.open(built, visual, policy, emitted, sampler if couples else None)
+            own = self.draft.open(
+                built,
+                visual,
+                policy,
+                emitted,
+                sampler if couples else None,
+                ahead=self._remote is not None and self._remote.settings.ahead,
+            )
         setting = self._setting(built, choice, params, load, limits, couples)
+        question = Question(
+            prompt=built,
+            pictures=pictures,
+            visual=visual,
+            sampler=sampler,
+            max_new_tokens=emitted,
+            max_nodes=policy.max_nodes,
+            levels=policy.levels,
+            features=choice.model and self.draft is not None and self.draft.wants_features,
+        )
+        verifier, sizer = self._open(question, own, policy.start(setting), setting)
         return Request(
-            self._verifier(built, visual, sampler, emitted + policy.max_nodes, choice.model),
+            verifier,
             choice.complete(own, built.ids.tolist(), self.manifest.text["image_token_id"]),
-            policy.start(setting),
+            sizer,
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
@@ -228,7 +238,16 @@ class Model:
             prompt_tokens=request.prompt_tokens,
             stats=request.stats,
             sizing=request.sizing,
+            text_source="draft" if any(r.source == "draft" for r in records) else "target",
+            sources=runs(records),
+            remote=request.remote,
         )
+
+    def close(self) -> None:
+        """Ends the connections of a model whose target is elsewhere; else there is nothing to do.
+        Requests must be over."""
+        if self._remote is not None:
+            self._remote.close()
 
     def _prompt(self, prompt: str | Sequence[Message], pictures: int) -> Prompt:
         text = self.manifest.text
@@ -253,41 +272,21 @@ class Model:
             own.prompt_length(prompt) if own else 0,
         )
 
-    def _verifier(
-        self,
-        prompt: Prompt,
-        visual: VisualInputs,
-        sampler: Sampler,
-        extra: int,
-        speculate: bool,
-    ) -> LocalVerifier:
-        step, table = self._steps["target"], self._tables["target"]
-        features = speculate and self.draft is not None and self.draft.wants_features
-        return LocalVerifier(
-            step.open(len(prompt.ids) + extra + 1, ("logits", *(["hidden"] if features else []))),
-            table,
-            lambda: splice(prompt.ids, prompt.image_spans, table, visual.target),
-            prompt.ids.tolist(),
-            sampler,
-            features=features,
-        )
+    def _open(
+        self, question: Question, draft: Drafter, sizer: Sizer, setting: Setting
+    ) -> tuple[Verifier, Sizer]:
+        """The request's target, and ``sizer`` with the choice of where that runs."""
 
-    def _open_draft(self) -> DraftModel | None:
-        if "draft" not in self._steps:
-            return None
-        names = "draft.ids.npy"
-        return DraftModel(
-            self._steps["draft"],
-            self._steps.get("draft_chain"),
-            self._tables["draft"],
-            self._graphs,
-            self.manifest.compressor or {},
-            np.load(self.bundle.file(names)) if names in self.manifest.files else None,
-        )
+        def here() -> LocalVerifier:
+            return open_here(self._steps["target"], self._tables["target"], question)
+
+        if self._remote is None:
+            return here(), sizer
+        return self._remote.route(question, sizer, setting, here, draft)
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
-        if not pictures:
-            return VisualInputs(self._graphs, None, None)
+        if not pictures or not {"vision", "draft_vision"} & set(self._graphs):
+            return VisualInputs(self._graphs, None, None)  # nobody here looks at them
         pixels = preprocess(pictures, self._processor)
         own_tower = speculate and "draft_vision" in self._graphs
         draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None
@@ -325,39 +324,6 @@ class Model:
             budget=budget,
             experience=self.experience,
         )
-
-    def _image_processor(self, name: str) -> ImageProcessor:
-        config: Mapping[str, Any] = json.loads(self.bundle.file(name).read_text(encoding="utf-8"))
-        return ImageProcessor.from_config(config)
-
-
-def load(
-    bundle: str | Path,
-    *,
-    engine: str = "ort",
-    threads: int = 0,
-    check_hashes: bool = True,
-    profile: str | Path | DeviceProfile | None = None,
-    budget: Budget | None = None,
-) -> Model:
-    """Opens a bundle: checks it whole, then loads its graphs.
-
-    ``profile``: what ``edgespec profile`` wrote on this device; trees are then sized by measured
-    cost. ``budget``: limits of all requests; where its memory has no room for the draft, that is
-    left out. Raises BundleError, EngineError, and ConfigError for a profile that does not fit.
-    """
-    opened = read_bundle(bundle, check_hashes=check_hashes)
-    runner = open_engine(engine, threads=threads)
-    if isinstance(profile, (str, Path)):
-        given, profile = profile, profile_for(profile, opened)
-        check_fits(
-            profile,
-            bundle=bundle_facts(opened),
-            device=this_device(),
-            engine=runner.facts,
-            path=str(given),
-        )
-    return Model(opened, runner, profile, budget)
 
 
 def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:

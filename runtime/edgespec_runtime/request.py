@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.records import Record, Stats
 from edgespec_runtime.text import StopStrings, TextStream
 from edgespec_runtime.tokenizer import Tokenizer
-from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.verifiers import Away, Verifier
 
 
 class Request:
@@ -60,6 +60,12 @@ class Request:
         finally:
             self._busy_s += perf_counter() - started
 
+    def close(self) -> None:
+        """Ends the request where it is; a session that a server holds for it is given back. Also
+        done at the end of the text, and when the request is no longer referred to."""
+        self._records.close()
+        self._rounds.close()
+
     @property
     def prompt_tokens(self) -> int:
         return self.setting.prompt_tokens
@@ -73,7 +79,14 @@ class Request:
     def sizing(self) -> dict[str, Any] | None:
         """What sizing has learnt so far, with this request; None for policies that learn nothing of
         the kind."""
-        return self.sizer.experience.as_json() if isinstance(self.sizer, SizedTrees) else None
+        sizer = getattr(self.sizer, "inner", self.sizer)  # within a choice of modes
+        return sizer.experience.as_json() if isinstance(sizer, SizedTrees) else None
+
+    @property
+    def remote(self) -> dict[str, Any] | None:
+        """What talking to servers took so far; None where the target runs here."""
+        verifier = self._verifier
+        return verifier.account.as_json() if isinstance(verifier, Away) else None
 
     @property
     def stats(self) -> Stats:
@@ -92,7 +105,7 @@ class Request:
             total_ms=self._busy_s * 1e3,
         )
 
-    def _run(self) -> Iterator[Record]:
+    def _run(self) -> Generator[Record, None, None]:
         started = perf_counter()
         for index, outcome in enumerate(self._rounds):
             self._account(index, outcome, started)
@@ -117,6 +130,7 @@ class Request:
                 draft_ms=outcome.draft_ms if i == 0 else 0.0,
                 verify_ms=outcome.verify_ms if i == 0 else 0.0,
                 prepare_ms=outcome.prepare_ms if i == 0 else 0.0,
+                source=outcome.source,
                 finish_reason=outcome.finish_reason if i == last else None,
             )
 

@@ -12,12 +12,12 @@ from edgespec.acceptance import Verdict, walk
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Growth, Policy, Root, Setting, Sizer
 from edgespec.tree import ROOT, Candidates, TokenTree
-from edgespec_runtime.drafts import Drafter
+from edgespec_runtime.drafts import Answered, Drafter
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.kv import CacheShape, KVCache
-from edgespec_runtime.verifiers import LocalVerifier
+from edgespec_runtime.verifiers import LocalVerifier, Meanwhile
 
 Floats = npt.NDArray[np.float32]
 Path = Sequence[int]
@@ -171,7 +171,10 @@ class ScriptedVerifier:
         self.committed.append(self._target(()))
         return Verdict((), (self.committed[-1],))
 
-    def verify(self, tree: TokenTree) -> Verdict:
+    def close(self) -> None:
+        self.closed = True
+
+    def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         self.trees.append(tree)
         verdict = walk(tree, lambda row, path: self._target((*self.committed, *path)))
         self.committed += verdict.tokens
@@ -182,6 +185,7 @@ class ScriptedDraft:
     """Proposes what a function says: rows (parent index or ROOT, token, log-probability)."""
 
     engine_s = 0.0
+    ready = 0
 
     def __init__(self, propose: Callable[[Path, int], Sequence[tuple[int, int, float]]]) -> None:
         self._propose = propose
@@ -217,6 +221,9 @@ class ScriptedDraft:
         for parent, token, logprob in self._propose(tuple(self.committed), root.depth_left):
             self._candidates.extend(parent, [token], [logprob])
         return self._candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        """Nothing to do ahead."""
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         indices = tuple(chosen[row - 1] for row in verdict.rows)

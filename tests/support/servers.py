@@ -23,12 +23,13 @@ class RunningServer:
     """One server; ``restart`` brings it back at the same port after a kill or a stop."""
 
     def __init__(self, command: list[str], errors: IO[bytes]) -> None:
+        """``command``: the module to run, and its arguments."""
         self._command = command
         self._errors = errors
         self._start()
 
     def _start(self, *last: str) -> None:
-        words = [sys.executable, "-m", "edgespec", *self._command, *last]
+        words = [sys.executable, "-m", *self._command, *last]
         paths = [str(ROOT / part) for part in ("", "export", "runtime")]
         self.process = subprocess.Popen(
             words,
@@ -106,11 +107,13 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(bundle: Path | str, *flags: object) -> Iterator[RunningServer]:
+def running_server(
+    bundle: Path | str, *flags: object, module: str = "edgespec"
+) -> Iterator[RunningServer]:
     """A server of ``bundle`` on a free port of the loopback, with one engine thread unless
-    ``flags`` say otherwise; always killed and reaped in the end."""
-    start = ["serve", "--bundle", str(bundle), "--threads", "1", "--listen", "127.0.0.1:0"]
-    command = [*start, *map(str, flags)]
+    ``flags`` say otherwise; always killed and reaped in the end. ``module``: what is run."""
+    start = [module, "serve", "--bundle", str(bundle), "--threads", "1"]
+    command = [*start, "--listen", "127.0.0.1:0", *map(str, flags)]
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as errors:
         server = RunningServer(command, errors)
         try:

@@ -15,8 +15,8 @@ from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
 from edgespec.tree import Candidates, TokenTree
 from edgespec_runtime.decoder import Round, decode
-from edgespec_runtime.drafts import Drafter
-from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.drafts import Answered, Drafter
+from edgespec_runtime.verifiers import Meanwhile, Verifier
 from tests.support.fakes import ScriptedDraft, ScriptedVerifier, chain
 from tests.support.profiles import costs, profile
 
@@ -52,10 +52,13 @@ class ClockedVerifier:
     def begin(self) -> Verdict:
         return self._inner.begin()
 
-    def verify(self, tree: TokenTree) -> Verdict:
+    def close(self) -> None:
+        self._inner.close()
+
+    def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         ms = self._costs.verify.at(len(tree) + 1, self.context)
         self._clock.ms += ms * self._factor()
-        return self._inner.verify(tree)
+        return self._inner.verify(tree, meanwhile)
 
 
 class ClockedDraft:
@@ -76,6 +79,10 @@ class ClockedDraft:
     @property
     def unseen(self) -> int:
         return self._inner.unseen
+
+    @property
+    def ready(self) -> int:
+        return self._inner.ready
 
     @property
     def calls(self) -> tuple[int, ...]:
@@ -99,6 +106,9 @@ class ClockedDraft:
             ms += sum(further.at(width, root.context) for width in self.calls[1:])
             self._clock.ms += ms * self._factor()
         return candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        self._inner.foresee(chosen, root, answered)
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         self._inner.commit(chosen, verdict)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from edgespec_runtime.drafts.base import Drafter, NoDraft
+from edgespec_runtime.drafts.base import Answered, Drafter, NoDraft
 
-__all__ = ["Drafter", "NoDraft"]
+__all__ = ["Answered", "Drafter", "NoDraft"]

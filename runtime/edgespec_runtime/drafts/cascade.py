@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from edgespec.acceptance import Verdict
 from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates
-from edgespec_runtime.drafts.base import Drafter
+from edgespec_runtime.drafts.base import Answered, Drafter
 from edgespec_runtime.drafts.ngram import NgramDraft
 
 TINY = 1e-9
@@ -39,6 +39,10 @@ class CascadeDraft:
         return self._model.unseen
 
     @property
+    def ready(self) -> int:
+        return self._model.ready
+
+    @property
     def calls(self) -> tuple[int, ...]:
         return self._model.calls
 
@@ -55,6 +59,9 @@ class CascadeDraft:
         candidates = self._model.grow(sizer, growth, root)
         merge(candidates, self._ngram.grow(sizer, growth, root))
         return candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        self._model.foresee(chosen, root, answered)  # a look-up takes no time worth saving
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         # Indices from behind the model's own are n-grams' to it: candidates it never expanded.

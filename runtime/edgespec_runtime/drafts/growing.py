@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.sizing import Growth, Root, Sizer
+from edgespec.sizing.contract import newest
 from edgespec.tree import ROOT, Candidates
+from edgespec_runtime.drafts.base import Answered
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.prefill import causal_mask
@@ -48,6 +50,8 @@ class Chain:
 class GrowingDraft:
     """One request's drafter over a step session; subclasses say what is fed."""
 
+    ready = 0
+
     def __init__(
         self,
         session: StepSession,
@@ -65,6 +69,7 @@ class GrowingDraft:
         self._chain = chain
         self._calls: list[int] = []
         self._rows: dict[int, list[int]] = {}  # expanded candidate -> pending rows of its path
+        self._root_position = 0  # of the root's row, once it is fed
         # What a chain adds to every token's embedding [H]: ViSpec's global vector.
         self._offset: Floats | None = None
 
@@ -81,18 +86,40 @@ class GrowingDraft:
         candidates = Candidates()
         self._rows = {}
         self._calls = []
-        # The draft's own context may be the shorter one: then it proposes less, or nothing.
-        depth_left = min(root.depth_left, self._max_positions - self._next_position())
-        if depth_left < 1:
+        root = self._within(root)
+        if root.depth_left < 1:
             return candidates
-        if depth_left < root.depth_left:
-            root = replace(root, depth_left=depth_left)
         unseen = self._take_unseen()
+        self._root_position = unseen.positions[-1]
         if self._chain and growth is Growth.CHAIN:
             self._grow_chain(candidates, self._chain, unseen, sizer, root)
         else:
-            self._grow_steps(candidates, unseen, sizer, root)
+            outputs = self._refeed(unseen, self._noise(root, (0,)))
+            self._extend(candidates, [ROOT], outputs, sizer.policy.top_k)
+            self._grow_steps(candidates, 1, sizer, root)
         return candidates
+
+    def grow_on(self, candidates: Candidates, sizer: Sizer, growth: Growth, root: Root) -> None:
+        """Goes on growing ``candidates``, what the last ``grow`` gave by the same ``growth``, whole
+        levels of them; nothing was committed since."""
+        self._calls = []
+        root, level = self._within(root), candidates.depths[-1]
+        if self._chain and growth is Growth.CHAIN:
+            self._grow_chain(candidates, self._chain, None, sizer, root)
+        else:
+            self._grow_steps(candidates, level, sizer, root)
+
+    def _within(self, root: Root) -> Root:
+        """The draft's own context may be the shorter one: then it proposes less, or nothing."""
+        return replace(root, depth_left=min(root.depth_left, self.room))
+
+    @property
+    def room(self) -> int:
+        """Levels below the last committed token that fit into the draft's context."""
+        return self._max_positions - self._next_position()
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        """Nothing: ``ahead.AheadDraft`` does it, for drafts that need no more than tokens."""
 
     def _next_position(self) -> int:
         """Position behind the last committed row."""
@@ -110,16 +137,13 @@ class GrowingDraft:
         """Takes what a call gave beside candidates: of the last of ``parents`` in a chain, of all
         of them in a step."""
 
-    def _grow_steps(self, candidates: Candidates, unseen: Rows, sizer: Sizer, root: Root) -> None:
-        """One call per level."""
+    def _grow_steps(self, candidates: Candidates, level: int, sizer: Sizer, root: Root) -> None:
+        """One call per level; ``level`` of them are there."""
         top_k = sizer.policy.top_k
-        outputs = self._refeed(unseen, self._noise(root, (0,)))
-        self._extend(candidates, [ROOT], outputs, top_k)
-        level = 1
         while beam := sizer.beam(candidates, level, root):
             depths = [candidates.depths[i] for i in beam]
             noise = self._noise(root, depths if len(set(depths)) > 1 else depths[:1])
-            outputs = self._expand(candidates, beam, unseen.positions[-1], noise)
+            outputs = self._expand(candidates, beam, noise)
             self._extend(candidates, beam, outputs, top_k)
             level += 1
 
@@ -158,7 +182,7 @@ class GrowingDraft:
         return outputs
 
     def _expand(
-        self, candidates: Candidates, beam: Sequence[int], position: int, noise: Floats | None
+        self, candidates: Candidates, beam: Sequence[int], noise: Floats | None
     ) -> list[Array]:
         """One draft step over the beam; every node attends to the prefix and its own path."""
         cache = self._session.cache
@@ -168,19 +192,25 @@ class GrowingDraft:
         for i, index in enumerate(beam):
             rows = self._rows[index] = [*self._rows.get(candidates.parents[index], ()), first + i]
             mask[i, [committed + row for row in rows]] = True
-        fed = self._beam_rows(candidates, beam, position)
+        fed = self._beam_rows(candidates, beam, self._root_position)
         self._calls.append(width)
         return self._session.step(fed.embeds, fed.positions, mask, hidden=fed.hidden, noise=noise)
 
     def _grow_chain(
-        self, candidates: Candidates, chain: Chain, unseen: Rows, sizer: Sizer, root: Root
+        self, candidates: Candidates, chain: Chain, unseen: Rows | None, sizer: Sizer, root: Root
     ) -> None:
         """Several levels per call; the best child of each is the next one's parent. The next call
-        feeds the tip: pending rows are always the path down to it."""
+        feeds the tip: pending rows are always the path down to it. Without ``unseen`` rows it goes
+        on from its tip."""
         cache, top_k = self._session.cache, sizer.policy.top_k
         most = min(sizer.policy.levels, root.depth_left)
-        fed, level, tip = unseen, 0, ROOT
+        level = 0 if unseen else candidates.depths[-1]
+        tip = newest(candidates, level)[0] if level else ROOT
         while True:
+            if level and (level >= most or not sizer.beam(candidates, level, root)):
+                return
+            fed = unseen or self._beam_rows(candidates, [tip], self._root_position)
+            unseen = None
             new = len(fed)
             self._calls.append(new)
             mask = causal_mask(cache.used, new)
@@ -204,7 +234,4 @@ class GrowingDraft:
                 parent, tip = tip, len(candidates)
                 candidates.extend(parent, children, scores)
                 level += 1
-            if level >= most or not sizer.beam(candidates, level, root):
-                return
             self._learn([parent], outputs)
-            fed = self._beam_rows(candidates, [tip], unseen.positions[-1])

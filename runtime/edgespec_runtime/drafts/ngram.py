@@ -15,6 +15,7 @@ from edgespec.acceptance import Verdict
 from edgespec.errors import ConfigError
 from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates
+from edgespec_runtime.drafts.base import Answered
 from edgespec_runtime.drafts.continuations import Continuations
 
 MAX_N = 4
@@ -29,6 +30,7 @@ class NgramDraft:
 
     engine_s = 0.0
     unseen = 0
+    ready = 0
     calls: tuple[int, ...] = ()
 
     def __init__(
@@ -84,6 +86,9 @@ class NgramDraft:
             negative, _, above, token, logprob, context = heappop(queue)
             candidates.extend(above, [token], [logprob])
             parent, score = len(candidates) - 1, -negative
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        """Nothing to do ahead."""
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         if self.prepared:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgespec.sampling import Sampler
 from edgespec.sizing import Policy
 from edgespec_runtime.drafts import feature, vlm
+from edgespec_runtime.drafts.ahead import AheadDraft
 from edgespec_runtime.drafts.base import Drafter
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain
@@ -61,16 +62,22 @@ class DraftModel:
         policy: Policy,
         budget: int,
         sampler: Sampler | None = None,
+        *,
+        ahead: bool = False,
     ) -> Drafter:
         """A drafter for one request that may emit ``budget`` tokens; with ``sampler``, the
-        request's, it is coupled to what the target draws."""
+        request's, it is coupled to what the target draws. With ``ahead`` a stand-alone draft goes
+        on drafting while it waits for a target that runs elsewhere."""
         length, steps = self.prompt_length(prompt), self.chain_steps
         segments = -(-policy.levels // steps) if steps else 0
-        capacity = length + budget + max(policy.max_drafted, segments * steps) + 1
+        drafted = max(policy.max_drafted, segments * steps)
+        # What was grown ahead and what it is gone on with may be a round's each.
+        capacity = length + budget + (2 * drafted if ahead else drafted) + 1
         coupling = None
         if sampler is not None:
             coupling = Coupling(sampler.noise, sampler.params.temperature, self.ids)
-        return self.drafter(*self.sessions(capacity), prompt, visual, coupling)
+        drafter = self.drafter(*self.sessions(capacity), prompt, visual, coupling)
+        return AheadDraft(drafter) if ahead and isinstance(drafter, vlm.VlmDraft) else drafter
 
     def sessions(self, capacity: int) -> tuple[StepSession, Chain | None]:
         """A fresh cache of ``capacity`` rows, as its step graph and its chain graph hold it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgespec_runtime.verifiers.base import Verifier
+from edgespec_runtime.verifiers.base import Away, Meanwhile, Verifier
 from edgespec_runtime.verifiers.local import LocalVerifier
 
-__all__ = ["LocalVerifier", "Verifier"]
+__all__ = ["Away", "LocalVerifier", "Meanwhile", "Verifier"]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from edgespec.acceptance import Verdict
 from edgespec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from edgespec_runtime.remote.account import Account
+
+Meanwhile: TypeAlias = Callable[[Callable[[], bool]], None]
+"""What to do while an answer is under way; takes a function that tells whether it has come."""
 
 
 class Verifier(Protocol):
@@ -22,5 +29,20 @@ class Verifier(Protocol):
     def begin(self) -> Verdict:
         """Takes in the prompt; the verdict's one token is the target's first."""
 
-    def verify(self, tree: TokenTree) -> Verdict:
-        """Runs the tree below the last committed token in one forward and walks it."""
+    def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
+        """Runs the tree below the last committed token in one forward and walks it. A verifier that
+        has to wait for its answer calls ``meanwhile`` once, the request being sent; others do not.
+        """
+
+    def close(self) -> None:
+        """The answer is over, or nobody wants the rest of it: lets go of what is held elsewhere.
+        Never raises, does not wait, and may come more than once."""
+
+
+@runtime_checkable
+class Away(Protocol):
+    """A verifier whose target is elsewhere."""
+
+    @property
+    def account(self) -> Account:
+        """What talking to servers took so far."""

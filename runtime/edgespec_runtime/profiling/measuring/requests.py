@@ -11,7 +11,7 @@ import numpy as np
 from edgespec.acceptance import Verdict
 from edgespec.sizing import Eagle2, Feedback, Growth, Plain, Policy, Root, Setting, Sizer
 from edgespec.tree import Candidates
-from edgespec_runtime.drafts import Drafter, NoDraft
+from edgespec_runtime.drafts import Answered, Drafter, NoDraft
 from edgespec_runtime.model import Model
 from edgespec_runtime.profiling.measuring.rigs import (
     Source,
@@ -69,6 +69,10 @@ class CallClock:
         return self._drafter.unseen
 
     @property
+    def ready(self) -> int:
+        return self._drafter.ready
+
+    @property
     def calls(self) -> tuple[int, ...]:
         return self._drafter.calls
 
@@ -85,6 +89,9 @@ class CallClock:
         ms = (perf_counter() - started - clocked.seconds) * 1e3
         self._grown = Grown(growth, self._drafter.calls, root.context, ms)
         return candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        self._drafter.foresee(chosen, root, answered)
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         self._drafter.commit(chosen, verdict)

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from edgespec.acceptance import Verdict
 from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates, TokenTree
+from edgespec_runtime.drafts import Answered
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.kv import KVCache
 from edgespec_runtime.profiling.measuring.rigs import Source
-from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.verifiers import Meanwhile, Verifier
 
 WANTED = np.float32(1e30)
 """A logit above all others."""
@@ -78,9 +79,12 @@ class SteeredVerifier:
     def begin(self) -> Verdict:
         return self._verifier.begin()
 
-    def verify(self, tree: TokenTree) -> Verdict:
+    def close(self) -> None:
+        self._verifier.close()
+
+    def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         self._session.wanted = _downwards(tree, next(self._levels))
-        return self._verifier.verify(tree)
+        return self._verifier.verify(tree, meanwhile)
 
 
 def _downwards(tree: TokenTree, levels: int) -> dict[int, int]:
@@ -101,6 +105,7 @@ class RandomDraft:
     engine_s = 0.0
     prepared = True
     unseen = 0
+    ready = 0
     calls: tuple[int, ...] = ()
 
     def __init__(self, source: Source) -> None:
@@ -117,6 +122,9 @@ class RandomDraft:
         for i, token in enumerate(self._source.different(sizer.policy.levels)):
             candidates.extend(i - 1 if i else ROOT, [token], [-0.1])
         return candidates
+
+    def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
+        """Nothing to do ahead."""
 
     def commit(self, chosen: Sequence[int], verdict: Verdict) -> None:
         """Nothing to remember."""

@@ -1,0 +1,64 @@
+"""From a path to a model that is ready for requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgespec.bundle import Bundle, read_bundle
+from edgespec.errors import MissingDependencyError
+from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
+from edgespec.sizing.budgets import Budget
+from edgespec_runtime.engines import open_engine
+from edgespec_runtime.loading import vocabulary
+from edgespec_runtime.model import Model
+
+if TYPE_CHECKING:
+    from edgespec_runtime.remote.opening import RemoteTarget
+    from edgespec_runtime.remote.settings import RemoteSettings
+
+PACKAGES = {"grpc": "grpcio", "grpc_status": "grpcio-status", "google": "protobuf"}
+"""What ``edgespec[remote]`` installs, by what is imported."""
+
+
+def load(
+    bundle: str | Path,
+    *,
+    engine: str = "ort",
+    threads: int = 0,
+    check_hashes: bool = True,
+    profile: str | Path | DeviceProfile | None = None,
+    budget: Budget | None = None,
+    remote: RemoteSettings | None = None,
+) -> Model:
+    """Opens a bundle: checks it whole, then loads its graphs.
+
+    ``profile``: what ``edgespec profile`` wrote on this device; trees are then sized by measured
+    cost. ``budget``: limits of all requests; where its memory has no room for the draft, that is
+    left out. ``remote``: the target runs on servers and is not loaded here. Raises BundleError,
+    EngineError, and ConfigError for a profile that does not fit.
+    """
+    opened = read_bundle(bundle, check_hashes=check_hashes)
+    runner = open_engine(engine, threads=threads)
+    if isinstance(profile, (str, Path)):
+        given, profile = profile, profile_for(profile, opened)
+        check_fits(
+            profile,
+            bundle=bundle_facts(opened),
+            device=this_device(),
+            engine=runner.facts,
+            path=str(given),
+        )
+    target = _remote_target(opened, remote) if remote is not None else None
+    return Model(opened, runner, profile, budget, target)
+
+
+def _remote_target(bundle: Bundle, settings: RemoteSettings) -> RemoteTarget:
+    try:
+        from edgespec_runtime.remote.opening import RemoteTarget
+    except ImportError as error:
+        package = PACKAGES.get((error.name or "").split(".")[0])
+        if package is None:
+            raise  # our own module: a bug, not a missing package
+        raise MissingDependencyError(package, "a target on a server", "remote") from None
+    return RemoteTarget(bundle, settings, vocabulary(bundle))

@@ -1,0 +1,104 @@
+"""One server as a client holds it: a channel with its credentials, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from edgespec.errors import ConfigError
+from edgespec_runtime.remote.pace import Pace
+from edgespec_runtime.remote.settings import RemoteSettings, is_loopback
+from edgespec_runtime.wire import verifier_pb2 as pb
+
+SERVICE = "/edgespec.v1.Verifier/"
+MAX_REPLY_BYTES = 256 * 2**20
+"""Room for the features of a long prompt."""
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    # A dead peer is noticed after 3 s; without the ping timeout gRPC waits for a minute.
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 1_000),
+    ("grpc.http2.ping_timeout_ms", 1_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A server that comes back is noticed soon; what to do meanwhile is decided here, not by gRPC.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
+    ("grpc.max_send_message_length", -1),
+)
+
+
+class Endpoint:
+    """A server. Shared by a model's requests; connects when it is first called."""
+
+    def __init__(self, address: str, settings: RemoteSettings) -> None:
+        self.address = address
+        self.info: pb.InfoReply | None = None
+        """What it says of itself, once it was asked."""
+        self.pictures: set[bytes] = set()
+        """Digests of the pictures that it was sent."""
+        self.rounds = Pace(settings.deadline_ms / 1e3)
+        self.replies = Pace(settings.deadline_ms / 1e3)
+        """Between the replies of a stream."""
+        self._settings = settings
+        self._channel: grpc.Channel | None = None
+        self._methods: dict[str, Any] = {}
+        bearer = f"Bearer {settings.token}"
+        self._metadata = (("authorization", bearer),) if settings.token else ()
+
+    def unary(self, method: str) -> Any:
+        """A callable from request bytes to reply bytes; ``.future`` does not wait."""
+        return self._method(method, lambda channel: channel.unary_unary)
+
+    def streaming(self, method: str) -> Any:
+        """A callable from request bytes to an iterator of reply bytes."""
+        return self._method(method, lambda channel: channel.unary_stream)
+
+    def metadata(self, session_id: bytes) -> tuple[tuple[str, str], ...]:
+        """What goes with every call; a balancer keeps a session on one server by it."""
+        return (*self._metadata, ("x-session-id", session_id.hex()))
+
+    def close(self) -> None:
+        """Ends the connection and every call on it."""
+        channel, self._channel = self._channel, None
+        self._methods.clear()
+        if channel is not None:
+            channel.close()
+
+    def _method(self, name: str, kind: Callable[[grpc.Channel], Any]) -> Any:
+        if self._channel is None:
+            self._channel = _connect(self.address, self._settings)
+        if name not in self._methods:
+            # Bytes in, bytes out: a reply that cannot be parsed is then our error to handle.
+            self._methods[name] = kind(self._channel)(SERVICE + name)
+        return self._methods[name]
+
+
+def _connect(address: str, settings: RemoteSettings) -> grpc.Channel:
+    options = list(OPTIONS)
+    if is_loopback(address):
+        options.append(("grpc.enable_http_proxy", 0))
+    if not settings.tls:
+        return grpc.insecure_channel(address, options)
+    credentials = grpc.ssl_channel_credentials(
+        _pem(settings.tls_ca), _pem(settings.tls_key), _pem(settings.tls_cert)
+    )
+    return grpc.secure_channel(address, credentials, options)
+
+
+def _pem(path: str | Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be read: {error.strerror}") from None
+    if b"-----BEGIN " not in data:
+        raise ConfigError(f"'{path}' is no PEM file: it has no BEGIN line")
+    return data
