@@ -328,7 +328,7 @@ def test_the_built_in_family(
     opened = DraftModel.open
 
     def open_ahead(self: DraftModel, *given: Any, **named: Any) -> Drafter:
-        return opened(self, *given, **named, ahead=True)
+        return opened(self, *given, **{**named, "ahead": True})
 
     found = []
     for ahead in (False, True):

@@ -32,6 +32,9 @@ class WaitingVerifier:
         _wait(meanwhile, self._waits())
         return self._inner.verify(tree)
 
+    def close(self) -> None:
+        self._inner.close()
+
 
 def wait_for(verifier: Any, waits: Callable[[], int | None]) -> None:
     """Makes a verifier that is at work already one that is waited for."""
