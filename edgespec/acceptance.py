@@ -33,6 +33,9 @@ class Verdict:
     away_ms: float = field(default=0.0, compare=False)
     """Of the time that the caller waited, milliseconds that were no computing of the target's:
     network, queueing. 0 where the target runs here."""
+    source: str = field(default="target", compare=False)
+    """Whose text the tokens are: "target", or "draft" where nobody verified them (or what they
+    follow)."""
 
 
 def walk(tree: TokenTree, pick: Callable[[int, Sequence[int]], int]) -> Verdict:

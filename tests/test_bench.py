@@ -239,7 +239,7 @@ def generated(tokens: int, per_round: int, *, rate: float, total: float, first: 
     """A made-up run: every round takes 2 ms of drafting and 3 ms of verifying, after 1.5 ms for
     the draft's prompt."""
     rounds = (tokens - 1) // per_round
-    record = Record(first, "", True, per_round, per_round, 2.0, 3.0, 0.0, None)
+    record = Record(first, "", True, per_round, per_round, 2.0, 3.0, 0.0, "target", None)
     times = (2.0 * rounds, 3.0 * rounds, 1.5, 4.0)
     stats = Stats(rate, 10.0, rounds, per_round, *times, 10.0 + 50.0)
     ids = (first, *range(1, tokens))

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.networks import Device, World, regret
-
 from edgespec_runtime.remote.link import Mode
+from tests.support.networks import Device, World, regret
 
 POINTS = [(2.0, 0.0), (20.0, 0.0), (50.0, 0.0), (100.0, 0.0), (200.0, 0.0), (20.0, 1000.0)]
 """(round trip ms, uplink kbit/s)."""
@@ -145,11 +144,12 @@ def test_a_draft_that_gets_better_is_found_again() -> None:
     world = World(keep=0.5, draft=8.0, one=30.0, rtt=lambda ms: 25.0)
     device = Device(world)
     device.answer(300)
-    assert device.link.mode is Mode.REMOTE
+    modes = [device.link.mode]
     device.world = replace(world, keep=0.9)
     for _ in range(12):
         device.answer(400)
-    assert device.link.mode is Mode.HYBRID
+    modes.append(device.link.mode)
+    assert modes == [Mode.REMOTE, Mode.HYBRID]
 
 
 @pytest.mark.parametrize("pinned, rtt", [(Mode.HYBRID, 300.0), (Mode.REMOTE, 1.0)])

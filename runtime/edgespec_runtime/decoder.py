@@ -30,6 +30,8 @@ class Round:
     draft_ms: float
     verify_ms: float
     finish_reason: str | None
+    source: str = "target"
+    """Whose text it is, see ``Verdict.source``."""
     feedback: Feedback | None = None
     """What the sizer was told; None for the prefill."""
 
@@ -47,7 +49,8 @@ def decode(
         started = clock()
         first = verifier.begin()
         reason = stop.push(first.tokens[0])
-        yield Round(first.tokens, 0, 0, 0.0, 0.0, (clock() - started) * 1e3, reason)
+        took_ms = (clock() - started) * 1e3
+        yield Round(first.tokens, 0, 0, 0.0, 0.0, took_ms, reason, first.source)
         if reason is None:
             draft.begin(first)
         emitted = 1
@@ -124,6 +127,7 @@ def _summary(
         draft_ms=feedback.draft_ms,
         verify_ms=feedback.verify_ms,
         finish_reason=reason,
+        source=verdict.source,
         feedback=feedback,
     )
 

@@ -19,6 +19,7 @@ from edgespec_runtime.vision import ImageProcessor
 Floats = npt.NDArray[np.float32]
 STEP_ROLES = ("target", "draft", "draft_chain")
 TARGET_ROLES = ("vision", "projector", "target")
+SERVER_ROLES = ("target_packed",)  # of no use to a single session
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def roles_for(
     """The graphs to load. ``target``: whether it runs here; ``draft``: whether to draft with the
     bundle's own; ``embeddings``: whether visual tokens are made here for a target elsewhere."""
     roles = {graph.role for graph in manifest.graphs}
-    own = roles - set(TARGET_ROLES)
+    own = roles - {*TARGET_ROLES, *SERVER_ROLES}
     wanted: set[str] = set(TARGET_ROLES) if target else set()
     if embeddings:
         wanted |= {"vision", "projector"}
@@ -65,6 +66,11 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
         else:
             graphs[spec.role] = engine.load(spec, bundle.path)
     for role in sorted(set(roles) - {*graphs, *steps}, reverse=True):
+        if bundle.manifest.graph("target") is None:
+            raise BundleError(
+                f"{bundle.path} is a device's part without a '{role}' graph: its target is a "
+                "server's; give --remote, or export the whole bundle"
+            )
         raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
     # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
     tables: dict[str, Floats] = {
@@ -76,11 +82,8 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
 
 
 def vocabulary(bundle: Bundle) -> int:
-    """Tokens that the target knows. Raises BundleError for a bundle without one."""
-    target = bundle.manifest.graph("target")
-    if target is None:
-        raise BundleError(f"{bundle.path} has no 'target' graph; export it again")
-    return int(target.meta["vocab"])
+    """Tokens that the target knows; a device's part of a bundle tells as well."""
+    return int(bundle.manifest.text["vocab_size"])
 
 
 def draft_of(bundle: Bundle, loaded: Loaded) -> DraftModel | None:

@@ -10,7 +10,7 @@ import numpy as np
 from edgespec.bundle import Bundle
 from edgespec.latency import DeviceProfile
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, parse_policy
+from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, Sizer, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import Load
@@ -28,11 +28,11 @@ from edgespec_runtime.loading import (
     vocabulary,
 )
 from edgespec_runtime.prompt import Prompt, build_prompt
-from edgespec_runtime.records import Generation
+from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
 from edgespec_runtime.template import ChatTemplate, Message
 from edgespec_runtime.tokenizer import Tokenizer
-from edgespec_runtime.verifiers import Verifier
+from edgespec_runtime.verifiers import LocalVerifier, Verifier
 from edgespec_runtime.verifiers.opening import Question, open_here
 from edgespec_runtime.vision import preprocess
 
@@ -210,10 +210,11 @@ class Model:
             levels=policy.levels,
             features=choice.model and self.draft is not None and self.draft.wants_features,
         )
+        verifier, sizer = self._open(question, own, policy.start(setting), setting)
         return Request(
-            self._verifier(question),
+            verifier,
             choice.complete(own, built.ids.tolist(), self.manifest.text["image_token_id"]),
-            policy.start(setting),
+            sizer,
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
             stop=stop,
@@ -237,6 +238,8 @@ class Model:
             prompt_tokens=request.prompt_tokens,
             stats=request.stats,
             sizing=request.sizing,
+            text_source="draft" if any(r.source == "draft" for r in records) else "target",
+            sources=runs(records),
             remote=request.remote,
         )
 
@@ -269,10 +272,17 @@ class Model:
             own.prompt_length(prompt) if own else 0,
         )
 
-    def _verifier(self, question: Question) -> Verifier:
-        if self._remote is not None:
-            return self._remote.open(question)
-        return open_here(self._steps["target"], self._tables["target"], question)
+    def _open(
+        self, question: Question, draft: Drafter, sizer: Sizer, setting: Setting
+    ) -> tuple[Verifier, Sizer]:
+        """The request's target, and ``sizer`` with the choice of where that runs."""
+
+        def here() -> LocalVerifier:
+            return open_here(self._steps["target"], self._tables["target"], question)
+
+        if self._remote is None:
+            return here(), sizer
+        return self._remote.route(question, sizer, setting, here, draft)
 
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
         if not pictures or not {"vision", "draft_vision"} & set(self._graphs):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 
@@ -26,6 +28,9 @@ class Record:
     """Verification time of its round, likewise; the prefill's for the very first token."""
     prepare_ms: float
     """Time that the draft took for its prompt, on the first token of the first drafted round."""
+    source: str
+    """Whose text it is: "target", or "draft" where no server answered and the draft went on alone,
+    as was asked for; what comes behind is the draft's as well, whoever names it."""
     finish_reason: str | None
     """On the last record: "eos", "stop" (a stop string) or "length"."""
 
@@ -62,10 +67,22 @@ class Generation:
     stats: Stats
     sizing: dict[str, Any] | None = None
     """What sizing has learnt so far: calibration, forecast, drift; None for other policies."""
+    text_source: str = "target"
+    """"target", or "draft" where a part of the text is the draft's own."""
+    sources: tuple[tuple[str, int], ...] = ()
+    """Runs of tokens by their source, in order."""
     remote: dict[str, Any] | None = None
     """What talking to servers took: endpoint, rounds, streamed rounds, reopens, retries, bytes_up,
-    bytes_down, round_trip_ms; None where the target ran here."""
+    bytes_down, mode_rounds, round_trip_ms; None where the target ran here."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain containers with the stable keys of ``generate --json``."""
-        return {**asdict(self), "token_ids": list(self.token_ids)}
+        runs = [{"source": source, "tokens": count} for source, count in self.sources]
+        return {**asdict(self), "token_ids": list(self.token_ids), "sources": runs}
+
+
+def runs(records: Sequence[Record]) -> tuple[tuple[str, int], ...]:
+    """Tokens by their source, in order."""
+    return tuple(
+        (source, len(list(same))) for source, same in groupby(record.source for record in records)
+    )

@@ -79,7 +79,8 @@ class Request:
     def sizing(self) -> dict[str, Any] | None:
         """What sizing has learnt so far, with this request; None for policies that learn nothing of
         the kind."""
-        return self.sizer.experience.as_json() if isinstance(self.sizer, SizedTrees) else None
+        sizer = getattr(self.sizer, "inner", self.sizer)  # within a choice of modes
+        return sizer.experience.as_json() if isinstance(sizer, SizedTrees) else None
 
     @property
     def remote(self) -> dict[str, Any] | None:
@@ -129,6 +130,7 @@ class Request:
                 draft_ms=outcome.draft_ms if i == 0 else 0.0,
                 verify_ms=outcome.verify_ms if i == 0 else 0.0,
                 prepare_ms=outcome.prepare_ms if i == 0 else 0.0,
+                source=outcome.source,
                 finish_reason=outcome.finish_reason if i == last else None,
             )
 

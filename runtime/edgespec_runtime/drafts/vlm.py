@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.acceptance import Verdict
+from edgespec.errors import RemoteError
 from edgespec.tree import Candidates
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain, GrowingDraft, Rows
@@ -73,6 +74,19 @@ class VlmDraft(GrowingDraft):
     def cached(self) -> int:
         """Committed rows in the cache."""
         return self._session.cache.length
+
+    def first_token(self, context: int) -> int:
+        """Takes in the prompt and returns the draft's own first token, ``context`` being the rows
+        of the target's prompt."""
+        self.prepared = True
+        embeds = self._prompt()
+        rows = len(embeds)
+        if rows >= self._max_positions:
+            raise RemoteError("the prompt is too long for the draft to answer it alone")
+        prefill(self._session, embeds[:-1])
+        noise = self._coupling.rows([context]) if self._coupling else None
+        outputs = self._refeed(Rows(embeds[-1:], range(rows - 1, rows)), noise)
+        return int(outputs[1][0, 0])
 
     def next_token(self, context: int) -> int:
         """Feeds the unseen rows; returns the draft's own best token behind them, ``context`` being

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -29,8 +29,14 @@ class Account:
     """Messages, without what HTTP/2 and TLS add."""
     wait_s: float = 0.0
     """Time spent waiting for answers."""
+    by_mode: Counter[str] = field(default_factory=Counter)
+    """Rounds by where they were verified: "hybrid", "remote" (streamed), "local", "draft"."""
     away_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     """Of the last rounds that were asked for: network and queueing."""
+
+    def count(self, mode: str) -> None:
+        """Takes note of a round in ``mode``."""
+        self.by_mode[mode] += 1
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; ``round_trip_ms`` is the median of what was no computing."""
@@ -42,5 +48,6 @@ class Account:
             "retries": self.retries,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
+            "mode_rounds": dict(self.by_mode),
             "round_trip_ms": round(median(self.away_ms), 3) if self.away_ms else None,
         }

@@ -5,9 +5,9 @@ the server streams, and the draft costs nothing. The decoder knows of none of th
 
 A mode is left where the rest of the answer is expected to be done sooner in the other one, what
 changing over takes included: leaving a stream costs a round trip and an open, and a draft that has
-fallen behind has to catch up. What cannot be measured in the mode at hand is predicted (``outlook``)
-and, where it looks nearly as good, tried now and then, as far as an allowance goes that all the
-time spent pays into: what trials lose is bounded.
+fallen behind has to catch up. What cannot be measured in the mode at hand is predicted
+(``outlook``) and, where it looks nearly as good, tried now and then, as far as an allowance goes
+that all the time spent pays into: what trials lose is bounded.
 """
 
 from __future__ import annotations

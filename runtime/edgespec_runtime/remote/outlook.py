@@ -1,7 +1,7 @@
 """Tokens per millisecond that each way of answering brings here and now: measured, or predicted.
 
-    hybrid  tau / (own + network + queue)      own: drafting not hidden, verification, bookkeeping
-    remote  1 / interval                       interval: (queue + compute of one row) as it comes out
+    hybrid  tau / (own + network + queue)     own: drafting not hidden, verification, bookkeeping
+    remote  1 / interval                      interval: queue and compute of one row, as it comes
 
 Of hybrid rounds a record is kept by draft; under another network it is scaled by a model of the
 best depth there, so that it holds where the record was made and follows where it was not.
@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgespec.latency import Costs
 from edgespec.sizing import Feedback, Setting
 from edgespec.sizing.rates import Rate
 from edgespec_runtime.remote.link import Link
@@ -133,7 +132,7 @@ class RemoteExperience:
         self._drafted: dict[object, Drafted] = {}
 
     def drafted(self, setting: Setting) -> Drafted:
-        """Hybrid rounds with the setting's drafter, at its temperature, with pictures or without."""
+        """Hybrid rounds with the setting's drafter and temperature, with pictures or without."""
         key = (setting.draft, round(setting.temperature, 1), setting.coupled, setting.images > 0)
         return self._drafted.setdefault(key, Drafted())
 

@@ -122,6 +122,11 @@ class Session:
         self._commit(verdict)
         return verdict
 
+    def adopt(self, tokens: Sequence[int]) -> None:
+        """Takes tokens that were named elsewhere; the session has to be opened anew."""
+        self.tokens += tokens
+        self._prefix.extend(tokens)
+
     def close(self) -> bytes:
         return pb.CloseRequest(session_id=self.id, epoch=self.epoch).SerializeToString()
 

@@ -41,6 +41,8 @@ class RemoteSettings:
     """How long to go on trying before the first token."""
     patience_s: float = 60.0
     """How long to go on trying without an answer later on."""
+    fallback_s: float = 2.0
+    """How long to go on trying where something else can go on: ``local``."""
     mode: str = "auto"
     """"hybrid" (this device drafts), "remote" (the server decodes alone), or what is faster."""
     local: str = "none"
@@ -70,7 +72,7 @@ class RemoteSettings:
         for name, value, allowed in choices:
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; it must be one of: {', '.join(allowed)}")
-        for name in ("deadline_ms", "open_deadline_ms", "connect_s", "patience_s"):
+        for name in ("deadline_ms", "open_deadline_ms", "connect_s", "patience_s", "fallback_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number > 0")
         self._check_security()
@@ -94,6 +96,16 @@ class RemoteSettings:
             raise ConfigError(
                 f"a token would cross the network to '{outside[0]}' in plaintext; use TLS"
             )
+
+    @property
+    def wait_s(self) -> float:
+        """How long to go on trying without an answer."""
+        return self.patience_s if self.local == "none" else min(self.fallback_s, self.patience_s)
+
+    @property
+    def first_wait_s(self) -> float:
+        """The same before the first token."""
+        return self.connect_s if self.local == "none" else min(self.fallback_s, self.connect_s)
 
     @property
     def tls(self) -> bool:

@@ -75,13 +75,13 @@ class RemoteVerifier:
         serve this request."""
         known = self._failover.endpoint.info is not None
         settings = self._settings
-        return self._persist(self._open, settings.patience_s if known else settings.connect_s)
+        return self._persist(self._open, settings.wait_s if known else settings.first_wait_s)
 
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         """See ``Verifier.verify``. Raises RemoteError where no server answers in time; what was
         committed until then stands."""
         waiting = [meanwhile] if meanwhile is not None else []
-        return self._persist(lambda: self._round(tree, waiting), self._settings.patience_s)
+        return self._persist(lambda: self._round(tree, waiting), self._settings.wait_s)
 
     def close(self) -> None:
         """Tells the servers that the answer is over. Never raises and does not wait."""
@@ -91,18 +91,36 @@ class RemoteVerifier:
         self._opened_at.clear()
         self._in_step = False
 
+    @property
+    def prompt_rows(self) -> int:
+        """Rows of the expanded prompt."""
+        return self._asked.context
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The answer's committed tokens."""
+        return tuple(self._session.tokens)
+
+    def adopt(self, tokens: Sequence[int]) -> None:
+        """Goes on behind ``tokens`` that somebody else named: the next round opens anew."""
+        self._fall_out()
+        self._session.adopt(tokens)
+
     def ping(self) -> None:
         """Has the round trip measured in the background; the observer is told of it in a later
         round."""
         sent, arrived = perf_counter(), self._pings.put
+        self._greet(self._failover.endpoint, lambda: arrived(perf_counter() - sent))
+
+    def knock(self, answered: Callable[[], None]) -> None:
+        """Asks every server in the background whether it is there; ``answered`` is called, on
+        another thread, by each that is."""
+        for endpoint in self._servers.ordered():
+            self._greet(endpoint, answered)
+
+    def _greet(self, endpoint: Endpoint, answered: Callable[[], None]) -> None:
         data = pb.InfoRequest(protocol=PROTOCOL).SerializeToString()
-        self._servers.send(
-            self._failover.endpoint,
-            "GetInfo",
-            self._session.id,
-            data,
-            lambda: arrived(perf_counter() - sent),
-        )
+        self._servers.send(endpoint, "GetInfo", self._session.id, data, answered)
 
     def _persist(self, step: Callable[[], Verdict], patience_s: float) -> Verdict:
         """Takes ``step``, on other servers and in new epochs if it must be."""
@@ -229,7 +247,7 @@ class RemoteVerifier:
             data = pb.InfoRequest(protocol=PROTOCOL).SerializeToString()
             answer = self._ask("GetInfo", data, pb.InfoReply.FromString, self._deadline)
             endpoint.info = answer.reply
-            self._failover.allow(self._settings.patience_s)  # somebody is there
+            self._failover.allow(self._settings.wait_s)  # somebody is there
             self._observer.pinged(answer.took_s * 1e3, connecting=True)
             curve = answer.reply.verify
             self._observer.informed(curve.sizes, curve.median_ms)

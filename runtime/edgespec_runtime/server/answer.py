@@ -11,15 +11,14 @@ import numpy.typing as npt
 from edgespec.acceptance import Verdict
 from edgespec.sampling import Sampler
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.engines.base import Array, Ask, StepPool
 from edgespec_runtime.inputs import splice
 from edgespec_runtime.prefill import CHUNK, prefill
 from edgespec_runtime.server.contexts import Context
 from edgespec_runtime.server.slots import Slot
 from edgespec_runtime.server.target import Target
 from edgespec_runtime.server.terms import Terms
-from edgespec_runtime.verifiers.local import Ask, LocalVerifier
-from edgespec_runtime.wire import verifier_pb2 as pb
+from edgespec_runtime.verifiers import LocalVerifier
 from edgespec_runtime.wire.features import encode
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from edgespec_runtime.wire.state import SessionState
@@ -43,25 +42,35 @@ class Answer:
     engine's thread, everything else to the event loop."""
 
     def __init__(
-        self, target: Target, slot: Slot, state: SessionState, context: Context, terms: Terms
+        self,
+        target: Target,
+        pool: StepPool,
+        slot: Slot,
+        state: SessionState,
+        context: Context,
+        terms: Terms,
     ) -> None:
-        self.slot, self.state, self.terms = slot, state, terms
-        self._featured = terms.features != pb.NO_FEATURES
-        outputs = ("logits", "hidden") if self._featured else ("logits",)
-        self.session: StepSession = target.step.open(0, outputs, slot.cache)
+        """``pool``: one that gives features, where they were asked for."""
+        self.pool, self.slot, self.state, self.terms = pool, slot, state, terms
+        self._session = pool.session(slot.index)
         self._table = target.table
         self._embeds = np.empty((0, target.hidden), dtype=np.float32)
         self._accepted = tuple(state.tokens)
         self._root = -1  # the last committed token; its row is not in the cache yet
         self._verifier = LocalVerifier(
-            self.session,
+            self._session,
             target.table,
             lambda: self._embeds,
             context.ids.tolist(),
             Sampler(terms.sampling, target.vocab),
-            features=self._featured,
+            features=terms.featured,
         )
         self._context = context
+
+    @property
+    def place(self) -> int:
+        """Its slot of the pool."""
+        return self.slot.index
 
     @property
     def full(self) -> bool:
@@ -109,14 +118,14 @@ class Answer:
         codes = np.concatenate([self._context.codes, behind])
         # The last row of a prompt names the first token: that one is always fed.
         most = len(codes) if accepted else len(codes) - 1
-        reused = self.slot.prepare(tenant, codes, 0 if self._featured else most, slots)
+        reused = self.slot.prepare(tenant, codes, 0 if self.terms.featured else most, slots)
         self._embeds = self._embedded()
         embeds = np.concatenate([self._embeds, self._table[behind]])
         seen: list[Array] = []
         while len(embeds) - cache.length > CHUNK:
             start, end = cache.length, cache.length + CHUNK
             rows, where = embeds[start:end], range(start, end)
-            features = prefill(self.session, rows, where, features=self._featured)[1]
+            features = prefill(self._session, rows, where, features=self.terms.featured)[1]
             self.slot.note(codes[start:end])
             seen += [] if features is None else [features]
             yield None

@@ -24,7 +24,6 @@ from edgespec_runtime.server.backend import Gauges
 from edgespec_runtime.server.capacity import Capacity
 from edgespec_runtime.server.contexts import Contexts
 from edgespec_runtime.server.curve import measured, profiled
-from edgespec_runtime.server.execution import OneByOne
 from edgespec_runtime.server.failure import BUSY_MS, refusal_of
 from edgespec_runtime.server.pictures import FORMATS
 from edgespec_runtime.server.replies import answered, claim_of, digest_of, opened, tree_of
@@ -58,9 +57,11 @@ def open_backend(
     Raises BundleError, EngineError, and ConfigError for a capacity without room for one session.
     """
     found = read_bundle(bundle)
-    target = load_target(found, open_engine(engine, threads=threads))
+    capacity = capacity or Capacity()
+    runner = open_engine(engine, threads=threads)
+    target = load_target(found, runner, together=capacity.batch > 1)
     known = profile_for(profile, found) if profile else None
-    return EmbeddedBackend(target, capacity or Capacity(), known, clock)
+    return EmbeddedBackend(target, capacity, known, clock)
 
 
 class EmbeddedBackend:
@@ -78,13 +79,17 @@ class EmbeddedBackend:
         rows = self._rules.context + self._rules.nodes
         slots = capacity.slots_of(rows, target.row_bytes)
         self._slots = Slots(target.cache_shape, slots, rows)
+        caches = [slot.cache for slot in self._slots.all]
+        self._pools = {False: target.step.open_pool(caches)}
+        if target.feature_width:
+            self._pools[True] = target.step.open_pool(caches, ("logits", "hidden"))
         self._curve = (
             profiled(profile)
             if profile
-            else measured(target, self._slots.all[0], self._rules.nodes)
+            else measured(target, self._pools[False], self._slots.all[0], self._rules.nodes)
         )
         self._table = Table(capacity.lease_s, clock, self._dropped)
-        self._scheduler = Scheduler(OneByOne())
+        self._scheduler = Scheduler(capacity.batch)
         self._contexts = Contexts(target, capacity, self._scheduler)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -182,7 +187,8 @@ class EmbeddedBackend:
             context = await self._contexts.read(tenant, request)
             state = SessionState(request.epoch, context_digest(request), request.accepted_ids)
             slot = self._admit(session)
-            answer = session.answer = Answer(self._target, slot, state, context, terms)
+            pool = self._pools[terms.featured]
+            answer = session.answer = Answer(self._target, pool, slot, state, context, terms)
             done = await self._run(
                 session, self._scheduler.steps(answer.start(tenant, self._slots.all))
             )

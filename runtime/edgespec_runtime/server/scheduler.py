@@ -1,6 +1,6 @@
 """The engine's one thread: verifications as they come, and prefills a chunk at a time in between.
 
-Whenever the engine is free it takes every verification that waits, up to the executor's width;
+Whenever the engine is free it takes every verification that waits, as many as one call serves;
 nothing waits for a batch to fill. After each such call one chunk of the oldest prefill runs, so
 neither kind of work starves.
 """
@@ -16,9 +16,7 @@ from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
-from edgespec_runtime.server.execution import Executor
-from edgespec_runtime.verifiers.local import Ask
+from edgespec_runtime.engines.base import Array, Ask, StepPool
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -28,8 +26,12 @@ class Asker(Protocol[T_co]):
     """Who has trees verified; called on the engine's thread."""
 
     @property
-    def session(self) -> StepSession:
-        """Of whose cache the rows are."""
+    def pool(self) -> StepPool:
+        """What steps its rows; one engine call serves askers of one pool."""
+
+    @property
+    def place(self) -> int:
+        """Its slot of the pool."""
 
     def ask(self, tree: TokenTree) -> Ask:
         """What verifying ``tree`` needs of the engine; changes nothing."""
@@ -76,15 +78,16 @@ class _Steps:
 class Scheduler:
     """Futures are resolved with ``Done``, or with what the work raised."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, width: int) -> None:
+        """``width``: most verifications of one engine call, where the pool serves so many."""
         self.batches = 0
         """Engine calls that verified, so far."""
-        self._executor = executor
+        self._width = width
         self._rounds: deque[_Verification] = deque()
         self._long: deque[_Steps] = deque()
         self._stopped = False
         self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="engine")
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -119,8 +122,7 @@ class Scheduler:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._rounds or self._long or self._stopped)
-                most = min(len(self._rounds), self._executor.width)
-                batch = [self._rounds.popleft() for _ in range(most)]
+                batch = self._take()
                 long = self._long[0] if self._long else None
             if batch:
                 self._verify(batch)
@@ -129,12 +131,23 @@ class Scheduler:
             if not batch and not long:
                 return
 
+    def _take(self) -> list[_Verification]:
+        """The verification that came first, and those that can run in the same call with it."""
+        if not self._rounds:
+            return []
+        pool = self._rounds[0].asker.pool
+        most = min(self._width, pool.batch)
+        batch = [asked for asked in self._rounds if asked.asker.pool is pool][:most]
+        for asked in batch:
+            self._rounds.remove(asked)
+        return batch
+
     def _verify(self, batch: list[_Verification]) -> None:
         started = perf_counter()
         try:
-            asks = [(asked.asker.session, asked.asker.ask(asked.tree)) for asked in batch]
+            asks = [(asked.asker.place, asked.asker.ask(asked.tree)) for asked in batch]
             self.batches += 1
-            outputs = self._executor.run(asks)
+            outputs = batch[0].asker.pool.step(asks)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].fail(error)
