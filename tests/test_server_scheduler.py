@@ -13,11 +13,12 @@ import pytest
 
 from edgespec.tree import EMPTY, TokenTree
 from edgespec_runtime.engines.base import Ask, StepSession
+from edgespec_runtime.kv import KVCache
 from edgespec_runtime.server.scheduler import Done, Scheduler
 
 
 class Pool:
-    """Records which slots every call served; ``bad`` slots fail the whole call."""
+    """Records which sessions every call served; ``bad`` ones fail the whole call."""
 
     engine_s = 0.0
 
@@ -26,20 +27,20 @@ class Pool:
         self.bad = set(bad)
         self.calls: list[Any] = []
 
-    def session(self, slot: int) -> StepSession:
+    def open(self, cache: KVCache, outputs: tuple[str, ...] = ("logits",)) -> StepSession:
         raise NotImplementedError
 
-    def step(self, asks: Sequence[tuple[int, Ask]]) -> list[list[Any]]:
-        slots = [slot for slot, _ in asks]
-        self.calls.append(slots)
-        if self.bad.intersection(slots):
-            raise RuntimeError(f"broken: {slots}")
-        return [[np.full(1, slot)] for slot in slots]
+    def step(self, asks: Sequence[tuple[StepSession, Ask]]) -> list[list[Any]]:
+        names: list[Any] = [session for session, _ in asks]
+        self.calls.append(names)
+        if self.bad.intersection(names):
+            raise RuntimeError(f"broken: {names}")
+        return [[np.full(1, name)] for name in names]
 
 
 class Asker:
-    def __init__(self, pool: Pool, place: int, *, settles: bool = True) -> None:
-        self.pool, self.place, self._settles = pool, place, settles
+    def __init__(self, name: Any, *, settles: bool = True) -> None:
+        self.session, self._settles = name, settles
         self.spoilt = False
 
     def ask(self, tree: TokenTree) -> Ask:
@@ -55,9 +56,9 @@ class Asker:
 
 
 @contextmanager
-def scheduler(width: int) -> Iterator[tuple[Scheduler, threading.Event]]:
+def scheduler(pool: Pool, width: int) -> Iterator[tuple[Scheduler, threading.Event]]:
     """With an engine that is held until the event is set."""
-    running, held, go = Scheduler(width), threading.Event(), threading.Event()
+    running, held, go = Scheduler(pool, width), threading.Event(), threading.Event()
 
     def hold() -> Iterator[None]:
         held.set()
@@ -78,22 +79,20 @@ def value(future: Future[Done[Any]]) -> Any:
 
 
 def test_all_that_waits_runs_together_as_far_as_it_can() -> None:
-    one, other = Pool(batch=4), Pool(batch=4)
-    with scheduler(3) as (running, go):
-        askers = [Asker(one, i) for i in range(5)] + [Asker(other, i) for i in range(2)]
-        order = [askers[i] for i in (0, 5, 1, 2, 6, 3, 4)]
-        futures = [running.verify(asker, EMPTY) for asker in order]
+    pool = Pool(batch=4)
+    with scheduler(pool, 3) as (running, go):
+        futures = [running.verify(Asker(i), EMPTY) for i in range(7)]
         assert running.queued == 8
         go.set()
-        assert [value(future) for future in futures] == [0, 0, 1, 2, 1, 3, 4]
+        assert [value(future) for future in futures] == list(range(7))
         assert running.batches == 3
-    assert (one.calls, other.calls) == ([[0, 1, 2], [3, 4]], [[0, 1]])
+    assert pool.calls == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_a_pool_that_serves_one_is_asked_for_one() -> None:
     pool = Pool(batch=1)
-    with scheduler(8) as (running, go):
-        futures = [running.verify(Asker(pool, i), EMPTY) for i in range(3)]
+    with scheduler(pool, 8) as (running, go):
+        futures = [running.verify(Asker(i), EMPTY) for i in range(3)]
         go.set()
         assert [value(future) for future in futures] == [0, 1, 2]
     assert pool.calls == [[0], [1], [2]]
@@ -101,8 +100,8 @@ def test_a_pool_that_serves_one_is_asked_for_one() -> None:
 
 def test_one_that_fails_a_batch_fails_alone() -> None:
     pool = Pool(batch=4, bad=[1])
-    with scheduler(4) as (running, go):
-        askers = [Asker(pool, i, settles=i != 2) for i in range(4)]
+    with scheduler(pool, 4) as (running, go):
+        askers = [Asker(i, settles=i != 2) for i in range(4)]
         futures = [running.verify(asker, EMPTY) for asker in askers]
         go.set()
         assert (value(futures[0]), value(futures[3])) == (0, 3)
@@ -121,9 +120,9 @@ def test_long_work_and_rounds_take_turns() -> None:
             pool.calls.append(chunk)
             yield chunk
 
-    with scheduler(1) as (running, go):
+    with scheduler(pool, 1) as (running, go):
         long = running.steps(prefill())
-        rounds = [running.verify(Asker(pool, i), EMPTY) for i in range(5)]
+        rounds = [running.verify(Asker(i), EMPTY) for i in range(5)]
         go.set()
         done = long.result(20)
         assert done.value == "c"
@@ -140,7 +139,7 @@ def test_waiting_and_running_are_told_apart() -> None:
         go_on.wait(0.05)
         yield None
 
-    with scheduler(1) as (running, go):
+    with scheduler(Pool(1), 1) as (running, go):
         first, second = running.steps(slow()), running.steps(slow())
         go.set()
         done = second.result(20)
@@ -153,9 +152,9 @@ def test_long_work_that_fails_does_not_stop_the_engine() -> None:
         yield None
         raise MemoryError
 
-    with scheduler(1) as (running, go):
+    with scheduler(Pool(1), 1) as (running, go):
         failing = running.steps(bad())
-        after = running.verify(Asker(Pool(1), 7), EMPTY)
+        after = running.verify(Asker(7), EMPTY)
         go.set()
         with pytest.raises(MemoryError):
             failing.result(20)
@@ -164,8 +163,8 @@ def test_long_work_that_fails_does_not_stop_the_engine() -> None:
 
 
 def test_stopping_finishes_what_waits() -> None:
-    with scheduler(2) as (running, go):
-        futures = [running.verify(Asker(Pool(1), i), EMPTY) for i in range(3)]
+    with scheduler(Pool(1), 2) as (running, go):
+        futures = [running.verify(Asker(i), EMPTY) for i in range(3)]
         stopping = threading.Thread(target=running.stop)
         stopping.start()
         go.set()

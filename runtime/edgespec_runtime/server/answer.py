@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgespec.acceptance import Verdict
 from edgespec.sampling import Sampler
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, Ask, StepPool
+from edgespec_runtime.engines.base import Array, Ask, StepPool, StepSession
 from edgespec_runtime.inputs import splice
 from edgespec_runtime.prefill import CHUNK, prefill
 from edgespec_runtime.server.contexts import Context
@@ -24,6 +24,9 @@ from edgespec_runtime.wire.refusal import Reason, Refusal
 from edgespec_runtime.wire.state import SessionState
 
 Floats = npt.NDArray[np.float32]
+
+NOISE_KEPT = 2
+"""Positions: the one behind a rejected guess is drawn for again. A server has many sessions."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,22 @@ class Answer:
         context: Context,
         terms: Terms,
     ) -> None:
-        """``pool``: one that gives features, where they were asked for."""
-        self.pool, self.slot, self.state, self.terms = pool, slot, state, terms
-        self._session = pool.session(slot.index)
+        self.slot, self.state, self.terms = slot, state, terms
+        outputs = ("logits", "hidden") if terms.featured else ("logits",)
+        self.session: StepSession = pool.open(slot.cache, outputs)
         self._table = target.table
         self._embeds = np.empty((0, target.hidden), dtype=np.float32)
         self._accepted = tuple(state.tokens)
         self._root = -1  # the last committed token; its row is not in the cache yet
         self._verifier = LocalVerifier(
-            self._session,
+            self.session,
             target.table,
             lambda: self._embeds,
             context.ids.tolist(),
-            Sampler(terms.sampling, target.vocab),
+            Sampler(terms.sampling, target.vocab, NOISE_KEPT),
             features=terms.featured,
         )
         self._context = context
-
-    @property
-    def place(self) -> int:
-        """Its slot of the pool."""
-        return self.slot.index
 
     @property
     def full(self) -> bool:
@@ -125,7 +123,7 @@ class Answer:
         while len(embeds) - cache.length > CHUNK:
             start, end = cache.length, cache.length + CHUNK
             rows, where = embeds[start:end], range(start, end)
-            features = prefill(self._session, rows, where, features=self.terms.featured)[1]
+            features = prefill(self.session, rows, where, features=self.terms.featured)[1]
             self.slot.note(codes[start:end])
             seen += [] if features is None else [features]
             yield None

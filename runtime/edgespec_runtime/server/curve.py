@@ -31,7 +31,7 @@ def measured(target: Target, pool: StepPool, slot: Slot, nodes: int) -> pb.Curve
     ids = [i % target.vocab for i in range(1, max(1, min(CONTEXT, room)) + 1)]
     sampler = Sampler(SamplingParams(), target.vocab)
     verifier = LocalVerifier(
-        pool.session(slot.index), target.table, lambda: target.table[ids], ids, sampler
+        pool.open(slot.cache), target.table, lambda: target.table[ids], ids, sampler
     )
     verifier.begin()
     curve = pb.Curve()

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, Ask, StepPool
+from edgespec_runtime.engines.base import Array, Ask, StepPool, StepSession
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -26,12 +26,8 @@ class Asker(Protocol[T_co]):
     """Who has trees verified; called on the engine's thread."""
 
     @property
-    def pool(self) -> StepPool:
-        """What steps its rows; one engine call serves askers of one pool."""
-
-    @property
-    def place(self) -> int:
-        """Its slot of the pool."""
+    def session(self) -> StepSession:
+        """Whose cache its rows go to, one of the scheduler's pool."""
 
     def ask(self, tree: TokenTree) -> Ask:
         """What verifying ``tree`` needs of the engine; changes nothing."""
@@ -59,6 +55,9 @@ class _Verification:
     came: float = field(default_factory=perf_counter)
     done: Future[Done[Any]] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()  # what was asked for is done, wanted or not
+
     def fail(self, error: Exception) -> None:
         self.asker.spoil()
         self.done.set_exception(error)
@@ -74,15 +73,19 @@ class _Steps:
     last: Any = None
     done: Future[Done[Any]] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()
+
 
 class Scheduler:
     """Futures are resolved with ``Done``, or with what the work raised."""
 
-    def __init__(self, width: int) -> None:
-        """``width``: most verifications of one engine call, where the pool serves so many."""
+    def __init__(self, pool: StepPool, width: int) -> None:
+        """``width``: most verifications of one engine call, where the pool takes so many."""
         self.batches = 0
         """Engine calls that verified, so far."""
-        self._width = width
+        self._pool = pool
+        self._width = min(width, pool.batch)
         self._rounds: deque[_Verification] = deque()
         self._long: deque[_Steps] = deque()
         self._stopped = False
@@ -122,7 +125,8 @@ class Scheduler:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._rounds or self._long or self._stopped)
-                batch = self._take()
+                most = min(self._width, len(self._rounds))
+                batch = [self._rounds.popleft() for _ in range(most)]
                 long = self._long[0] if self._long else None
             if batch:
                 self._verify(batch)
@@ -131,23 +135,12 @@ class Scheduler:
             if not batch and not long:
                 return
 
-    def _take(self) -> list[_Verification]:
-        """The verification that came first, and those that can run in the same call with it."""
-        if not self._rounds:
-            return []
-        pool = self._rounds[0].asker.pool
-        most = min(self._width, pool.batch)
-        batch = [asked for asked in self._rounds if asked.asker.pool is pool][:most]
-        for asked in batch:
-            self._rounds.remove(asked)
-        return batch
-
     def _verify(self, batch: list[_Verification]) -> None:
         started = perf_counter()
         try:
-            asks = [(asked.asker.place, asked.asker.ask(asked.tree)) for asked in batch]
+            asks = [(asked.asker.session, asked.asker.ask(asked.tree)) for asked in batch]
             self.batches += 1
-            outputs = batch[0].asker.pool.step(asks)
+            outputs = self._pool.step(asks)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].fail(error)
