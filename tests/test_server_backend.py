@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from edgespec.errors import EngineError
 from edgespec.tree import EMPTY, TokenTree
 from edgespec_runtime import load
 from edgespec_runtime.server.capacity import MB, Capacity
@@ -588,17 +589,25 @@ def test_an_engine_that_gives_up_takes_one_session_with_it(zoo: Zoo, together: i
     serve(zoo, test, str(zoo.bundle("gqa", sessions=together)))
 
 
-def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), EngineError("Failed to allocate memory")])
+def test_memory_that_runs_out_is_no_end(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     asked = question(zoo, images=1)
     plain = asked.plain()
 
     async def test(backend: EmbeddedBackend) -> None:
+        for i in range(2):  # one that is closed and one that is idle
+            other = Device(backend, asked.request(session_id=bytes([i]) * 16))
+            await other.open()
+            if i == 0:
+                await other.close()
         device = Device(backend, asked.request())
         await device.open()
         assert (await backend.gauges()).image_bytes == 16 * 64 * 4
 
         def step(self: object, asks: object) -> None:
-            raise MemoryError
+            raise error
 
         with monkeypatch.context() as patch:
             patch.setattr(type(backend._pool), "step", step)
@@ -606,7 +615,8 @@ def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatc
                 await device.verify()
         gauges = await backend.gauges()
         assert (gauges.sessions, gauges.image_bytes) == (0, 0)
-        await device.open()
+        assert (await device.open()).reused_rows == 0
+        assert (backend._slots.all[2].cache.rows == 0).all()
         assert await device.finish(plain, np.random.default_rng(0)) == plain
 
     serve(zoo, test)

@@ -25,6 +25,9 @@ from edgespec_runtime.wire.state import SessionState
 
 Floats = npt.NDArray[np.float32]
 
+NOISE_KEPT = 2
+"""Positions: the one behind a rejected guess is drawn for again. A server has many sessions."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -62,7 +65,7 @@ class Answer:
             target.table,
             lambda: self._embeds,
             context.ids.tolist(),
-            Sampler(terms.sampling, target.vocab),
+            Sampler(terms.sampling, target.vocab, NOISE_KEPT),
             features=terms.featured,
         )
         self._context = context
