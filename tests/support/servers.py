@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-READY_S = 120.0
+READY_S = 240.0  # generous: several of these share few cores
 STOP_S = 60.0
 
 
