@@ -48,7 +48,8 @@ class GraphSpec:
     """One graph: what it is for, how it was lowered, what goes in and out."""
 
     role: str
-    """vision, projector, target, draft_vision, draft_projector, compressor, draft"""
+    """vision, projector, target, draft_vision, draft_projector, compressor, draft, draft_chain,
+    draft_features, target_packed"""
     file: str
     lowering: str
     precision: str

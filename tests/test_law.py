@@ -123,6 +123,9 @@ class LawVerifier:
         self._table, self._draws = table, draws
         self._committed: tuple[int, ...] = ()
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     @property
     def context(self) -> int:
         return len(self._committed) - 1

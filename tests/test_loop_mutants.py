@@ -11,6 +11,7 @@ import pytest
 from edgespec.sampling import SamplingParams
 from edgespec.sizing import Eagle2, Policy, RollingBestN
 from edgespec_runtime import decoder
+from edgespec_runtime.drafts.ahead import AheadDraft
 from edgespec_runtime.drafts.cascade import CascadeDraft
 from edgespec_runtime.drafts.feature import FeatureDraft
 from edgespec_runtime.drafts.growing import GrowingDraft
@@ -18,6 +19,7 @@ from edgespec_runtime.drafts.ngram import NgramDraft
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.verifiers import LocalVerifier
 from tests import (
+    test_ahead,
     test_cascade,
     test_feature_draft,
     test_feedback,
@@ -56,6 +58,15 @@ def coupled(policy: Policy, chain_steps: int = 0) -> Check:
         test_lossless.test_a_coupled_draft_that_is_the_target_ranks_its_draw_first(
             policy, chain_steps
         )
+
+    return check
+
+
+def ahead(name: str) -> Check:
+    """Whether a toy draft that goes ahead proposes what one that waits would."""
+
+    def check(zoo: Zoo) -> None:
+        test_ahead.check_fixed(name)
 
     return check
 
@@ -107,7 +118,7 @@ MUTANTS = [
     ),
     Mutant(
         "the target's tokens are told one row off",
-        LocalVerifier, "verify", "tuple(best)", "(*best[1:], best[0])",
+        LocalVerifier, "settle", "tuple(best)", "(*best[1:], best[0])",
         calls(
             test_feedback.test_greedy_decoding_names_the_targets_token_at_every_row,
             SamplingParams(), True,
@@ -151,7 +162,7 @@ MUTANTS = [
     ),
     Mutant(
         "the tip of a chain is fed one position late",
-        GrowingDraft, "_grow_chain", "unseen.positions[-1])", "unseen.positions[-1] + 1)",
+        GrowingDraft, "_grow_chain", "self._root_position)", "self._root_position + 1)",
         long_chains,
     ),
     Mutant(
@@ -180,6 +191,55 @@ MUTANTS = [
         lambda zoo: test_segments.test_segments_of_a_feature_draft(
             zoo, "eagle", test_segments.CHAINS[0]
         ),
+    ),
+    Mutant(
+        "a right guess starts the next round one level too deep",
+        AheadDraft, "foresee", "start = inner.cached", "start = inner.cached + 1",
+        ahead("tree"),
+    ),
+    Mutant(
+        "a wrong guess stays in the text",
+        AheadDraft, "commit", "if not hit or not len(self._ahead):", "if False:",
+        ahead("tree"),
+    ),
+    Mutant(
+        "what was grown on a wrong guess is proposed",
+        AheadDraft, "commit",
+        "self._ahead = Candidates()\n        # The last", "# The last",
+        ahead("tree"),
+    ),
+    Mutant(
+        "of a wrong guess one token too many is kept",
+        AheadDraft, "commit",
+        "guess.start + right, said[right:]", "guess.start + right + 1, said[right + 1 :]",
+        ahead("tree"),
+    ),
+    Mutant(
+        "going back leaves the rows of the guess",
+        VlmDraft, "rewind", "cache.length, cache.pending = cached, 0", "cache.pending = 0",
+        ahead("chain"),
+    ),
+    Mutant(
+        "a chain that goes on forgets how deep it is",
+        GrowingDraft, "_grow_chain", "0 if unseen else candidates.depths[-1]", "0",
+        ahead("chain"),
+    ),
+    Mutant(
+        "the guessed token is ranked with the noise of the leaf",
+        AheadDraft, "foresee", "root.context + len(path))", "root.context + len(path) - 1)",
+        lambda zoo: test_ahead.check_hits_of_a_coupled_target(),
+    ),
+    Mutant(
+        "levels below the guess take the noise of those above",
+        AheadDraft, "foresee", "root.context + gained", "root.context",
+        ahead("tree"),
+    ),
+    Mutant(
+        "calls ahead of the round are told as the round's",
+        AheadDraft, "foresee",
+        "self._ahead = inner.grow(onwards, self._growth, after)",
+        "self._ahead = inner.grow(onwards, self._growth, after); self._calls = inner.calls",
+        calls(test_ahead.test_a_draft_that_is_always_right_drafts_while_it_waits_only),
     ),
     Mutant(
         "a coupled draft ranks with the noise of the position before",

@@ -26,7 +26,7 @@ from edgespec_runtime.bench.traces import trace
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.simulate.answers import Answer, Pool, gather
 from edgespec_runtime.simulate.lines import parse_line
-from edgespec_runtime.simulate.network import Network, across
+from edgespec_runtime.simulate.network import Network, moved, with_way
 from edgespec_runtime.simulate.replay import Conditions, Replay, replay
 from tests.support.fakes import toy_draft, toy_verifier
 from tests.support.profiles import costs, profile
@@ -297,25 +297,49 @@ def test_drawing_tokens_costs_at_every_visited_node() -> None:
 def test_a_round_trip_is_paid_by_every_verification() -> None:
     line, policy = sure_answer(8), "eagle2:nodes=3,depth=3,top_k=1"
     here = one(line, policy, profile())
-    there = one(line, policy, across(profile(), Network(60.0)))
+    there = one(line, policy, profile(), network=Network(60.0), ahead=False)
     assert there.ttft_ms - here.ttft_ms == pytest.approx(60.0)
     assert [b.round_ms - a.round_ms for a, b in zip(here.rounds, there.rounds, strict=True)] == (
         pytest.approx([60.0] * len(here.rounds))
     )
-    thin = one(line, policy, across(profile(), Network(60.0, uplink_kbps=8.0)))
+    link = Network(60.0, uplink_kbps=8.0)
+    thin = one(line, policy, moved(profile(), link), network=link, ahead=False)
     bits = [8 * (40 + 3.6 * moment.nodes) for moment in here.rounds]
     assert [b.round_ms - a.round_ms for a, b in zip(there.rounds, thin.rounds, strict=True)] == (
         pytest.approx([each / 8.0 for each in bits])
     )
 
 
+@pytest.mark.parametrize("rtt_ms", [0.5, 60.0])
+def test_what_is_drafted_while_waiting_takes_no_time(rtt_ms: float) -> None:
+    """The draft is always right: behind the first tree, rounds cost the longer of both."""
+    line, policy = sure_answer(16), "eagle2:nodes=3,depth=3,top_k=1"
+    found = [
+        one(line, policy, with_chain(0), network=Network(rtt_ms), ahead=ahead)
+        for ahead in (False, True)
+    ]
+    waiting, ahead = ([m.round_ms for m in replay.rounds] for replay in found)
+    assert [m.tokens for m in found[0].rounds] == [m.tokens for m in found[1].rounds]
+    table = with_chain(0).costs
+    assert table.draft_first and table.draft_step
+    drafting = waiting[1] - (rtt_ms + table.verify.at(4, 60) + table.host_round_ms)
+    assert drafting > 1.5
+    if rtt_ms > drafting:
+        assert waiting[1] - ahead[1] == pytest.approx(
+            table.draft_first.at(1, 60) + 2 * table.draft_step.at(1, 60), abs=0.2
+        )
+        assert found[1].rounds[1].calls == ()
+    assert all(b <= a + 1e-6 for a, b in zip(waiting, ahead, strict=True))
+
+
 def test_a_server_takes_over_the_targets_costs() -> None:
     server = replace(
         profile(), costs=replace(costs(), verify=Curve.constant(0.5), vision=Curve.constant(1.0))
     )
-    moved = across(profile(), Network(10.0), server)
-    assert moved.costs.verify.at(5, 300) == pytest.approx(10.5)
-    assert moved.costs.vision.at(1) == 1.0 and moved.costs.draft_step == costs().draft_step
+    there = moved(profile(), Network(10.0), server)
+    assert there.costs.verify.at(5, 300) == pytest.approx(0.5)
+    assert with_way(there, Network(10.0)).costs.verify.at(5, 300) == pytest.approx(10.5)
+    assert there.costs.vision.at(1) == 1.0 and there.costs.draft_step == costs().draft_step
     with pytest.raises(ConfigError, match=r"--rtt-ms is -1.0; it must be a finite number"):
         Network(-1.0)
 

@@ -27,7 +27,7 @@ from tests.support.recordings import values, written
 
 SURE, LOST = [0, -0.1, -3.0, -4.0, -5.0], [-1, -0.1, -3.0, -4.0, -5.0]
 KEYS = {
-    "device", "power_mode", "kind", "bundle", "target_device", "rtt_ms", "uplink_kbps",
+    "device", "power_mode", "kind", "bundle", "target_device", "rtt_ms", "uplink_kbps", "ahead",
     "budget_ms_per_round", "budget_ttft_ms", "budget_p95_itl_ms", "budget_memory_mb", "seed",
     "noise", "cells",
 }  # fmt: skip

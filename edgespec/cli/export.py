@@ -54,6 +54,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="ort (ONNX Runtime's fast operators, default) or native (standard opset 24)",
     )
     parser.add_argument(
+        "--sessions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for a server: add the graph that verifies up to N sessions in one call, e.g. 8 "
+        "(default: none; the server then verifies one after another)",
+    )
+    parser.add_argument(
         "--part",
         default="whole",
         metavar="PART",
@@ -82,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft_vocab=arguments.draft_vocab,
         precision=arguments.precision,
         lowering=arguments.lowering,
+        sessions=arguments.sessions,
         part=arguments.part,
         overwrite=arguments.overwrite,
         parity=arguments.parity,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from edgespec_runtime.server.backend import VerifierBackend
     from edgespec_runtime.server.settings import ServeSettings
 
-ENGINES = ("embedded",)
+ENGINES = ("embedded", "ray")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -34,7 +37,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="default: 127.0.0.1:50051; port 0 is any free one",
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, default="embedded", help="where the target runs"
+        "--engine",
+        choices=ENGINES,
+        default="embedded",
+        help="where the target runs: in this process, or in replicas that Ray Serve places",
     )
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
@@ -45,6 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="from `edgespec profile` on this machine: clients are told what a verification costs",
     )
     _add_capacity(parser)
+    _add_ray(parser)
     _add_identity(parser)
     _add_limits(parser)
     parser.add_argument(
@@ -89,6 +96,40 @@ def _add_capacity(parser: argparse.ArgumentParser) -> None:
         default=8,
         metavar="N",
         help="most sessions that are verified in one call of the target (default: 8)",
+    )
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "with --engine ray", "Capacity is that of one replica. Ray's own ports are for a private "
+        "network: they have no TLS.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ray-address",
+        default="local",
+        metavar="ADDRESS",
+        help="a cluster to join; default: one of its own on this machine",
+    )
+    group.add_argument(
+        "--ray-replicas", type=positive_int, default=1, metavar="N", help="default: 1"
+    )
+    group.add_argument(
+        "--ray-max-replicas",
+        type=positive_int,
+        default=0,
+        metavar="N",
+        help="let Ray scale up to so many (default: no scaling)",
+    )
+    group.add_argument(
+        "--ray-cpus", type=float, default=1.0, metavar="N", help="of each replica (default: 1)"
+    )
+    group.add_argument(
+        "--ray-gpus", type=float, default=0.0, metavar="N", help="of each replica (default: 0)"
+    )
+    group.add_argument(
+        "--ray-secret-file",
+        metavar="FILE",
+        help="makes several servers in front of one cluster send a session to the same replica",
     )
 
 
@@ -159,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
     with needs_extra("edgespec serve", "serve"):
         import asyncio
 
-        from edgespec_runtime.server.logs import open_log
+        from edgespec_runtime.server.logs import Lines, open_log
         from edgespec_runtime.server.serving import serve
         from edgespec_runtime.server.settings import Address
         from edgespec_runtime.wire import verifier_pb2 as pb
@@ -170,12 +211,15 @@ def run(arguments: argparse.Namespace) -> int:
             "metrics": None if metrics is None else str(metrics),
             "target": info.fingerprints.target.hex(),
         }
-        print_json(line)
-        sys.stdout.flush()
+        with redirect_stdout(stdout):
+            print_json(line)
+        stdout.flush()
 
     settings = settings_of(arguments)
-    backend = open_engine(arguments, settings)
-    asyncio.run(serve(backend, settings, open_log(sys.stderr, arguments.log_level), ready))
+    stdout, log = sys.stdout, open_log(sys.stderr, arguments.log_level)
+    with redirect_stdout(Lines(log)):  # engines may print; stdout holds the one line alone
+        backend = open_engine(arguments, settings)
+        asyncio.run(serve(backend, settings, log, ready))
     return 0
 
 
@@ -198,12 +242,34 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
         message_bytes=bounds.message_bytes,
         embeddings=settings.embeddings,
     )
-    return open_backend(
-        arguments.bundle,
+    opener = partial(
+        open_backend,
+        str(Path(arguments.bundle).resolve()),
         threads=arguments.threads,
         capacity=capacity,
-        profile=arguments.profile,
+        profile=str(Path(arguments.profile).resolve()) if arguments.profile else None,
     )
+    return opener() if arguments.engine == "embedded" else _open_ray(arguments, opener)
+
+
+def _open_ray(
+    arguments: argparse.Namespace, opener: Callable[[], VerifierBackend]
+) -> VerifierBackend:
+    from edgespec.bundle import read_bundle
+    from edgespec_runtime.server.ray_backend import RaySettings, open_ray_backend
+    from edgespec_runtime.server.settings import read_file
+
+    settings = RaySettings(
+        address=arguments.ray_address,
+        replicas=arguments.ray_replicas,
+        max_replicas=arguments.ray_max_replicas,
+        cpus=arguments.ray_cpus,
+        gpus=arguments.ray_gpus,
+    )
+    given = arguments.ray_secret_file
+    secret = read_file(Path(given)) if given else b""
+    read_bundle(arguments.bundle, check_hashes=False)  # a bad one is told before Ray is started
+    return open_ray_backend(opener, settings, secret)
 
 
 def settings_of(arguments: argparse.Namespace) -> ServeSettings:

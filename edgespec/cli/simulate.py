@@ -97,13 +97,19 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         metavar="KBPS",
         help="kilobits a second towards it (default: sending a tree takes no time of its own)",
     )
+    parser.add_argument(
+        "--ahead",
+        choices=("on", "off"),
+        help="whether a draft that is a model of its own drafts on while it waits for a target "
+        "elsewhere (default: on)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from edgespec_runtime.simulate.answers import gather
     from edgespec_runtime.simulate.cells import summarise
     from edgespec_runtime.simulate.lines import read_lines
-    from edgespec_runtime.simulate.network import across
+    from edgespec_runtime.simulate.network import moved
     from edgespec_runtime.simulate.replay import Conditions
     from edgespec_runtime.simulate.report import markdown
     from edgespec_runtime.simulate.simulation import check_answers, fitting, simulate, unmet
@@ -120,11 +126,13 @@ def run(arguments: argparse.Namespace) -> int:
     answers, pools = gather(fitting(lines, profile, arguments.profile))
     check_answers(answers)
     conditions = Conditions(
-        across(profile, network, server),
+        moved(profile, network, server),
         budget,
         arguments.max_new_tokens,
         arguments.seed,
         arguments.noise,
+        network,
+        arguments.ahead != "off",
     )
     refused = unmet(answers, conditions)
     if refused:
@@ -153,7 +161,7 @@ def _network(arguments: argparse.Namespace) -> Network | None:
 
     if arguments.rtt_ms is not None:
         return Network(arguments.rtt_ms, arguments.uplink_kbps or 0.0)
-    for flag in ("target_profile", "uplink_kbps"):
+    for flag in ("target_profile", "uplink_kbps", "ahead"):
         if getattr(arguments, flag) is not None:
             name = flag.replace("_", "-")
             raise ConfigError(
@@ -199,6 +207,7 @@ def _as_json(
         "target_device": server.device.name if server else None,
         "rtt_ms": arguments.rtt_ms,
         "uplink_kbps": arguments.uplink_kbps,
+        "ahead": arguments.ahead != "off" if arguments.rtt_ms is not None else None,
         **{name: value if math.isfinite(value) else None for name, value in given.items()},
         "seed": arguments.seed,
         "noise": arguments.noise,

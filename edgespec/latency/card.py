@@ -22,12 +22,14 @@ TRY_S = 0.4
 
 
 def card_of(bundle: Bundle, bandwidth_gb_s: float, gflops: float, measured: bool) -> Card:
-    """Weights, cache and arithmetic of every graph, from the manifest alone.
+    """Weights, cache and arithmetic of every graph, from the manifest alone; not of one that serves
+    several sessions at once, which no device runs.
 
     ``bandwidth_gb_s`` (10**9 bytes a second) and ``gflops`` are the machine's ceiling, either
     ``measured`` or a datasheet's. Raises ConfigError for a precision whose size is not known.
     """
-    graphs = tuple(_graph_card(bundle, spec) for spec in bundle.manifest.graphs)
+    specs = (spec for spec in bundle.manifest.graphs if spec.role != "target_packed")
+    graphs = tuple(_graph_card(bundle, spec) for spec in specs)
     return Card(graphs, bandwidth_gb_s, gflops, measured)
 
 

@@ -23,7 +23,7 @@ from edgespec.errors import ConfigError
 from edgespec.tree import Candidates
 
 if TYPE_CHECKING:
-    from edgespec.latency import DeviceProfile
+    from edgespec.latency import Curve, DeviceProfile
     from edgespec.sizing.budgets import Budget
     from edgespec.sizing.experience import Experience
 
@@ -110,6 +110,11 @@ class Setting:
     question: tuple[int, ...] = ()
     """The prompt's tokens, in any order: answers to similar questions tend to be alike."""
     profile: DeviceProfile | None = None
+    remote: Curve | None = None
+    """What a verification takes a target that runs elsewhere, by rows and context, the way there
+    left out; None: as the profile says of this device."""
+    away_ms: float = 0.0
+    """What the way to it takes, as far as it was measured beforehand."""
     budget: Budget | None = None
     experience: Experience | None = None
     """What earlier requests taught; a sizer adds to it."""

@@ -2,12 +2,15 @@
 
 Machines drift: power modes, heat, other load. Corrections are factors on the profile's medians,
 one for the whole of an operation and one for each range of sizes, learnt as running means of log
-ratios.
+ratios. What a network adds to a target elsewhere is a sum of its own: a slow network makes no row
+dearer.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +30,8 @@ MISFIT = 0.25
 """A profile whose factor stays further from 1 than this no longer fits its device."""
 REFRESH = 8
 """Rounds for which a corrected curve is good: drift is slow."""
+RECENT = 9
+"""Verifications whose median tells how far away the target is."""
 CONTEXT_STEP = 64
 """Curves are looked up anew when the context has grown by so many rows."""
 
@@ -56,16 +61,23 @@ class Factor:
         factors: Floats = np.exp(values)
         return factors
 
-    def learn(self, measured: float, predicted: float, size: int) -> None:
-        """Takes what one operation took against what the bare profile says."""
+    def learn(
+        self, measured: float, predicted: float, size: int, beside: tuple[float, float] = (0, 0)
+    ) -> None:
+        """Takes what one operation took against what the bare profile says. ``beside``: time that
+        came on top, taken and expected; it is a part of the spread, and of no factor."""
         if measured <= 0 or predicted <= 0:
             return
         where = _bin(size)
         own = self.bins.get(where, 0.0)
         ratio = math.log(measured / predicted)
         off = ratio - self.log - own
+        took, expected = beside
+        spread = off
+        if took or expected:
+            spread = math.log((measured + took) / (measured * math.exp(-off) + expected))
         # The 95th percentile by Robbins-Monro: steps up are 19 times those down.
-        self.log_p95 = max(self.log_p95 + 0.02 * (0.95 if off > self.log_p95 else -0.05), 0.0)
+        self.log_p95 = max(self.log_p95 + 0.02 * (0.95 if spread > self.log_p95 else -0.05), 0.0)
         off = min(max(off, -OUTLIER), OUTLIER)
         self.rounds += 1
         fast = max(FAST, 1.0 / self.rounds)  # the first rounds say more than the profile's day
@@ -84,6 +96,27 @@ def _bin(size: int) -> int:
 
 
 @dataclass
+class Away:
+    """What comes on top of every verification of a target elsewhere, whatever the tree: network and
+    queueing. A running median: one late packet is no slow network, and a network that became slow
+    is known within some rounds."""
+
+    ms: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was told."""
+        return bool(self.recent)
+
+    def learn(self, ms: float) -> None:
+        """Takes one verification's; what took no time away was not away."""
+        if ms > 0:
+            self.recent.append(ms)
+            self.ms = statistics.median(self.recent)
+
+
+@dataclass
 class Drift:
     """Corrections of one loaded bundle, shared by its requests."""
 
@@ -91,13 +124,16 @@ class Drift:
     draft: Factor = field(default_factory=Factor)
     prepare: Factor = field(default_factory=Factor)
     host: Factor = field(default_factory=Factor)
+    away: Away = field(default_factory=Away)
 
     def as_json(self) -> dict[str, Any]:
-        """Factors by operation, and whether the profile still fits."""
+        """Factors by operation, and whether the profile still fits; of a target elsewhere, the
+        milliseconds that come on top."""
         parts = {"verify": self.verify, "draft": self.draft, "prepare": self.prepare}
         return {
             **{name: math.exp(part.misfit) for name, part in parts.items()},
             "profile_fits": all(part.fits for part in parts.values()),
+            **({"away_ms": self.away.ms} if self.away.known else {}),
         }
 
 
@@ -145,11 +181,14 @@ class RoundCosts:
             self._age, self._shown = 0, tables
             factors = self.drift.verify.table(self._nodes)
             self._corrected = (tables.verify * factors).tolist()
+        if away := self.drift.away.ms:
+            return [ms + away for ms in self._corrected]
         return self._corrected
 
     def verify_one(self, nodes: int, context: int) -> float:
         """The same for one size."""
-        return float(self._at(context).verify[nodes]) * self.drift.verify.of(nodes)
+        here = float(self._at(context).verify[nodes]) * self.drift.verify.of(nodes)
+        return here + self.drift.away.ms
 
     def host(self, tokens: float) -> float:
         """Of one round, beyond drafting and verifying."""
@@ -173,19 +212,31 @@ class RoundCosts:
         table = self._at(context).further[chain]
         return table * math.exp(self.drift.draft.log)
 
-    def learn_verify(self, nodes: int, tokens: int, context: int, measured: float) -> float:
-        """Takes a verification's time, ``tokens`` drawn; returns what was predicted for it."""
+    def learn_verify(
+        self, nodes: int, tokens: int, context: int, measured: float, away: float = 0.0
+    ) -> float:
+        """Takes a verification's time, ``tokens`` drawn, of which ``away`` was no computing of the
+        target's; returns what was predicted for it."""
         bare = float(self._at(context).verify[nodes])
         drawing = self._pick_ms * tokens  # the same whatever the tree: no part of the choice
-        predicted = bare * self.drift.verify.of(nodes) + drawing
-        self.drift.verify.learn(measured - drawing, bare, nodes)
+        expected = self.drift.away.ms
+        predicted = bare * self.drift.verify.of(nodes) + drawing + expected
+        self.drift.verify.learn(measured - away - drawing, bare, nodes, (away, expected))
+        self.drift.away.learn(away)
         return predicted
 
     def learn_draft(
-        self, chain: bool, calls: Sequence[int], context: int, measured: float
+        self,
+        chain: bool,
+        calls: Sequence[int],
+        context: int,
+        measured: float,
+        *,
+        begun: bool = False,
     ) -> float:
-        """Takes a round's drafting time; returns what was predicted for it."""
-        bare = self._bare_calls(chain, calls, context)
+        """Takes a round's drafting time; returns what was predicted for it. ``begun``: the round
+        started with levels that were there, so that all its calls are further ones."""
+        bare = self._bare_calls(chain, (0, *calls) if begun else calls, context)
         predicted = bare * math.exp(self.drift.draft.log)
         self.drift.draft.learn(measured, bare, 0)
         return predicted
@@ -226,7 +277,9 @@ class RoundCosts:
         if not calls or chain not in tables.first:
             return 0.0
         first, further = tables.first[chain], tables.further[chain]
-        total = self._costs.commit_ms + float(first[min(calls[0], UNSEEN)])
+        total = self._costs.commit_ms
+        if calls[0]:
+            total += float(first[min(calls[0], UNSEEN)])
         if calls[0] > UNSEEN:
             total += (calls[0] - UNSEEN) * float(first[UNSEEN] - first[UNSEEN - 1])
         for width in calls[1:]:

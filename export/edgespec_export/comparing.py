@@ -13,7 +13,7 @@ from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError, MissingDependencyError
 from edgespec.tree import TokenTree
 from edgespec_export.geometry import LlavaGeometry
-from edgespec_runtime.engines import Engine, StepSession
+from edgespec_runtime.engines import Engine, StepPool, StepSession
 
 Floats = npt.NDArray[np.float32]
 
@@ -72,6 +72,11 @@ class Graphs:
         """The draft's chain graph on the cache of a session of its step graph."""
         graph = self._engine.load_step(self.specs["draft_chain"], self._folder)
         return graph.open(0, self.wanted("draft_chain"), session.cache)
+
+    def pool(self) -> StepPool:
+        """The target's packed graph, and its step graph."""
+        target, packed = self.specs["target"], self.specs["target_packed"]
+        return self._engine.load_step(target, self._folder, packed).open_pool()
 
     def wanted(self, role: str) -> tuple[str, ...]:
         """What a step graph gives beside its logits, as its session returns it."""

@@ -62,6 +62,8 @@ class ExportRequest:
     parity: bool = False
     draft_variant: str | None = None
     """Which rule a feature-level draft follows, where its keys do not tell ("msd")."""
+    sessions: int = 0
+    """Sessions that a server may verify in one call; 0: no graph for that."""
     draft_vocab: str | None = None
     """``FILE[:N]``: a frequency list, of which the draft proposes the N most frequent tokens."""
     part: str = "whole"
@@ -88,11 +90,15 @@ def plan_export(request: ExportRequest) -> Plan:
     ):
         if given and not request.draft:
             raise ConfigError(f"--{flag} is about the draft; it needs --draft")
+    if request.sessions < 0 or request.sessions == 1:
+        raise ConfigError(
+            f"--sessions is {request.sessions}; it must be at least 2, or 0 for no such graph"
+        )
     lowering = get_lowering(request.lowering)
     target = open_model(request.target)
     draft = _plan_draft(request, target, lowering) if request.draft else None
     features = draft.features if draft else ()
-    graphs: list[PlannedGraph] = list(target_graphs(target, lowering, features))
+    graphs: list[PlannedGraph] = list(target_graphs(target, lowering, features, request.sessions))
     if request.part == "device":
         graphs = [graph for graph in graphs if draft and _drafts_with(graph.role, draft)]
     return Plan(target, draft, (*graphs, *(draft.graphs if draft else ())), lowering)
@@ -161,11 +167,13 @@ def export_bundle(
 def _write_graphs(
     writer: BundleWriter, plan: Plan, request: ExportRequest, progress: Progress
 ) -> list[GraphSpec]:
-    """Streams every graph; the draft's chain graph points at the weights of its step graph."""
+    """Streams every graph; graphs of one decoder point at the weights of its step graph."""
     specs = []
     draft: Stored = {}
+    target: Stored = {}
+    decoders = {"target": target, "target_packed": target, "draft": draft, "draft_chain": draft}
     for graph in plan.graphs:
-        stored = draft if graph.role in ("draft", "draft_chain") else {}
+        stored = decoders.get(graph.role, {})
         tell = partial(progress, graph.role)
         graph.builder.save(writer.folder, graph.role, tell, stored)
         specs.append(

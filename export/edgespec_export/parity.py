@@ -33,6 +33,7 @@ from edgespec_export.comparing import (
 )
 from edgespec_export.geometry import LlavaGeometry
 from edgespec_export.original import Original
+from edgespec_export.parity_packed import check_packed
 from edgespec_runtime.engines import open_engine
 from edgespec_runtime.prefill import causal_mask, prefill
 
@@ -60,6 +61,8 @@ def check_parity(plan: Plan, specs: list[GraphSpec], folder: Path) -> dict[str, 
     report = dict(
         _check_model(graphs, plan.target, "target", "vision", "projector", None, features)
     )
+    if "target_packed" in graphs.specs:
+        report["target_packed"] = check_packed(graphs, plan.target.geometry)
     if plan.draft and plan.draft.variant == "vlm":
         report |= _check_vlm(graphs, plan.draft)
     elif plan.draft:

@@ -21,6 +21,7 @@ from edgespec_export.compression import Compression
 from edgespec_export.expected import Tensors, check_tensors
 from edgespec_export.geometry import LlavaGeometry, TextGeometry, read_geometry
 from edgespec_export.graphs.decoder import TREE_ROWS, build_decoder
+from edgespec_export.graphs.packed import build_packed
 from edgespec_export.graphs.proposer import Proposer, head_name
 from edgespec_export.graphs.vision import build_projector, build_vision
 from edgespec_export.lowerings import Lowering
@@ -139,9 +140,9 @@ def open_model(source: str) -> Model:
 
 
 def target_graphs(
-    target: Model, lowering: Lowering, features: tuple[int, ...]
+    target: Model, lowering: Lowering, features: tuple[int, ...], sessions: int
 ) -> Iterator[PlannedGraph]:
-    """Tower, projector and step graph of the target."""
+    """Tower, projector and step graph of the target; the latter for ``sessions`` at once, too."""
     checkpoint, geometry = target.checkpoint, target.geometry
     yield PlannedGraph("vision", build_vision(checkpoint, geometry, lowering))
     yield PlannedGraph("projector", build_projector(checkpoint, geometry, lowering, "projector"))
@@ -149,6 +150,13 @@ def target_graphs(
         checkpoint, geometry.text, target.proposer, lowering, name="target", features=features
     )
     yield PlannedGraph("target", builder, step_meta(geometry.text, lowering))
+    if sessions:
+        packed = build_packed(
+            checkpoint, geometry.text, target.proposer, lowering,
+            name="target_packed", sessions=sessions, features=features,
+        )  # fmt: skip
+        meta = step_meta(geometry.text, lowering, sessions=sessions)
+        yield PlannedGraph("target_packed", packed, meta)
 
 
 def embedding_table(model: Model) -> Table:

@@ -19,6 +19,7 @@ from edgespec_runtime.vision import ImageProcessor
 Floats = npt.NDArray[np.float32]
 STEP_ROLES = ("target", "draft", "draft_chain")
 TARGET_ROLES = ("vision", "projector", "target")
+SERVER_ROLES = ("target_packed",)  # of no use to a single session
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def roles_for(
     """The graphs to load. ``target``: whether it runs here; ``draft``: whether to draft with the
     bundle's own; ``embeddings``: whether visual tokens are made here for a target elsewhere."""
     roles = {graph.role for graph in manifest.graphs}
-    own = roles - set(TARGET_ROLES)
+    own = roles - {*TARGET_ROLES, *SERVER_ROLES}
     wanted: set[str] = set(TARGET_ROLES) if target else set()
     if embeddings:
         wanted |= {"vision", "projector"}
@@ -81,7 +82,7 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
 
 
 def vocabulary(bundle: Bundle) -> int:
-    """Tokens that the target knows, whether its graph is in the bundle or not."""
+    """Tokens that the target knows; a device's part of a bundle tells as well."""
     return int(bundle.manifest.text["vocab_size"])
 
 

@@ -23,12 +23,13 @@ class RunningServer:
     """One server; ``restart`` brings it back at the same port after a kill or a stop."""
 
     def __init__(self, command: list[str], errors: IO[bytes]) -> None:
+        """``command``: the module to run, and its arguments but ``--listen``."""
         self._command = command
         self._errors = errors
         self._start("127.0.0.1:0")
 
     def _start(self, listen: str) -> None:
-        words = [sys.executable, "-m", "edgespec", *self._command, "--listen", listen]
+        words = [sys.executable, "-m", *self._command, "--listen", listen]
         paths = [str(ROOT / part) for part in ("", "export", "runtime")]
         self.process = subprocess.Popen(
             words,
@@ -106,10 +107,12 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(bundle: Path | str, *flags: object) -> Iterator[RunningServer]:
+def running_server(
+    bundle: Path | str, *flags: object, module: str = "edgespec"
+) -> Iterator[RunningServer]:
     """A server of ``bundle`` on a free port of the loopback, with one engine thread unless
-    ``flags`` say otherwise; always killed and reaped in the end."""
-    command = ["serve", "--bundle", str(bundle), "--threads", "1", *map(str, flags)]
+    ``flags`` say otherwise; always killed and reaped in the end. ``module``: what is run."""
+    command = [module, "serve", "--bundle", str(bundle), "--threads", "1", *map(str, flags)]
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as errors:
         server = RunningServer(command, errors)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from edgespec.acceptance import Verdict
 from edgespec.tree import TokenTree
@@ -28,14 +29,26 @@ class WaitingVerifier:
         return self._inner.begin()
 
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
-        left = self._waits()
-        if meanwhile is not None and left is not None:
-
-            def answered() -> bool:
-                nonlocal left
-                assert left is not None
-                left -= 1
-                return left < 0
-
-            meanwhile(answered)
+        _wait(meanwhile, self._waits())
         return self._inner.verify(tree)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def wait_for(verifier: Any, waits: Callable[[], int | None]) -> None:
+    """Makes a verifier that is at work already one that is waited for."""
+    verify = verifier.verify
+
+    def waiting(tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
+        _wait(meanwhile, waits())
+        return cast(Verdict, verify(tree))
+
+    verifier.verify = waiting
+
+
+def _wait(meanwhile: Meanwhile | None, times: int | None) -> None:
+    if meanwhile is None or times is None:
+        return
+    left = iter(range(times))
+    meanwhile(lambda: next(left, None) is None)

@@ -42,7 +42,7 @@ class Zoo:
         hf.utils.logging.disable_progress_bar()
         self._folder = folder
         self._checkpoints: dict[tuple[str, str], Path] = {}
-        self._bundles: dict[tuple[str, str, str], Path] = {}
+        self._bundles: dict[tuple[str, str, str, int], Path] = {}
         self._models: dict[tuple[str, str, str], Model] = {}
         self._heads: dict[tuple[str, str, str], Path] = {}
         self.torch_model = cache(self._torch_model)
@@ -61,17 +61,21 @@ class Zoo:
             self._checkpoints[name, draft] = self._write(name, draft)
         return self._checkpoints[name, draft]
 
-    def bundle(self, name: str, draft: str = "shared", lowering: str = "ort") -> Path:
-        """An exported bundle; drafts see visual tokens pooled four to one."""
-        key = (name, draft, lowering)
+    def bundle(
+        self, name: str, draft: str = "shared", lowering: str = "ort", sessions: int = 0
+    ) -> Path:
+        """An exported bundle; drafts see visual tokens pooled four to one. ``sessions``: of the
+        graph for several at once."""
+        key = (name, draft, lowering, sessions)
         if key not in self._bundles:
-            out = self._folder / f"{'-'.join(key)}.bundle"
+            out = self._folder / f"{name}-{draft}-{lowering}-{sessions}.bundle"
             request = ExportRequest(
                 target=str(self.checkpoint(name)),
                 out=out,
                 draft=None if draft == "none" else str(self.checkpoint(name, draft)),
                 compressor=None if draft == "none" else "pool:4",
                 lowering=lowering,
+                sessions=sessions,
             )
             export_bundle(request)
             self._bundles[key] = out

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgespec.errors import ConfigError
+from edgespec.latency import Costs, Curve, DeviceProfile
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.calibration import Paths
 from edgespec.sizing.contract import (
@@ -81,17 +82,20 @@ class SizedTrees:
         self.experience = setting.experience or Experience()
         self._lesson = self.experience.lesson(self.experience.key(setting))
         self._costs = RoundCosts(
-            setting.profile.costs,
+            _costs(setting.profile, setting.remote),
             self.experience.drift,
             nodes=policy.nodes,
             width=policy.width,
             sampled=setting.temperature > 0,
         )
+        if not self.experience.drift.away.known:
+            self.experience.drift.away.learn(setting.away_ms)
         self._whether = Whether(setting, self.experience, self._costs)
         self._limit = _round_limit(setting.budget)
         self._paths = Paths(self._lesson.calibrator, setting.eos)
         # Plain rounds not learnt from yet.
-        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
+        self._plain_rounds, self._plain_ms = 0, 0.0
+        self._plain_verify_ms = self._plain_away_ms = 0.0
         # The last decision on growth, and for how many rounds it still holds.
         self._kind, self._settled = Growth.NONE, 0
         self._drafted = Forecast()  # of this answer
@@ -125,7 +129,9 @@ class SizedTrees:
 
     def _decide(self, root: Root, plain_ms: float) -> Growth:
         """Whether to draft, and how; it holds for some rounds."""
-        kinds = [kind for kind in self._kinds() if self._fits(kind, root)]
+        # What was grown ahead is gone on with as it was begun.
+        kinds = [self._kind] if root.ready else self._kinds()
+        kinds = [kind for kind in kinds if self._fits(kind, root)]
         if not kinds or not self._whether.drafts(root, plain_ms):
             return Growth.NONE
         return max(kinds, key=lambda kind: self._speed(kind, root))
@@ -145,8 +151,10 @@ class SizedTrees:
         return least * self._tail <= self._limit
 
     def _least_drafting(self, growth: Growth, root: Root) -> float:
-        """Milliseconds until there are candidates: the first call, and the prompt where it is not
-        taken in yet."""
+        """Milliseconds until there are candidates: none where some are ready, else the first call,
+        and the prompt where it is not taken in yet."""
+        if root.ready:
+            return 0.0
         first = self._costs.first(growth is Growth.CHAIN, root.unseen, root.context)
         return first if root.prepared else first + self._whether.prepare_ms
 
@@ -246,12 +254,17 @@ class SizedTrees:
             self._plain_rounds += 1
             self._plain_ms += feedback.round_ms
             self._plain_verify_ms += feedback.verify_ms
+            self._plain_away_ms += feedback.away_ms
             return
         root, costs = feedback.root, self._costs
         tokens, nodes = feedback.emitted, len(feedback.chosen)
-        ms = costs.learn_verify(nodes, len(feedback.tokens), root.context, feedback.verify_ms)
+        ms = costs.learn_verify(
+            nodes, len(feedback.tokens), root.context, feedback.verify_ms, feedback.away_ms
+        )
         chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
-        drafting = costs.learn_draft(chain, feedback.calls, root.context, feedback.draft_ms)
+        drafting = costs.learn_draft(
+            chain, feedback.calls, root.context, feedback.draft_ms, begun=root.ready > 0
+        )
         ms += drafting or feedback.draft_ms
         if not root.prepared:
             setting = self._setting
@@ -268,12 +281,14 @@ class SizedTrees:
         if not rounds:
             return
         context = root.context if root else self._setting.prompt_tokens
-        verify_ms = self._plain_verify_ms / rounds
-        predicted = self._costs.learn_verify(0, 1, context, verify_ms) + self._costs.host(1)
+        verify_ms, away_ms = self._plain_verify_ms / rounds, self._plain_away_ms / rounds
+        predicted = self._costs.learn_verify(0, 1, context, verify_ms, away_ms)
+        predicted += self._costs.host(1)
         self._whether.learn(False, rounds, ms, rounds)
         self._lesson.allowance_ms += self.policy.explore * ms
         self._lesson.forecast.add(rounds, rounds, rounds * predicted, ms, rounds)
-        self._plain_rounds, self._plain_ms, self._plain_verify_ms = 0, 0.0, 0.0
+        self._plain_rounds, self._plain_ms = 0, 0.0
+        self._plain_verify_ms = self._plain_away_ms = 0.0
 
     def _learn_paths(self, feedback: Feedback) -> None:
         candidates, reach = feedback.candidates, self._paths.reach
@@ -296,6 +311,14 @@ class SizedTrees:
             mine.tokens_predicted, mine.tokens, mine.ms_predicted, mine.ms, mine.rounds
         )
         self._whether.finish(emitted)
+
+
+def _costs(profile: DeviceProfile, remote: Curve | None) -> Costs:
+    """The profile's, with the target's part of them where it runs elsewhere: what it takes to draw
+    tokens there is a part of the curve."""
+    if remote is None:
+        return profile.costs
+    return replace(profile.costs, verify=remote, pick_ms=0.0)
 
 
 def _round_limit(budget: Budget | None) -> float:

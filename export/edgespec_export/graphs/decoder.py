@@ -24,8 +24,9 @@ log-softmax(logits * inv_temperature + noise), of two more inputs; ``logits`` st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edgespec_export.blocks import F32, linear, rotary_tables, stored
 from edgespec_export.builder import Array, GraphBuilder, Weight
@@ -40,6 +41,8 @@ TREE_ROWS = 1024
 own, and GroupQueryAttention wants a table row for every cache row in use: without these, a tree
 near the end of the context would be refused."""
 
+
+Written = TypeVar("Written")
 
 FINAL = (-1,)
 """Features that are the final normed hidden state: what EAGLE-1/2 and its kin read."""
@@ -99,8 +102,8 @@ def begin_step(
     caches = [(f"past_key.{layer}", f"past_value.{layer}") for layer in range(text.layers)]
     for pair in caches:
         for name in pair:
-            b.input(name, "float32", _cache_axes(text))
-    return lowering.step_inputs(b, *_rotary(b, text)), caches
+            b.input(name, "float32", cache_axes(text))
+    return lowering.step_inputs(b, *rotary(b, text)), caches
 
 
 def publish_caches(
@@ -108,8 +111,8 @@ def publish_caches(
 ) -> None:
     """Makes the caches with the new rows graph outputs, to be bound to the inputs' buffers."""
     for layer, (key, value) in enumerate(caches):
-        b.output(key, f"present_key.{layer}{suffix}", "float32", _cache_axes(text))
-        b.output(value, f"present_value.{layer}{suffix}", "float32", _cache_axes(text))
+        b.output(key, f"present_key.{layer}{suffix}", "float32", cache_axes(text))
+        b.output(value, f"present_value.{layer}{suffix}", "float32", cache_axes(text))
 
 
 def stack(
@@ -122,16 +125,38 @@ def stack(
     step: StepInputs,
 ) -> Stacked:
     """All layers and the final norm over ``x`` [B, S, H]."""
+
+    def attend(layer: int, qkv: str) -> tuple[str, Cache]:
+        return lowering.attention(b, qkv, caches[layer], text, step)
+
+    normed, entering, written = layers(b, checkpoint, text, lowering, x, attend)
+    return Stacked(normed, written, entering)
+
+
+Attend = Callable[[int, str], tuple[str, Written]]
+"""(layer, packed qkv [B, S, (heads + 2 kv) D]) -> [B, S, heads D], and what it wrote."""
+
+
+def layers(
+    b: GraphBuilder,
+    checkpoint: Checkpoint,
+    text: TextGeometry,
+    lowering: Lowering,
+    x: str,
+    attend: Attend[Written],
+) -> tuple[str, list[str], list[Written]]:
+    """The layers and the final norm around any attention: what is normed, what entered every
+    layer, what attention wrote."""
     scale = _scale(b, checkpoint, "text.layers.0.input_layernorm")
     normed, residual = lowering.rms_norm(b, x, scale, text.eps), x
-    written: list[Cache] = []
+    written: list[Written] = []
     entering: list[str] = []
     for layer in range(text.layers):
         entering.append(residual)
         prefix = f"text.layers.{layer}"
         qkv_names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
         qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv")
-        mixed, cache = lowering.attention(b, qkv, caches[layer], text, step)
+        mixed, cache = attend(layer, qkv)
         written.append(cache)
         mixed = linear(b, mixed, checkpoint, [f"{prefix}.self_attn.o_proj"], f"{prefix}.o")
         scale = _scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
@@ -144,10 +169,10 @@ def stack(
         following = "text.norm" if last else f"text.layers.{layer + 1}.input_layernorm"
         scale = _scale(b, checkpoint, following)
         normed, residual = lowering.add_rms_norm(b, down, residual, scale, text.eps)
-    return Stacked(normed, written, entering)
+    return normed, entering, written
 
 
-def _cache_axes(text: TextGeometry) -> list[int | str]:
+def cache_axes(text: TextGeometry) -> list[int | str]:
     return ["B", text.kv_heads, "C", text.head_dim]
 
 
@@ -155,7 +180,7 @@ def _scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:
     return b.weight(f"{name}.weight", stored(checkpoint, f"{name}.weight"))
 
 
-def _rotary(b: GraphBuilder, text: TextGeometry) -> tuple[str, str]:
+def rotary(b: GraphBuilder, text: TextGeometry) -> tuple[str, str]:
     rows = text.max_positions + TREE_ROWS
     shape = (rows, text.head_dim // 2)
 

@@ -13,6 +13,15 @@ Cache = tuple[str, str]
 
 
 @dataclass(frozen=True)
+class Given:
+    """Names of what a caller gives for one session's rows; the contract's own by default."""
+
+    mask: str = "tree_mask"
+    positions: str = "position_ids"
+    past: str = "past_length"
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """Names of the per-call values every attention layer of a step graph shares.
 
@@ -26,6 +35,9 @@ class StepInputs:
     sin: str
 
 
+CONTRACT = Given()
+
+
 class Lowering(Protocol):
     """Builds norm, attention and gating blocks out of one engine's preferred operators."""
 
@@ -37,8 +49,10 @@ class Lowering(Protocol):
     chains: bool
     """Whether several draft steps can be put into one graph."""
 
-    def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
-        """Turns the contract's mask, positions and past length into what attention wants."""
+    def step_inputs(
+        self, b: GraphBuilder, cos: str, sin: str, given: Given = CONTRACT
+    ) -> StepInputs:
+        """Turns the mask, positions and past length ``given`` into what attention wants."""
 
     def rms_norm(self, b: GraphBuilder, x: str, scale: str, eps: float) -> str:
         """RMS norm of [B, S, H]."""

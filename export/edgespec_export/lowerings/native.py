@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import Cache, StepInputs
+from edgespec_export.lowerings.base import CONTRACT, Cache, Given, StepInputs
 
 
 class NativeLowering:
@@ -18,8 +18,10 @@ class NativeLowering:
     mask_span = "capacity"
     chains = False
 
-    def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
-        return StepInputs("tree_mask", "position_ids", ("past_length",), cos, sin)
+    def step_inputs(
+        self, b: GraphBuilder, cos: str, sin: str, given: Given = CONTRACT
+    ) -> StepInputs:
+        return StepInputs(given.mask, given.positions, (given.past,), cos, sin)
 
     def rms_norm(self, b: GraphBuilder, x: str, scale: str, eps: float) -> str:
         return b.node("RMSNormalization", x, scale, axis=-1, epsilon=eps)

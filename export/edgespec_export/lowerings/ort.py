@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from edgespec_export.builder import CONTRIB, GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import Cache, StepInputs
+from edgespec_export.lowerings.base import CONTRACT, Cache, Given, StepInputs
 
 # Finite, so that no row of scores can become -inf minus -inf; exp() of it is exactly zero.
 MASKED = -1e9
@@ -21,14 +21,16 @@ class OrtLowering:
     mask_span = "total"
     chains = True
 
-    def step_inputs(self, b: GraphBuilder, cos: str, sin: str) -> StepInputs:
+    def step_inputs(
+        self, b: GraphBuilder, cos: str, sin: str, given: Given = CONTRACT
+    ) -> StepInputs:
         allowed, masked = b.constant(0.0, "float32"), b.constant(MASKED, "float32")
-        bias = b.node("Where", "tree_mask", allowed, masked)
-        new = b.node("Shape", "position_ids", start=1, end=2)
-        last = b.node("Sub", b.node("Add", "past_length", new), b.constant([1]))
-        total = b.node("Squeeze", b.node("Shape", "tree_mask", start=3, end=4))
+        bias = b.node("Where", given.mask, allowed, masked)
+        new = b.node("Shape", given.positions, start=1, end=2)
+        last = b.node("Sub", b.node("Add", given.past, new), b.constant([1]))
+        total = b.node("Squeeze", b.node("Shape", given.mask, start=3, end=4))
         lengths = (b.node("Cast", last, to=6), b.node("Cast", total, to=6))  # 6 = int32
-        return StepInputs(bias, "position_ids", lengths, cos, sin)
+        return StepInputs(bias, given.positions, lengths, cos, sin)
 
     def rms_norm(self, b: GraphBuilder, x: str, scale: str, eps: float) -> str:
         return b.node("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps, stash_type=1)

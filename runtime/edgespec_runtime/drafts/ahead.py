@@ -1,9 +1,10 @@
 """Drafting ahead: while a verification is under way elsewhere, the next round is begun on a guess.
 
-The guess is that the best leaf of the tree is accepted and the target goes on with the draft's own
-best token behind it (SpecEdge's "proactive" drafting; section 12.1 of the project's facts). If so,
-the next round starts with levels that cost nothing; if not, the draft goes back to what of the text
-it guessed right. Candidates are the same either way.
+The guess is a node of the tree at which acceptance ends and the token that the target names behind
+it: a leaf with the draft's own best token (SpecEdge's "proactive" drafting; section 12.1 of the
+project's facts), or, where leaves are unlikely, the best token that was proposed and left out of
+the tree. If it is right, the next round starts with levels that cost nothing; if not, the draft
+goes back to what of the text it guessed right. Candidates are the same either way.
 
 For stand-alone drafts only: a feature-level draft feeds on the target's features of the accepted
 text, which nobody knows before the answer has come.
@@ -11,6 +12,7 @@ text, which nobody knows before the answer has come.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,9 @@ from edgespec.sizing.contract import Steady, newest
 from edgespec.tree import ROOT, Candidates
 from edgespec_runtime.drafts.base import Answered
 from edgespec_runtime.drafts.vlm import VlmDraft
+
+UNASKED = math.log(0.8)
+"""Of the best token behind a leaf, as long as the draft was not asked for it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class AheadDraft:
         self._guess: Guess | None = None
         self._root: tuple[int, ...] = ()  # the last committed token, after a guess
         self._ahead = Candidates()  # below the guess; the next round's, once it is right
+        self._calls: tuple[int, ...] = ()  # not those made ahead of the next
         self.tried = self.hits = 0
         """Verifications of which the outcome was guessed, and guessed right."""
 
@@ -65,17 +71,13 @@ class AheadDraft:
 
     @property
     def calls(self) -> tuple[int, ...]:
-        return self._inner.calls
+        return self._calls
 
     def begin(self, first: Verdict) -> None:
         self._inner.begin(first)
 
     def prepare(self) -> None:
         self._inner.prepare()
-
-    def first_token(self, context: int) -> int:
-        """See ``VlmDraft.first_token``."""
-        return self._inner.first_token(context)
 
     def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         inner, grown = self._inner, self._ahead
@@ -84,25 +86,24 @@ class AheadDraft:
             grown = Candidates()
         if len(grown):
             inner.grow_on(grown, sizer, growth, root)
-            beams = self.calls
+            beams = inner.calls
         else:
             grown = inner.grow(sizer, growth, root)
-            beams = self.calls[1:]
-        self._ahead = Candidates()
+            beams = inner.calls[1:]
+        self._ahead, self._calls = Candidates(), inner.calls
         self._depth, self._width = _depth(grown), max(beams, default=self._width)
         self._grown, self._policy, self._growth = grown, sizer.policy, growth
         return grown
 
     def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:
         grown, inner = self._grown, self._inner
-        path = _best_leaf(grown, chosen)
+        path, bonus = _likeliest(grown, chosen)
         left = min(root.depth_left, inner.room) - len(path) - 1
         if not self._depth or left < 1 or answered():
             return
         start = inner.cached
         rows = tuple(chosen.index(i) + 1 for i in path)
         tokens = tuple(grown.tokens[i] for i in path)
-        bonus = _best_child(grown, path[-1] if path else ROOT)
         if bonus is None:
             inner.commit(chosen, Verdict(rows, tokens))  # the leaf stands for a bonus token
             bonus = inner.next_token(root.context + len(path))
@@ -157,23 +158,23 @@ class _Onwards(Steady):
         raise AssertionError("nothing is verified before the answer has come")
 
 
-def _best_leaf(candidates: Candidates, chosen: Sequence[int]) -> list[int]:
-    """The path (candidate indices) to the likeliest end of the chosen tree; empty: its root."""
-    inner = {candidates.parents[i] for i in chosen}
-    leaves = [i for i in chosen if i not in inner]
-    node = max(leaves, key=lambda i: candidates.scores[i], default=ROOT)
+def _likeliest(candidates: Candidates, chosen: Sequence[int]) -> tuple[list[int], int | None]:
+    """How the verification of ``chosen`` will most likely end: the path (candidate indices) that is
+    accepted and the token behind it. That is the best candidate just outside the tree, or what the
+    draft says behind a leaf, None where it was not asked yet."""
+    scores, parents = candidates.scores, candidates.parents
+    tree = {ROOT, *chosen}
+    outside = [i for i, above in enumerate(parents) if above in tree and i not in tree]
+    asked = {*parents, ROOT}
+    ends: list[tuple[float, int, int | None]]
+    ends = [(scores[i], parents[i], candidates.tokens[i]) for i in outside]
+    ends += [(scores[i] + UNASKED, i, None) for i in chosen if i not in asked]
+    _, node, bonus = max(ends, key=lambda end: end[0], default=(0.0, ROOT, None))
     path: list[int] = []
     while node != ROOT:
         path.insert(0, node)
-        node = candidates.parents[node]
-    return path
-
-
-def _best_child(candidates: Candidates, parent: int) -> int | None:
-    """The best token that was proposed behind ``parent``, if any was."""
-    children = [i for i, above in enumerate(candidates.parents) if above == parent]
-    best = max(children, key=lambda i: candidates.scores[i], default=None)
-    return None if best is None else candidates.tokens[best]
+        node = parents[node]
+    return path, bonus
 
 
 def _depth(candidates: Candidates) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgespec.errors import ConfigError
-from edgespec_runtime.engines.base import Engine, Graph, StepGraph, StepSession
+from edgespec_runtime.engines.base import Ask, Engine, Graph, StepGraph, StepPool, StepSession
 
 
 def open_engine(name: str = "ort", *, threads: int = 0) -> Engine:
@@ -15,4 +15,4 @@ def open_engine(name: str = "ort", *, threads: int = 0) -> Engine:
     return OrtEngine(threads)
 
 
-__all__ = ["Engine", "Graph", "StepGraph", "StepSession", "open_engine"]
+__all__ = ["Ask", "Engine", "Graph", "StepGraph", "StepPool", "StepSession", "open_engine"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,15 @@ class Graph(Protocol):
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Named inputs to named outputs."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """New rows of one session: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S]."""
+
+    embeds: npt.NDArray[np.float32]
+    positions: Sequence[int]
+    mask: npt.NDArray[np.bool_]
 
 
 class StepSession(Protocol):
@@ -73,6 +83,32 @@ class StepSession(Protocol):
         EngineError where it is not above 0, or the graph is no draft's."""
 
 
+class StepPool(Protocol):
+    """Sessions of a server on one decoder, which an engine call may take together.
+
+    Calls come one at a time, whichever of the sessions they are for: all share buffers.
+    """
+
+    @property
+    def batch(self) -> int:
+        """Sessions that one engine call takes; 1 where the engine steps them one after another."""
+
+    @property
+    def engine_s(self) -> float:
+        """Seconds spent inside the engine so far."""
+
+    def open(self, cache: KVCache, outputs: tuple[str, ...] = ("logits",)) -> StepSession:
+        """A session on ``cache``, whose own ``step`` is for it alone, a prompt for instance."""
+
+    def step(self, asks: Sequence[tuple[StepSession, Ask]]) -> list[list[Array]]:
+        """Runs new rows of several sessions of the pool, each once: what their own steps would
+        give, up to float32 rounding, in the order of ``asks``, valid until the next call.
+
+        Raises EngineError, and then no cache has new pending rows; asks that fail together may
+        succeed alone.
+        """
+
+
 class StepGraph(Protocol):
     """A decoder graph; weights are loaded once, every request opens a session on it."""
 
@@ -89,6 +125,9 @@ class StepGraph(Protocol):
         """A session whose steps return ``outputs``: on a fresh cache of at least ``capacity`` rows,
         or on ``cache``, which another graph of the same model writes too."""
 
+    def open_pool(self) -> StepPool:
+        """A pool without sessions."""
+
 
 class Engine(Protocol):
     """Loads graphs of a bundle."""
@@ -100,5 +139,8 @@ class Engine(Protocol):
     def load(self, spec: GraphSpec, folder: Path) -> Graph:
         """A memoryless graph. Raises EngineError where the engine refuses it."""
 
-    def load_step(self, spec: GraphSpec, folder: Path) -> StepGraph:
-        """A decoder graph."""
+    def load_step(
+        self, spec: GraphSpec, folder: Path, packed: GraphSpec | None = None
+    ) -> StepGraph:
+        """A decoder graph; ``packed``: the same decoder over several sessions at once, for
+        pools."""

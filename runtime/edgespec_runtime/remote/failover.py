@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from edgespec.errors import RemoteError
@@ -14,6 +15,8 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 WORTH_SAYING_S = 1.0
 """Shorter pauses are not mentioned."""
+BELIEVED = 2
+"""Times that something is refused for good: once may be the network's doing."""
 
 
 class Failover:
@@ -32,12 +35,12 @@ class Failover:
         self._at = 0
         self._notice = notice
         self._clock, self._sleep, self._chance = clock, sleep, chance
-        self._unfit: set[str] = set()
+        self._unfit: Counter[str] = Counter()  # times that a server said so
         self._started = 0.0
         self._patience_s = 0.0
         self._failed: dict[str, Failure] = {}
         self._failures = 0
-        self._breaks = 0
+        self._breaks = self._wrongs = 0
         self._said = False
 
     @property
@@ -49,7 +52,8 @@ class Failover:
         """Something is asked that is worth ``patience_s`` seconds of failures."""
         self._started = self._clock()
         self._patience_s = patience_s
-        self._failed, self._failures, self._breaks, self._said = {}, 0, 0, False
+        self._failed, self._failures, self._said = {}, 0, False
+        self._breaks = self._wrongs = 0
 
     def allow(self, patience_s: float) -> None:
         """From here on, failures for that long are put up with."""
@@ -68,8 +72,8 @@ class Failover:
         self._failed[here.address] = failure
         self._failures += 1
         self._breaks += failure.kind is Kind.BROKEN
-        if failure.kind is Kind.UNFIT:
-            self._unfit.add(here.address)
+        self._wrongs += failure.kind is Kind.WRONG
+        self._unfit[here.address] += failure.kind is Kind.UNFIT
         self._check(failure)
         # A lost state or picture is nothing against the server, unless it happens again and again.
         stays = failure.kind in (Kind.REOPEN, Kind.PICTURES) and self._failures % 3
@@ -80,9 +84,10 @@ class Failover:
 
     def _check(self, failure: Failure) -> None:
         here = self.endpoint.address
-        if failure.kind is Kind.WRONG:
+        if self._wrongs >= BELIEVED:
             raise RemoteError(f"{here} refuses the request: {failure.message}")
-        if len(self._unfit) == len(self._endpoints) or self._breaks > len(self._endpoints):
+        useless = all(self._is_unfit(endpoint) for endpoint in self._endpoints)
+        if useless or self._breaks > len(self._endpoints):
             raise RemoteError(f"no server can answer: {self._reasons()}")
         if self._clock() - self._started > self._patience_s:
             raise RemoteError(
@@ -96,8 +101,11 @@ class Failover:
     def _move(self) -> None:
         for _ in self._endpoints:
             self._at = (self._at + 1) % len(self._endpoints)
-            if self.endpoint.address not in self._unfit:
+            if not self._is_unfit(self.endpoint):
                 return
+
+    def _is_unfit(self, endpoint: Endpoint) -> bool:
+        return self._unfit[endpoint.address] >= BELIEVED
 
     def _say(self, asked: Endpoint, failure: Failure) -> None:
         waited = self._clock() - self._started

@@ -189,6 +189,8 @@ class Transport:
             future.cancel()
             now = self.clock()
             self.account.wait_s += now - sent - busy_s
+        if reply is None:  # what gRPC makes of a message whose frame it cannot read
+            raise Failure(Kind.AGAIN, "the reply cannot be read")
         # The callback runs on another thread and may be a moment late.
         came = arrived[0] if arrived else now
         self.account.bytes_down += len(reply)

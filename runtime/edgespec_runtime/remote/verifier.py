@@ -52,6 +52,7 @@ class RemoteVerifier:
         self._settings = servers.settings
         self._asked, self._needs, self._stop_ids = asked, needs, tuple(stop_ids)
         self._session = Session(asked)
+        self._expected = Expected(needs.vocab, asked.features, 0)  # until a session is open
         self._transport = Transport(self.account)
         self._failover = Failover(servers.ordered(), self._settings.notice)
         self._opened_at: set[Endpoint] = set()
@@ -156,6 +157,7 @@ class RemoteVerifier:
         self.account.reopens += session.epoch > 0
         data = session.open(endpoint.pictures)
         if len(data) > info.limits.message_bytes:
+            endpoint.info = None
             raise Failure(
                 Kind.UNFIT,
                 f"it takes messages of {info.limits.message_bytes} bytes, opening this session "
@@ -170,8 +172,9 @@ class RemoteVerifier:
                 endpoint.pictures -= digests
             raise
         reply, cached = answer.reply, answer.reply.reused_rows >= session.context - 1
+        self._expected = Expected(self._needs.vocab, self._asked.features, info.feature_width)
         with _discarding():
-            verdict = session.opened(reply, self._expected(info))
+            verdict = session.opened(reply, self._expected)
         endpoint.pictures |= digests
         self._in_step = True
         self._here_s += reply.compute_us / 1e6
@@ -233,10 +236,8 @@ class RemoteVerifier:
         return verdict
 
     def _commit(self, tree: TokenTree, reply: pb.VerifyReply) -> Verdict:
-        info = self._failover.endpoint.info
-        assert info is not None  # the session is open there
         with _discarding():
-            verdict = self._session.verified(tree, reply, self._expected(info))
+            verdict = self._session.verified(tree, reply, self._expected)
         self._here_s += reply.compute_us / 1e6
         return verdict
 
@@ -252,6 +253,7 @@ class RemoteVerifier:
             self._observer.informed(curve.sizes, curve.median_ms)
         reason = unfit(endpoint.info, self._needs)
         if reason := reason or too_large(self._asked.shown, endpoint.info.limits):
+            endpoint.info = None  # asked again before it is believed
             raise Failure(Kind.UNFIT, reason)
         return endpoint.info
 
@@ -265,9 +267,6 @@ class RemoteVerifier:
     ) -> Answer[Reply]:
         call = Call(method, self._session.id, data, parse, deadline_s)
         return self._transport.ask(self._failover.endpoint, call, meanwhile)
-
-    def _expected(self, info: pb.InfoReply) -> Expected:
-        return Expected(self._needs.vocab, self._asked.features, info.feature_width)
 
     def _deadline(self, attempt: int) -> float:
         return self._settings.deadline_ms / 1e3

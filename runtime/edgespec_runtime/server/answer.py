@@ -11,20 +11,22 @@ import numpy.typing as npt
 from edgespec.acceptance import Verdict
 from edgespec.sampling import Sampler
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.engines.base import Array, Ask, StepPool, StepSession
 from edgespec_runtime.inputs import splice
 from edgespec_runtime.prefill import CHUNK, prefill
 from edgespec_runtime.server.contexts import Context
 from edgespec_runtime.server.slots import Slot
 from edgespec_runtime.server.target import Target
 from edgespec_runtime.server.terms import Terms
-from edgespec_runtime.verifiers.local import Ask, LocalVerifier
-from edgespec_runtime.wire import verifier_pb2 as pb
+from edgespec_runtime.verifiers import LocalVerifier
 from edgespec_runtime.wire.features import encode
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from edgespec_runtime.wire.state import SessionState
 
 Floats = npt.NDArray[np.float32]
+
+NOISE_KEPT = 2
+"""Positions: the one behind a rejected guess is drawn for again. A server has many sessions."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,17 @@ class Answer:
     engine's thread, everything else to the event loop."""
 
     def __init__(
-        self, target: Target, slot: Slot, state: SessionState, context: Context, terms: Terms
+        self,
+        target: Target,
+        pool: StepPool,
+        slot: Slot,
+        state: SessionState,
+        context: Context,
+        terms: Terms,
     ) -> None:
         self.slot, self.state, self.terms = slot, state, terms
-        self._featured = terms.features != pb.NO_FEATURES
-        outputs = ("logits", "hidden") if self._featured else ("logits",)
-        self.session: StepSession = target.step.open(0, outputs, slot.cache)
+        outputs = ("logits", "hidden") if terms.featured else ("logits",)
+        self.session: StepSession = pool.open(slot.cache, outputs)
         self._table = target.table
         self._embeds = np.empty((0, target.hidden), dtype=np.float32)
         self._accepted = tuple(state.tokens)
@@ -58,8 +65,8 @@ class Answer:
             target.table,
             lambda: self._embeds,
             context.ids.tolist(),
-            Sampler(terms.sampling, target.vocab),
-            features=self._featured,
+            Sampler(terms.sampling, target.vocab, NOISE_KEPT),
+            features=terms.featured,
         )
         self._context = context
 
@@ -109,14 +116,14 @@ class Answer:
         codes = np.concatenate([self._context.codes, behind])
         # The last row of a prompt names the first token: that one is always fed.
         most = len(codes) if accepted else len(codes) - 1
-        reused = self.slot.prepare(tenant, codes, 0 if self._featured else most, slots)
+        reused = self.slot.prepare(tenant, codes, 0 if self.terms.featured else most, slots)
         self._embeds = self._embedded()
         embeds = np.concatenate([self._embeds, self._table[behind]])
         seen: list[Array] = []
         while len(embeds) - cache.length > CHUNK:
             start, end = cache.length, cache.length + CHUNK
             rows, where = embeds[start:end], range(start, end)
-            features = prefill(self.session, rows, where, features=self._featured)[1]
+            features = prefill(self.session, rows, where, features=self.terms.featured)[1]
             self.slot.note(codes[start:end])
             seen += [] if features is None else [features]
             yield None

@@ -8,6 +8,7 @@ from edgespec.bundle import GraphSpec
 from edgespec.errors import ConfigError
 
 MB = 2**20
+LONGEST_LEASE_S = 30 * 86400
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Capacity:
     image_mb: float = 256.0
     """Of visual embeddings kept for pictures that come again, in 2**20 bytes."""
     batch: int = 8
-    """Verifications that one engine call takes at most."""
+    """Verifications that one engine call takes at most, where the bundle has a graph for several
+    (``edgespec export --sessions``); 1: one after another."""
     context: int = 0
     """Most tokens of a session, expanded pictures and new ones included; 0: the target's own."""
     nodes: int = 128
@@ -41,6 +43,8 @@ class Capacity:
         for name in ("kv_mb", "lease_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name):g}; it must be above 0")
+        if self.lease_s > LONGEST_LEASE_S:
+            raise ConfigError(f"lease_s is {self.lease_s:g}; at most {LONGEST_LEASE_S} are kept")
         if not self.image_mb >= 0:
             raise ConfigError(f"image_mb is {self.image_mb:g}; it must be at least 0")
         sizes = ("batch", "nodes", "depth", "image_bytes", "image_pixels", "message_bytes")

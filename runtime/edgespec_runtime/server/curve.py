@@ -10,6 +10,7 @@ import numpy as np
 from edgespec.latency import DeviceProfile
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.tree import TokenTree
+from edgespec_runtime.engines.base import StepPool
 from edgespec_runtime.server.slots import Slot
 from edgespec_runtime.server.target import Target
 from edgespec_runtime.verifiers import LocalVerifier
@@ -23,14 +24,15 @@ BUDGET_S = 0.8
 """After which sizes are clocked once each, and not at all after twice as long."""
 
 
-def measured(target: Target, slot: Slot, nodes: int) -> pb.Curve:
+def measured(target: Target, pool: StepPool, slot: Slot, nodes: int) -> pb.Curve:
     """Clocks whole verifications of chains in ``slot``, which is empty afterwards."""
     started = perf_counter()
     room = slot.cache.capacity - (REPEATS + 1) * len(SIZES) - min(nodes, SIZES[-1]) - 2
     ids = [i % target.vocab for i in range(1, max(1, min(CONTEXT, room)) + 1)]
-    session = target.step.open(0, ("logits",), slot.cache)
     sampler = Sampler(SamplingParams(), target.vocab)
-    verifier = LocalVerifier(session, target.table, lambda: target.table[ids], ids, sampler)
+    verifier = LocalVerifier(
+        pool.open(slot.cache), target.table, lambda: target.table[ids], ids, sampler
+    )
     verifier.begin()
     curve = pb.Curve()
     for rows in (size for size in SIZES if size <= nodes + 1):

@@ -24,8 +24,7 @@ from edgespec_runtime.server.backend import Gauges
 from edgespec_runtime.server.capacity import Capacity
 from edgespec_runtime.server.contexts import Contexts
 from edgespec_runtime.server.curve import measured, profiled
-from edgespec_runtime.server.execution import OneByOne
-from edgespec_runtime.server.failure import BUSY_MS, refusal_of
+from edgespec_runtime.server.failure import BUSY_MS, ran_out, refusal_of
 from edgespec_runtime.server.pictures import FORMATS
 from edgespec_runtime.server.replies import answered, claim_of, digest_of, opened, tree_of
 from edgespec_runtime.server.scheduler import Done, Scheduler
@@ -58,9 +57,11 @@ def open_backend(
     Raises BundleError, EngineError, and ConfigError for a capacity without room for one session.
     """
     found = read_bundle(bundle)
-    target = load_target(found, open_engine(engine, threads=threads))
+    capacity = capacity or Capacity()
+    runner = open_engine(engine, threads=threads)
+    target = load_target(found, runner, together=capacity.batch > 1)
     known = profile_for(profile, found) if profile else None
-    return EmbeddedBackend(target, capacity or Capacity(), known, clock)
+    return EmbeddedBackend(target, capacity, known, clock)
 
 
 class EmbeddedBackend:
@@ -78,13 +79,14 @@ class EmbeddedBackend:
         rows = self._rules.context + self._rules.nodes
         slots = capacity.slots_of(rows, target.row_bytes)
         self._slots = Slots(target.cache_shape, slots, rows)
+        self._pool = target.step.open_pool()
         self._curve = (
             profiled(profile)
             if profile
-            else measured(target, self._slots.all[0], self._rules.nodes)
+            else measured(target, self._pool, self._slots.all[0], self._rules.nodes)
         )
         self._table = Table(capacity.lease_s, clock, self._dropped)
-        self._scheduler = Scheduler(OneByOne())
+        self._scheduler = Scheduler(self._pool, capacity.batch)
         self._contexts = Contexts(target, capacity, self._scheduler)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -182,7 +184,8 @@ class EmbeddedBackend:
             context = await self._contexts.read(tenant, request)
             state = SessionState(request.epoch, context_digest(request), request.accepted_ids)
             slot = self._admit(session)
-            answer = session.answer = Answer(self._target, slot, state, context, terms)
+            answer = Answer(self._target, self._pool, slot, state, context, terms)
+            session.answer = answer
             done = await self._run(
                 session, self._scheduler.steps(answer.start(tenant, self._slots.all))
             )
@@ -244,8 +247,8 @@ class EmbeddedBackend:
         except Exception as error:
             answer, session.answer = session.opened, None
             self._slots.give_back(answer.slot)
-            if isinstance(error, MemoryError):
-                self._contexts.pictures.clear()
+            if ran_out(error):
+                self._shrink()
             raise refusal_of(error) from error
 
     def _admit(self, session: Session) -> Slot:
@@ -263,6 +266,13 @@ class EmbeddedBackend:
                     BUSY_MS,
                 )
         return found
+
+    def _shrink(self) -> None:
+        """Memory ran out: gives up pictures, rows of closed sessions, and the session that was idle
+        longest."""
+        self._contexts.pictures.clear()
+        self._table.evict()
+        self._scheduler.steps(self._slots.shrink())
 
     def _is_full(self, session: Session) -> bool:
         return session.answer is None or session.answer.full

@@ -7,6 +7,7 @@ numbers or short strings, and JSON's escapes keep every entry on its line.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import traceback
 from collections.abc import MutableMapping
@@ -73,6 +74,24 @@ class Relay(logging.Handler):
             error=type(error).__name__ if error else "",
             where=where(error) if error else "",
         )
+
+
+class Lines(io.TextIOBase):
+    """A stream whose every line becomes an entry: for libraries that print."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._begun = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self._log.warning("library", message=line)
+        return len(text)
 
 
 def _redact(logger: Any, name: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -1,6 +1,6 @@
 """The engine's one thread: verifications as they come, and prefills a chunk at a time in between.
 
-Whenever the engine is free it takes every verification that waits, up to the executor's width;
+Whenever the engine is free it takes every verification that waits, as many as one call serves;
 nothing waits for a batch to fill. After each such call one chunk of the oldest prefill runs, so
 neither kind of work starves.
 """
@@ -16,9 +16,7 @@ from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
-from edgespec_runtime.server.execution import Executor
-from edgespec_runtime.verifiers.local import Ask
+from edgespec_runtime.engines.base import Array, Ask, StepPool, StepSession
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -29,7 +27,7 @@ class Asker(Protocol[T_co]):
 
     @property
     def session(self) -> StepSession:
-        """Of whose cache the rows are."""
+        """Whose cache its rows go to, one of the scheduler's pool."""
 
     def ask(self, tree: TokenTree) -> Ask:
         """What verifying ``tree`` needs of the engine; changes nothing."""
@@ -57,6 +55,9 @@ class _Verification:
     came: float = field(default_factory=perf_counter)
     done: Future[Done[Any]] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()  # what was asked for is done, wanted or not
+
     def fail(self, error: Exception) -> None:
         self.asker.spoil()
         self.done.set_exception(error)
@@ -72,19 +73,24 @@ class _Steps:
     last: Any = None
     done: Future[Done[Any]] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()
+
 
 class Scheduler:
     """Futures are resolved with ``Done``, or with what the work raised."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, pool: StepPool, width: int) -> None:
+        """``width``: most verifications of one engine call, where the pool takes so many."""
         self.batches = 0
         """Engine calls that verified, so far."""
-        self._executor = executor
+        self._pool = pool
+        self._width = min(width, pool.batch)
         self._rounds: deque[_Verification] = deque()
         self._long: deque[_Steps] = deque()
         self._stopped = False
         self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="engine")
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -119,7 +125,7 @@ class Scheduler:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._rounds or self._long or self._stopped)
-                most = min(len(self._rounds), self._executor.width)
+                most = min(self._width, len(self._rounds))
                 batch = [self._rounds.popleft() for _ in range(most)]
                 long = self._long[0] if self._long else None
             if batch:
@@ -134,7 +140,7 @@ class Scheduler:
         try:
             asks = [(asked.asker.session, asked.asker.ask(asked.tree)) for asked in batch]
             self.batches += 1
-            outputs = self._executor.run(asks)
+            outputs = self._pool.step(asks)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].fail(error)

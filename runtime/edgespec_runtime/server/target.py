@@ -67,15 +67,17 @@ class Target:
         return np.asarray(embeds[0])
 
 
-def load_target(bundle: Bundle, engine: Engine) -> Target:
-    """Loads the target of a bundle and leaves the draft alone. Raises BundleError, EngineError."""
+def load_target(bundle: Bundle, engine: Engine, *, together: bool = True) -> Target:
+    """Loads the target of a bundle and leaves the draft alone; ``together``: with the graph that
+    takes several sessions in one call, if the bundle has it. Raises BundleError, EngineError."""
+    packed = bundle.manifest.graph("target_packed") if together else None
     graphs: dict[str, Graph] = {}
     for role in ("vision", "projector", "target"):
         spec = bundle.manifest.graph(role)
         if spec is None:
             raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
         if role == "target":
-            step = engine.load_step(spec, bundle.path)
+            step = engine.load_step(spec, bundle.path, packed)
         else:
             graphs[role] = engine.load(spec, bundle.path)
     text = bundle.manifest.text

@@ -22,6 +22,10 @@ class Terms:
     features: pb.Features
     named: bool
 
+    @property
+    def featured(self) -> bool:
+        return self.features != pb.NO_FEATURES
+
 
 class Rules:
     """What one server takes."""

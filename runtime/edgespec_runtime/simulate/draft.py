@@ -10,6 +10,7 @@ from edgespec.acceptance import Verdict
 from edgespec.sizing import Growth, Policy, Root, Sizer
 from edgespec.tree import Candidates
 from edgespec_runtime.drafts import Answered, Drafter
+from edgespec_runtime.drafts.ahead import AheadDraft
 from edgespec_runtime.drafts.feature import FeatureDraft, FeaturePrompt, ImageRows
 from edgespec_runtime.drafts.growing import Chain
 from edgespec_runtime.drafts.vlm import VlmDraft
@@ -76,15 +77,19 @@ class ReplayDraft:
         self._inner.commit(chosen, verdict)
 
 
-def open_draft(line: Line, oracle: Oracle, meter: Meter, policy: Policy, limit: int) -> Drafter:
-    """A drafter for one replay that may emit ``limit`` tokens."""
+def open_draft(
+    line: Line, oracle: Oracle, meter: Meter, policy: Policy, limit: int, *, ahead: bool = False
+) -> Drafter:
+    """A drafter for one replay that may emit ``limit`` tokens; with ``ahead`` a stand-alone one
+    goes on while it waits."""
     features = wants_features(line)
     # A feature-level draft's rows are one ahead: its last prompt row holds the first token.
     length = line.prompt_tokens if features else line.draft_prompt_tokens
     layout = Layout(length - 1, length - 1) if features else Layout(length, length)
     steps = meter.costs.chain_steps
     segments = -(-policy.levels // steps) if steps else 0
-    cache = KVCache(SHAPE, length + limit + max(policy.max_drafted, segments * steps) + 1)
+    drafted = max(policy.max_drafted, segments * steps) * (2 if ahead else 1)
+    cache = KVCache(SHAPE, length + limit + drafted + 1)
     session = ReplaySession(oracle, meter, layout, cache)
     chain = None
     if steps:
@@ -94,9 +99,11 @@ def open_draft(line: Line, oracle: Oracle, meter: Meter, policy: Policy, limit: 
     if features:
         inner = FeatureDraft(session, _prompt(length, table), line.draft_positions, chain)
     else:
-        inner = VlmDraft(
+        inner = alone = VlmDraft(
             session, table, lambda: np.zeros((length, 1), np.float32), line.draft_positions, chain
         )
+        if ahead:
+            inner = AheadDraft(alone)
     return ReplayDraft(inner, oracle, meter, line)
 
 

@@ -1,7 +1,8 @@
-"""A device whose target runs elsewhere: its profile, with every verification across a network."""
+"""A device whose target runs elsewhere: what its target costs there, and the way to it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgespec.errors import ConfigError
@@ -28,18 +29,24 @@ class Network:
 
     def request_ms(self, rows: int) -> float:
         """Of one verification of ``rows`` rows, the root's included, beyond the server's time."""
-        bits = 8 * (REQUEST_BYTES + NODE_BYTES * (rows - 1))
-        return self.rtt_ms + (bits / self.uplink_kbps if self.uplink_kbps else 0.0)
+        return self.rtt_ms + self._sending_ms(REQUEST_BYTES + NODE_BYTES * (rows - 1))
+
+    def nodes_ms(self, rows: int) -> float:
+        """Of it, what depends on the tree."""
+        return self._sending_ms(NODE_BYTES * (rows - 1))
+
+    def _sending_ms(self, size: float) -> float:
+        return 8 * size / self.uplink_kbps if self.uplink_kbps else 0.0
 
 
-def across(
+def moved(
     profile: DeviceProfile, network: Network | None, server: DeviceProfile | None = None
 ) -> DeviceProfile:
-    """``profile`` as it is where the target runs on ``server`` behind ``network``.
+    """``profile`` where the target runs on ``server`` behind ``network``, the way there left out.
 
     The target's part of the costs is the server's; without one it is the profile's own remote
-    target, or the device's own. Every verification and the prompt pay for a request; what sending
-    the pictures takes is not counted.
+    target, or the device's own. What it takes to send a tree's nodes, which is known beforehand,
+    counts as verifying them.
     """
     costs = profile.costs
     if server is not None:
@@ -52,19 +59,30 @@ def across(
         )
     elif network is not None and profile.remote is not None:
         costs = replace(costs, verify=profile.remote.verify)
-    if network is not None:
-        costs = replace(
-            costs,
-            verify=_plus(costs.verify, [network.request_ms(rows) for rows in costs.verify.sizes]),
-            prefill=_plus(costs.prefill, [network.rtt_ms] * len(costs.prefill.sizes)),
-        )
+    if network is not None and network.uplink_kbps:
+        costs = replace(costs, verify=_plus(costs.verify, network.nodes_ms))
     return replace(profile, costs=costs)
 
 
-def _plus(curve: Curve, extra: list[float]) -> Curve:
-    """The curve with ``extra`` [sizes] on top."""
+def with_way(profile: DeviceProfile, network: Network | None) -> DeviceProfile:
+    """A ``moved`` profile, every verification and the prompt paying for the way; what sending the
+    pictures takes is not counted."""
+    if network is None:
+        return profile
+    costs, way = profile.costs, network.request_ms(1)
+    costs = replace(
+        costs,
+        verify=_plus(costs.verify, lambda rows: way),
+        prefill=_plus(costs.prefill, lambda tokens: network.rtt_ms),
+    )
+    return replace(profile, costs=costs)
+
+
+def _plus(curve: Curve, extra: Callable[[int], float]) -> Curve:
+    """The curve with ``extra`` of its sizes on top."""
+    more = [extra(size) for size in curve.sizes]
 
     def lifted(table: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(a + b for a, b in zip(row, extra, strict=True)) for row in table)
+        return tuple(tuple(a + b for a, b in zip(row, more, strict=True)) for row in table)
 
     return replace(curve, median_ms=lifted(curve.median_ms), p95_ms=lifted(curve.p95_ms))

@@ -18,6 +18,7 @@ from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.simulate.answers import Answer, Pool
 from edgespec_runtime.simulate.clock import Clock, Meter
 from edgespec_runtime.simulate.draft import open_draft
+from edgespec_runtime.simulate.network import Network, with_way
 from edgespec_runtime.simulate.oracle import Oracle
 from edgespec_runtime.simulate.verifier import ReplayVerifier
 
@@ -33,6 +34,15 @@ class Conditions:
     seed: int = 0
     noise: bool = False
     """Whether costs scatter around their medians."""
+    network: Network | None = None
+    """The way to the target, where it runs elsewhere; no part of ``profile``'s costs."""
+    ahead: bool = True
+    """Whether a stand-alone draft goes on drafting while it waits for such a target."""
+
+    @property
+    def profile_with_way(self) -> DeviceProfile:
+        """What rounds cost, all told."""
+        return with_way(self.profile, self.network)
 
 
 @dataclass(frozen=True)
@@ -101,12 +111,17 @@ def replay(
     )
     limit = _limit(answer, conditions.max_new_tokens)
     policy = fitted(
-        policy, conditions.budget, conditions.profile, load_of(answer, conditions), drafts=True
+        policy,
+        conditions.budget,
+        conditions.profile_with_way,
+        load_of(answer, conditions),
+        drafts=True,
     )
     drafter: Drafter = NoDraft()
     if not isinstance(policy, Plain):
-        drafter = open_draft(line, oracle, meter, policy, limit)
-    verifier = ReplayVerifier(line, oracle, meter, named=line.named)
+        ahead = conditions.ahead and conditions.network is not None
+        drafter = open_draft(line, oracle, meter, policy, limit, ahead=ahead)
+    verifier = ReplayVerifier(line, oracle, meter, conditions.network, named=line.named)
     sizer = policy.start(_setting(answer, limit, conditions, experience))
     moments: list[Moment] = []
     ttft_ms = before = 0.0
@@ -176,6 +191,7 @@ def _setting(
         question=line.question,
         eos=frozenset(line.eos),
         profile=profile,
+        away_ms=conditions.network.request_ms(1) if conditions.network else 0.0,
         budget=conditions.budget,
         experience=experience,
     )

@@ -74,7 +74,9 @@ def unmet(answers: Sequence[Answer], conditions: Conditions) -> list[str]:
     found = []
     for answer in answers:
         try:
-            check_budget(conditions.budget, conditions.profile, load_of(answer, conditions))
+            check_budget(
+                conditions.budget, conditions.profile_with_way, load_of(answer, conditions)
+            )
         except ConfigError as error:
             found.append(str(error))
     return found

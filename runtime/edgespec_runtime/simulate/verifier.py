@@ -12,6 +12,7 @@ from edgespec.tree import TokenTree
 from edgespec_runtime.simulate.clock import Meter
 from edgespec_runtime.simulate.draft import wants_features
 from edgespec_runtime.simulate.lines import Line
+from edgespec_runtime.simulate.network import Network
 from edgespec_runtime.simulate.oracle import Oracle
 from edgespec_runtime.verifiers import Meanwhile
 
@@ -21,11 +22,21 @@ class ReplayVerifier:
 
     engine_s = 0.0
 
-    def __init__(self, line: Line, oracle: Oracle, meter: Meter, *, named: bool) -> None:
-        """``named``: whether verdicts tell the target's token at every node."""
+    def __init__(
+        self,
+        line: Line,
+        oracle: Oracle,
+        meter: Meter,
+        network: Network | None = None,
+        *,
+        named: bool,
+    ) -> None:
+        """``network``: the way to it, where it runs elsewhere; ``named``: whether verdicts tell the
+        target's token at every node."""
         self._line = line
         self._oracle = oracle
         self._meter = meter
+        self._network = network
         self._named = named
         self._features = wants_features(line)
         self._root = 0  # index of the last committed token
@@ -38,7 +49,9 @@ class ReplayVerifier:
 
     def begin(self) -> Verdict:
         self._meter.prompt(self._line.prompt_tokens, self._line.images)
-        verdict = Verdict((), (self._line.tokens[0],))
+        away_ms = self._network.rtt_ms if self._network else 0.0
+        self._meter.clock.ms += away_ms
+        verdict = Verdict((), (self._line.tokens[0],), away_ms=away_ms)
         return self._with_features(verdict, self._line.prompt_tokens)
 
     def close(self) -> None:
@@ -51,12 +64,29 @@ class ReplayVerifier:
             return self._oracle.following(root, path)
 
         verdict = walk(tree, pick)
-        self._meter.verification(len(tree) + 1, self.context, len(verdict.tokens))
         if self._named:
             verdict = replace(verdict, named=self._everywhere(tree))
+        clock = self._meter.clock
+        started = clock.ms
+        self._meter.verification(len(tree) + 1, self.context, len(verdict.tokens))
+        if self._network is not None:
+            verdict = replace(verdict, away_ms=self._wait(clock.ms - started, meanwhile))
         self._root += len(verdict.tokens)
         self.rounds += 1
         return self._with_features(verdict, len(verdict.tokens))
+
+    def _wait(self, server_ms: float, meanwhile: Meanwhile | None) -> float:
+        """The way there and back, the server's time being over; what the draft does in both takes
+        none, unless it takes longer. Returns the milliseconds beyond the server's."""
+        assert self._network is not None
+        clock = self._meter.clock
+        answer = clock.ms + self._network.request_ms(1)
+        clock.ms -= server_ms
+        started = clock.ms
+        if meanwhile is not None:
+            meanwhile(lambda: clock.ms >= answer)
+        clock.ms = max(clock.ms, answer)
+        return clock.ms - started - server_ms
 
     def _everywhere(self, tree: TokenTree) -> tuple[int, ...]:
         """The target's token at every row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,21 +12,12 @@ from edgespec.acceptance import Verdict, walk
 from edgespec.errors import EngineError
 from edgespec.sampling import Sampler
 from edgespec.tree import TokenTree
-from edgespec_runtime.engines.base import Array, StepSession
+from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.prefill import prefill
 from edgespec_runtime.verifiers.base import Meanwhile
 
 Floats = npt.NDArray[np.float32]
 BROKEN = "the target's logits are not finite; the weights or the engine are broken"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """New rows of one session: ``embeds`` [S, H], ``positions`` [S], ``mask`` [S, used + S]."""
-
-    embeds: Floats
-    positions: Sequence[int]
-    mask: npt.NDArray[np.bool_]
 
 
 class LocalVerifier:
