@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.noise,
         network,
+        profile if network is not None and server is not None else None,
         arguments.ahead != "off",
     )
     refused = unmet(answers, conditions)
