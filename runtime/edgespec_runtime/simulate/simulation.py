@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from edgespec.errors import ConfigError, InputError
 from edgespec.latency import DeviceProfile
+from edgespec.latency.geometry import Geometry
 from edgespec.sizing import Plain, Policy
 from edgespec.sizing.feasible import check_budget
 from edgespec_runtime.simulate.answers import Answer, Group, Pool, replayable
@@ -70,6 +71,26 @@ def fitting(lines: Sequence[Line], profile: DeviceProfile, path: str) -> list[Li
             f"traces: {_listed(lines)}; make a profile with their bundle"
         )
     return fit
+
+
+def as_if(lines: Sequence[Line], geometry: Geometry) -> list[Line]:
+    """The runs of models' drafts, whatever they were, as if models of ``geometry`` had made them:
+    prompts and pictures are as long as those would have them, texts and proposals stay."""
+
+    def rows(line: Line, each: int) -> int:
+        return geometry.text_tokens + line.images * each
+
+    return [
+        replace(
+            line,
+            bundle=geometry.name,
+            prompt_tokens=rows(line, geometry.visual_tokens),
+            draft_prompt_tokens=rows(line, geometry.draft_visual_tokens),
+            draft_positions=geometry.draft.max_positions,
+        )
+        for line in lines
+        if replayable(line)
+    ]
 
 
 def simulate(
