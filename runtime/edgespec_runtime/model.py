@@ -325,6 +325,7 @@ class Model:
             draft=choice.name,
             question=tuple(np.unique(prompt.ids).tolist()),
             profile=self.profile,
+            away_ms=self._remote.experience.link.network() if self._remote else 0.0,
             budget=budget,
             experience=self.experience,
         )
