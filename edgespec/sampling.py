@@ -78,8 +78,9 @@ class Noise:
 
     KEPT = 64
 
-    def __init__(self, seed: int, size: int) -> None:
-        self._seed, self._size = seed, size
+    def __init__(self, seed: int, size: int, kept: int = KEPT) -> None:
+        """``kept``: positions at most; each takes 8 bytes per token of the vocabulary."""
+        self._seed, self._size, self._kept = seed, size, kept
         self._uniform: dict[int, npt.NDArray[np.float64]] = {}
 
     def at(self, position: int) -> npt.NDArray[np.float64]:
@@ -96,7 +97,7 @@ class Noise:
     def _drawn(self, position: int) -> npt.NDArray[np.float64]:
         found = self._uniform.get(position)
         if found is None:
-            if len(self._uniform) >= self.KEPT:
+            if len(self._uniform) >= self._kept:
                 del self._uniform[min(self._uniform)]  # positions only ever move on
             found = self._uniform[position] = _uniform(self._seed, position, self._size)
         return found
@@ -105,9 +106,12 @@ class Noise:
 class Sampler:
     """Draws the target's token at a node; one instance per request, shared by every policy."""
 
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+    def __init__(
+        self, params: SamplingParams, vocab_size: int, noise_kept: int = Noise.KEPT
+    ) -> None:
+        """``noise_kept``: positions whose noise is kept for the next round."""
         self.params = params
-        self.noise = Noise(params.seed, vocab_size)
+        self.noise = Noise(params.seed, vocab_size, noise_kept)
         self._seen = np.zeros(vocab_size, dtype=np.bool_)
 
     @property

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from edgespec.errors import EngineError
 from edgespec.tree import EMPTY, TokenTree
+from edgespec_runtime import load
 from edgespec_runtime.server.capacity import MB, Capacity
 from edgespec_runtime.server.embedded import EmbeddedBackend, open_backend
 from edgespec_runtime.wire import verifier_pb2 as pb
@@ -235,24 +237,26 @@ def test_features_of_the_target(zoo: Zoo, kind: pb.Features) -> None:
     bundle = zoo.head_bundle("gqa", "eagle")
     asked = question(zoo)
     plain = asked.plain()
+    tree = TokenTree.build([plain[1], 9, plain[2]], [0, 0, 1])
+    request = load(bundle, threads=1).stream(None, asked.text, max_new_tokens=asked.tokens)
+    context, behind = request._verifier.begin().features, request._verifier.verify(tree).features
+    assert context is not None and behind is not None and len(behind) == 3
 
     async def test(backend: EmbeddedBackend) -> None:
-        width = (await backend.info()).feature_width
-        whole = Device(backend, asked.request(features=kind))
-        opened = await whole.open()
-        reply = await whole.verify(TokenTree.build([plain[1], 9, plain[2]], [0, 0, 1]))
-        rows = len(asked.model._prompt(asked.text, 0).ids)
-        context = decode(opened.features, rows, width, kind)
-        behind = decode(reply.features, 3, width, kind)
-        # The same rows as the context of a later open, which feeds them all again.
-        again = Device(backend, asked.request(session_id=b"2" * 16, features=kind))
-        again.tokens = whole.tokens[:]
-        resumed = await again.open()
-        everything = decode(resumed.features, rows + 3, width, kind)
-        assert resumed.reused_rows == 0
+        rows, width = context.shape
+        assert width == (await backend.info()).feature_width
+        device = Device(backend, asked.request(features=kind))
+        opened = await device.open()
+        reply = await device.verify(tree)
         tolerance = 0.02 if kind == pb.FLOAT16 else 0.2
-        np.testing.assert_allclose(everything, np.concatenate([context, behind]), atol=tolerance)
-        assert np.abs(everything).max() > 1
+        for data, wanted in ((opened.features, context), (reply.features, behind)):
+            found = decode(data, len(wanted), width, kind)
+            np.testing.assert_allclose(found, wanted, atol=tolerance)
+            assert np.abs(wanted).max() > 1
+        # Taken up again, it brings none of what is known, and all of what comes.
+        resumed = await device.open()
+        assert (resumed.features, resumed.reused_rows) == (b"", rows + 3)
+        assert len(decode((await device.verify()).features, 1, width, kind)) == 1
 
     serve(zoo, test, str(bundle))
 
@@ -585,17 +589,25 @@ def test_an_engine_that_gives_up_takes_one_session_with_it(zoo: Zoo, together: i
     serve(zoo, test, str(zoo.bundle("gqa", sessions=together)))
 
 
-def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), EngineError("Failed to allocate memory")])
+def test_memory_that_runs_out_is_no_end(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     asked = question(zoo, images=1)
     plain = asked.plain()
 
     async def test(backend: EmbeddedBackend) -> None:
+        for i in range(2):  # one that is closed and one that is idle
+            other = Device(backend, asked.request(session_id=bytes([i]) * 16))
+            await other.open()
+            if i == 0:
+                await other.close()
         device = Device(backend, asked.request())
         await device.open()
         assert (await backend.gauges()).image_bytes == 16 * 64 * 4
 
         def step(self: object, asks: object) -> None:
-            raise MemoryError
+            raise error
 
         with monkeypatch.context() as patch:
             patch.setattr(type(backend._pool), "step", step)
@@ -603,7 +615,8 @@ def test_memory_that_runs_out_is_no_end(zoo: Zoo, monkeypatch: pytest.MonkeyPatc
                 await device.verify()
         gauges = await backend.gauges()
         assert (gauges.sessions, gauges.image_bytes) == (0, 0)
-        await device.open()
+        assert (await device.open()).reused_rows == 0
+        assert (backend._slots.all[2].cache.rows == 0).all()
         assert await device.finish(plain, np.random.default_rng(0)) == plain
 
     serve(zoo, test)

@@ -79,6 +79,21 @@ def test_broken_rows_are_nobodys_and_become_zeros() -> None:
     assert (slots.rows == 0).all()
 
 
+@pytest.mark.parametrize("width", [4, 16])  # 16: a slot's rows of a layer are whole pages
+def test_free_slots_let_go_of_their_memory(width: int) -> None:
+    slots = Slots(CacheShape(layers=2, kv_heads=1, head_dim=width), 3, 64)
+    kept, freed = filled(slots, "a", [1, 2, 3]), filled(slots, "a", [1, 2, 4])
+    slots.give_back(freed)
+    for _ in slots.shrink():
+        pass
+    assert (freed.cache.rows == 0).all() and freed.codes.tolist() == []
+    assert holds(kept) == [1, 2, 3]
+    taken = [slots.take(), slots.take()]
+    assert freed in taken
+    assert freed.prepare("a", np.array([1, 2, 4]), 3, slots.all) == 2
+    assert holds(freed) == [1, 2]
+
+
 def test_unused_slots_go_first_then_those_given_back_longest_ago() -> None:
     slots = Slots(SHAPE, 3, 64)
     taken = [filled(slots, "a", [i]) for i in range(2)]

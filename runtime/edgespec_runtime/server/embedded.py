@@ -24,7 +24,7 @@ from edgespec_runtime.server.backend import Gauges
 from edgespec_runtime.server.capacity import Capacity
 from edgespec_runtime.server.contexts import Contexts
 from edgespec_runtime.server.curve import measured, profiled
-from edgespec_runtime.server.failure import BUSY_MS, refusal_of
+from edgespec_runtime.server.failure import BUSY_MS, ran_out, refusal_of
 from edgespec_runtime.server.pictures import FORMATS
 from edgespec_runtime.server.replies import answered, claim_of, digest_of, opened, tree_of
 from edgespec_runtime.server.scheduler import Done, Scheduler
@@ -255,8 +255,8 @@ class EmbeddedBackend:
         except Exception as error:
             answer, session.answer = session.opened, None
             self._slots.give_back(answer.slot)
-            if isinstance(error, MemoryError):
-                self._contexts.pictures.clear()
+            if ran_out(error):
+                self._shrink()
             raise refusal_of(error) from error
 
     def _admit(self, session: Session) -> Slot:
@@ -274,6 +274,13 @@ class EmbeddedBackend:
                     BUSY_MS,
                 )
         return found
+
+    def _shrink(self) -> None:
+        """Memory ran out: gives up pictures, rows of closed sessions, and the session that was idle
+        longest."""
+        self._contexts.pictures.clear()
+        self._table.evict()
+        self._scheduler.steps(self._slots.shrink())
 
     def _is_full(self, session: Session) -> bool:
         return session.answer is None or session.answer.full

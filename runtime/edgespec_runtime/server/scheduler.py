@@ -55,6 +55,9 @@ class _Verification:
     came: float = field(default_factory=perf_counter)
     done: Future[Done[Any]] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()  # what was asked for is done, wanted or not
+
     def fail(self, error: Exception) -> None:
         self.asker.spoil()
         self.done.set_exception(error)
@@ -69,6 +72,9 @@ class _Steps:
     ran: float = 0.0
     last: Any = None
     done: Future[Done[Any]] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()
 
 
 class Scheduler:

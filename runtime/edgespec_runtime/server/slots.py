@@ -7,13 +7,15 @@ the engine's thread alone; who holds a slot changes in the event loop alone.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from edgespec_runtime.kv import CacheShape, KVCache, blank_rows
+from edgespec_runtime.kv import BLOCK, CacheShape, KVCache
 from edgespec_runtime.server.reuse import Codes, common
 
 
@@ -69,8 +71,13 @@ class Slots:
     """The pool: who holds which slot. Freed slots keep their rows until they are taken."""
 
     def __init__(self, shape: CacheShape, count: int, capacity: int) -> None:
-        self.rows: npt.NDArray[np.float32] = blank_rows(shape, capacity, count)
-        """[layers, 2, slots, KV, capacity, D]"""
+        """``capacity``: rows of a slot, rounded up to whole blocks."""
+        capacity = -(-capacity // BLOCK) * BLOCK
+        sizes = (shape.layers, 2, count, shape.kv_heads, capacity, shape.head_dim)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, 4 * math.prod(sizes), flags=private)
+        self.rows: npt.NDArray[np.float32] = np.frombuffer(self._memory, np.float32).reshape(sizes)
+        """[layers, 2, slots, KV, capacity, D]; zeros take no memory until they are written."""
         self.all = [Slot(i, KVCache.over(self.rows[:, :, i : i + 1])) for i in range(count)]
         self._free = deque(self.all)  # the next to take is leftmost
 
@@ -86,6 +93,28 @@ class Slots:
     def take(self) -> Slot | None:
         """A free slot: an unused one, else the one that was given back longest ago."""
         return self._free.popleft() if self._free else None
+
+    def shrink(self) -> Iterator[None]:
+        """Lets go of the memory of slots that are free now, in a step on the engine's thread."""
+        free = list(self._free)
+
+        def step() -> Iterator[None]:
+            for slot in free:
+                slot.tenant, slot.broken = None, False
+                slot.cache.length = slot.cache.pending = 0
+                self._release(slot.index)
+            yield None
+
+        return step()
+
+    def _release(self, index: int) -> None:
+        """Turns a slot's rows back into zeros that take no memory."""
+        size = self.rows[0, 0, 0].nbytes
+        for start in range(index * size, self.rows.nbytes, len(self.all) * size):
+            if start % mmap.PAGESIZE or size % mmap.PAGESIZE:
+                self.rows[:, :, index] = 0.0
+                return
+            self._memory.madvise(mmap.MADV_DONTNEED, start, size)
 
     def give_back(self, slot: Slot) -> None:
         """Ends a hold; the rows may serve another session of the tenant."""
