@@ -13,13 +13,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
 
 import edgespec_runtime
+from edgespec.tree import TokenTree
 from edgespec_runtime import Model
 from edgespec_runtime.remote import RemoteSettings
+from edgespec_runtime.remote.session import Session
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason
 from tests.support.chaos import crowd_out
@@ -85,7 +88,7 @@ class Way:
         remote = RemoteSettings(tuple(proxy.address for proxy in proxies), **given)
         self.model = edgespec_runtime.load(bundle, threads=1, remote=remote)
 
-    def ask(self, strike: Callable[[], None], *, away: bool = True, **settings: Any) -> Told:
+    def ask(self, strike: Callable[[], object], *, away: bool = True, **settings: Any) -> Told:
         """An answer in the middle of which ``strike`` is called: with ``away`` while a round is
         away from the first proxy, else between two rounds."""
         request = self.model.stream(
@@ -105,7 +108,7 @@ class Way:
             thread.join()
         return Told(tuple(tokens), request.remote or {}, self.notices, waits)
 
-    def _while_away(self, strike: Callable[[], None]) -> None:
+    def _while_away(self, strike: Callable[[], object]) -> None:
         proxy = self.proxies[0]
         before = proxy.counters.up_bytes
         while proxy.counters.up_bytes < before + 50:  # the request has passed
@@ -166,7 +169,7 @@ def test_a_reply_lost_behind_the_commit_is_given_again(
     bundle: Path, local: Model, servers: list[RunningServer], sampling: dict[str, Any]
 ) -> None:
     with way(bundle, servers[0]) as path:
-        told = path.ask(lambda: none(path.proxies[0].reset()), **sampling)
+        told = path.ask(path.proxies[0].reset, **sampling)
     assert told.tokens == right(local, **sampling)
     assert (told.remote["retries"], told.remote["reopens"]) == (1, 0)
 
@@ -224,7 +227,7 @@ def test_a_half_open_connection_is_noticed_and_replaced(
 ) -> None:
     with way(bundle, servers[0], **HASTY) as path:
         proxy = path.proxies[0]
-        told = path.ask(lambda: none(proxy.forget()))
+        told = path.ask(proxy.forget)
         assert proxy.counters.connections >= 2
     assert told.tokens == right(local) and told.remote["retries"] >= 1
 
@@ -301,11 +304,12 @@ def test_bits_that_flip_never_reach_the_text(
     bundle: Path, local: Model, servers: list[RunningServer], sampling: dict[str, Any]
 ) -> None:
     with way(bundle, *servers, **HASTY) as path:
-        told = path.ask(
-            lambda: [proxy.set(flips=0.03) for proxy in path.proxies] and None,
-            away=False,
-            **sampling,
-        )
+
+        def strike() -> None:
+            for proxy in path.proxies:
+                proxy.set(flips=0.03)
+
+        told = path.ask(strike, away=False, **sampling)
         assert sum(proxy.counters.flipped for proxy in path.proxies) > 0
     assert told.tokens == right(local, **sampling)
 
@@ -314,10 +318,7 @@ def test_bits_that_flip_never_reach_the_text(
 def test_requests_of_the_past_are_refused_by_name(
     bundle: Path, local: Model, servers: list[RunningServer]
 ) -> None:
-    seen: list[bytes] = []
-    with way(bundle, servers[0]) as path:
-        listen(path, seen)
-        path.ask(lambda: None, away=False)
+    with way(bundle, servers[0]) as path, kept() as seen:
         request = path.model.stream(None, PROMPT, max_new_tokens=LENGTH)
         for _ in range(STRIKE):
             next(request)
@@ -335,21 +336,18 @@ def test_requests_of_the_past_are_refused_by_name(
         assert [record.token for record in request] == list(right(local))[STRIKE:]
 
 
-def listen(path: Way, seen: list[bytes]) -> None:
-    """Keeps the bytes of every Verify of the first server's."""
-    assert path.model._remote is not None
-    endpoint = path.model._remote.servers.ordered()[0]
-    unary = endpoint.unary
+@contextmanager
+def kept() -> Iterator[list[bytes]]:
+    """The bytes of every Verify that is written meanwhile."""
+    seen: list[bytes] = []
+    write = Session.verify
 
-    class Ear:
-        def __init__(self, call: Any) -> None:
-            self._call = call
+    def keep(session: Session, tree: TokenTree) -> bytes:
+        seen.append(write(session, tree))
+        return seen[-1]
 
-        def future(self, data: bytes, **settings: Any) -> Any:
-            seen.append(data)
-            return self._call.future(data, **settings)
-
-    endpoint.unary = lambda name: Ear(unary(name)) if name == "Verify" else unary(name)  # type: ignore[method-assign]
+    with patch.object(Session, "verify", keep):
+        yield seen
 
 
 def change(message: pb.VerifyRequest, **fields: Any) -> pb.VerifyRequest:
@@ -382,7 +380,3 @@ def info(server: RunningServer) -> pb.InfoReply:
     with grpc.insecure_channel(server.address) as channel:
         call: Any = channel.unary_unary("/edgespec.v1.Verifier/GetInfo")
         return pb.InfoReply.FromString(call(pb.InfoRequest(protocol=1).SerializeToString()))
-
-
-def none(_: object) -> None:
-    """For calls whose result nobody needs."""
