@@ -137,6 +137,9 @@ class LawVerifier:
         self._committed += verdict.tokens
         return verdict
 
+    def close(self) -> None:
+        """Nothing to give up."""
+
 
 class TreeDraft:
     """Proposes any tree: a function of the committed tokens alone, never of the draws to come."""
