@@ -95,7 +95,15 @@ def _add_capacity(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=8,
         metavar="N",
-        help="most sessions that are verified in one call of the target (default: 8)",
+        help="most sessions that are verified in one call of the target, where the bundle was "
+        "exported with --sessions (default: 8)",
+    )
+    group.add_argument(
+        "--batching",
+        choices=("auto", "engine", "queue"),
+        default="auto",
+        help="several sessions in one call (engine), one after another (queue), or what is faster "
+        "here, measured at the start (auto, default)",
     )
 
 
@@ -229,6 +237,7 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
         lease_s=arguments.lease_s,
         image_mb=arguments.image_mb,
         batch=arguments.batch,
+        batching=arguments.batching,
         nodes=bounds.nodes,
         depth=bounds.depth,
         images=bounds.images,
