@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
+import numpy as np
 import psutil
 import pytest
 
@@ -19,12 +20,8 @@ from edgespec.errors import ConfigError, MissingDependencyError
 from edgespec_runtime.entry import load
 from edgespec_runtime.remote import RemoteSettings
 from edgespec_runtime.server.backend import Gauges
-from edgespec_runtime.server.ray_backend import (
-    RayBackend,
-    RaySettings,
-    _keep_private,
-    open_ray_backend,
-)
+from edgespec_runtime.server.ray_backend import RayBackend
+from edgespec_runtime.server.ray_cluster import RaySettings, _keep_private, open_ray_backend
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from tests.support.calls import Caller, Refused
@@ -201,6 +198,15 @@ def test_answers_are_those_of_the_target_here(
         assert (found.token_ids, found.text) == (wanted.token_ids, wanted.text)
         # The picture was sent to one replica, and is asked for again by the other.
         assert found.remote is not None and found.remote["reopens"] <= 1
+
+
+@pytest.mark.slow
+def test_a_picture_may_be_larger_than_rays_own_messages(remote: Model, zoo: Zoo) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1250, 1250, 3), dtype=np.uint8)
+    wanted = zoo.model("gqa").generate(pixels, PROMPTS[0], max_new_tokens=4)
+    found = remote.generate(pixels, PROMPTS[0], max_new_tokens=4)
+    assert found.token_ids == wanted.token_ids
+    assert found.remote is not None and found.remote["bytes_up"] > 4 * 2**20
 
 
 @pytest.mark.slow
