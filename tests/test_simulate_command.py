@@ -32,10 +32,11 @@ KEYS = {
     "noise", "cells",
 }  # fmt: skip
 CELL_KEYS = {
-    "method", "compressor", "policy", "temperature", "task", "domain", "bundle", "n", "tokens",
+    "method", "compressor", "policy", "mode", "temperature", "task", "domain", "bundle", "n",
+    "tokens",
     "accepted_length", "accepted_length_includes_bonus", "tokens_per_s", "speedup_decode",
     "speedup_e2e", "ttft_ms", "round_p50_ms", "round_p95_ms", "itl_p50_ms", "itl_p95_ms", "drafted",
-    "over_round_budget", "over_ttft_budget", "over_itl_budget", "asked", "drawn",
+    "streamed", "over_round_budget", "over_ttft_budget", "over_itl_budget", "asked", "drawn",
 }  # fmt: skip
 
 
@@ -252,6 +253,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "wide policy": (["--policy", "eagle2:top_k=5"], "hold 4 children of a node; record again"),
     "unknown policy": (["--policy", "egale2"], "did you mean 'eagle2'"),
     "uplink": (["--uplink-kbps", 9], "--uplink-kbps is of a target elsewhere"),
+    "ahead": (["--ahead", "off"], "--ahead is of a target elsewhere"),
     "server": (["--target-profile", "x"], "--target-profile is of a target elsewhere"),
     "round trip": (["--rtt-ms", -2], "--rtt-ms is -2.0"),
     "budget": (["--budget-ms-per-round", 0], "--budget-ms-per-round is 0.0"),

@@ -21,6 +21,7 @@ def markdown(
     *,
     server: DeviceProfile | None = None,
     network: Network | None = None,
+    ahead: bool = True,
     noise: bool = False,
 ) -> str:
     """A caption that states what all lines share, and one line per cell."""
@@ -30,15 +31,17 @@ def markdown(
         where.append(f"target on {_device(server)}")
     if network is not None:
         where.append(f"across a network: {_network(network)}")
+    idle = network is not None and not ahead
     caption = [
         ", ".join(where) + ".",
+        "The draft waits for every answer." if idle else "",
         "Costs scatter as their 95th percentiles say." if noise else "Costs are the medians.",
         f"Budget: {limits}." if limits else "",
         "Speeds are medians over answers; accepted length is the mean over rounds and counts the "
         "bonus token; a round's tokens are handed out together.",
         drawn(cells),
     ]
-    columns = [*_keys(cells), *FIGURES, *_over_columns(cells)]
+    columns = [*_keys(cells), *FIGURES, *_streamed(cells), *_over_columns(cells)]
     rows = [[show(cell) for _, show in columns] for cell in cells]
     titles = [title for title, _ in columns]
     return f"{' '.join(filter(None, caption))}\n\n{table(titles, rows, len(_keys(cells)))}"
@@ -89,7 +92,10 @@ def _keys(cells: Sequence[Cell]) -> list[Column]:
         columns.append(("method", lambda cell: cell.method))
     if _varies("temperature", cells):
         columns.append(("T", lambda cell: f"{cell.temperature:g}"))
-    return [*columns, ("policy", lambda cell: cell.policy)]
+    columns.append(("policy", lambda cell: cell.policy))
+    if _varies("mode", cells):
+        columns.append(("mode", lambda cell: cell.mode))
+    return columns
 
 
 FIGURES: tuple[Column, ...] = (
@@ -106,6 +112,17 @@ FIGURES: tuple[Column, ...] = (
     ("p95 ms", lambda cell: number(cell.itl_p95_ms, 2)),
     ("drafted", lambda cell: percent(cell.drafted, 0)),
 )
+
+
+def _streamed(cells: Sequence[Cell]) -> list[Column]:
+    if network_modes(cells):
+        return [("streamed", lambda cell: percent(cell.streamed, 0))]
+    return []
+
+
+def network_modes(cells: Sequence[Cell]) -> bool:
+    """Whether the target is elsewhere, so that there were modes to compare."""
+    return _varies("mode", cells)
 
 
 def _over_columns(cells: Sequence[Cell]) -> list[Column]:
