@@ -16,7 +16,7 @@ from tests.support.zoo import Zoo
 
 RIGHT = (5, 6, 7, 8, 9, 10, 11)
 ORACLE = {"why": RIGHT}
-SHORT = Plan(clients=4, models=2, tokens=1_000, faults=8, questions=6, answer=32, pace=0.2)
+SHORT = Plan(4, 2, tokens=1_000, faults=10, questions=6, answer=32, pace=0.3, calm=True)
 
 
 def commits(*parts: Sequence[int], answer: str = "a") -> list[Commit]:

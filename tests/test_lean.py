@@ -62,7 +62,7 @@ def test_importing_the_runtime_loads_no_engine_and_no_heavy_package() -> None:
 
 def test_help_needs_no_optional_package() -> None:
     names = (*HEAVY, "onnxruntime", "tokenizers", "jinja2", "PIL", "tqdm", "matplotlib")
-    for command in ("", "export", "generate", "profile", "bench", "frequencies", "demo"):
+    for command in ("", "export", "generate", "serve", "profile", "bench", "frequencies", "demo"):
         words = [*command.split(), "--help"]
         code = blocked(names) + f"from edgespec.cli import main\nmain({words!r})\n"
         result = run_python(code)

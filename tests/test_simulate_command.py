@@ -252,6 +252,7 @@ REFUSED: dict[str, tuple[list[object], str]] = {
     "wide policy": (["--policy", "eagle2:top_k=5"], "hold 4 children of a node; record again"),
     "unknown policy": (["--policy", "egale2"], "did you mean 'eagle2'"),
     "uplink": (["--uplink-kbps", 9], "--uplink-kbps is of a target elsewhere"),
+    "ahead": (["--ahead", "off"], "--ahead is of a target elsewhere"),
     "server": (["--target-profile", "x"], "--target-profile is of a target elsewhere"),
     "round trip": (["--rtt-ms", -2], "--rtt-ms is -2.0"),
     "budget": (["--budget-ms-per-round", 0], "--budget-ms-per-round is 0.0"),

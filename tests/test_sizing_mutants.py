@@ -11,7 +11,8 @@ import pytest
 
 from edgespec.sizing import Eagle2, feasible, lengths, rule
 from edgespec.sizing.calibration import Calibrator, Paths
-from edgespec.sizing.costs import Factor, RoundCosts
+from edgespec.sizing.costs import Away, Factor, RoundCosts
+from edgespec.sizing.policies import sized
 from edgespec.sizing.policies.sized import SizedTrees
 from edgespec.sizing.whether import Whether
 from edgespec_runtime.drafts.coupling import Coupling
@@ -21,6 +22,7 @@ from tests import (
     test_calibration,
     test_costs,
     test_sized_toys,
+    test_sizing_network,
     test_sizing_rule,
     test_whether,
 )
@@ -30,6 +32,54 @@ if TYPE_CHECKING:
     from tests.support.zoo import Zoo
 
 MUTANTS = [
+    Mutant(
+        "a slow network is taken for a slow server",
+        RoundCosts, "learn_verify", "measured - away - drawing", "measured - drawing",
+        calls(test_sizing_network.test_a_slow_server_is_still_told_from_a_slow_network),
+    ),
+    Mutant(
+        "the way to the target is left out of what trees cost",
+        RoundCosts, "verify", "[ms + away for ms in self._corrected]", "self._corrected",
+        calls(test_sizing_network.test_a_slow_server_is_still_told_from_a_slow_network),
+    ),
+    Mutant(
+        "the way to the target is left out of the speed that is achieved",
+        RoundCosts, "learn_verify", "+ drawing + expected", "+ drawing",
+        calls(test_sizing_network.test_trees_grow_with_the_round_trip_and_are_the_best_there_are),
+    ),
+    Mutant(
+        "the last packet tells how far the target is",
+        Away, "learn", "statistics.median(self.recent)", "ms",
+        calls(
+            test_sizing_network
+            .test_a_late_packet_is_no_slow_network_and_a_slow_network_is_soon_known
+        ),
+    ),
+    Mutant(
+        "jitter is no part of the tail",
+        Factor, "learn", "if took or expected:", "if False:",
+        calls(test_sizing_network.test_jitter_widens_the_tail_that_budgets_allow_for),
+    ),
+    Mutant(
+        "the device's curve stands for the server's",
+        sized, "_costs", "if remote is None:", "if True:",
+        calls(test_sizing_network.test_the_servers_curve_stands_for_the_devices),
+    ),
+    Mutant(
+        "the first call behind ready levels is priced as the root's",
+        RoundCosts, "learn_draft", "(0, *calls) if begun else calls", "calls",
+        calls(test_sizing_network.test_rounds_that_start_ahead_teach_no_wrong_costs, (2, 3), 2),
+    ),
+    Mutant(
+        "ready levels cost a first call",
+        RoundCosts, "_bare_calls", "if calls[0]:", "if True:",
+        calls(test_sizing_network.test_levels_that_are_ready_cost_no_time_of_a_budget),
+    ),
+    Mutant(
+        "what was grown ahead is not gone on with",
+        SizedTrees, "_decide", "[self._kind] if root.ready else self._kinds()", "self._kinds()",
+        calls(test_sizing_network.test_a_growth_begun_ahead_is_gone_on_with),
+    ),
     Mutant(
         "plain decoding is no choice",
         rule, "best_count", "value = -rate * verify_ms[0]", "value = -math.inf",
@@ -167,7 +217,7 @@ MUTANTS = [
     ),
     Mutant(
         "drawing tokens passes for drift",
-        RoundCosts, "learn_verify", "measured - drawing", "measured",
+        RoundCosts, "learn_verify", "measured - away - drawing", "measured",
         calls(test_costs.test_drawing_tokens_is_no_part_of_the_curve),
     ),
     Mutant(

@@ -44,6 +44,13 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
         "target, which is then loaded here too",
     )
     group.add_argument(
+        "--fallback-s",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="how long to go on trying before --local takes over (default: 2)",
+    )
+    group.add_argument(
         "--draft-ahead",
         choices=("on", "off"),
         default="on",
@@ -89,6 +96,7 @@ def remote_of(arguments: argparse.Namespace) -> RemoteSettings | None:
         token=_token(arguments.token_file),
         insecure=arguments.insecure,
         patience_s=arguments.patience_s,
+        fallback_s=arguments.fallback_s,
         mode=arguments.remote_mode,
         local=arguments.local,
         ahead=arguments.draft_ahead == "on",

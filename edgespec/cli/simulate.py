@@ -138,7 +138,15 @@ def run(arguments: argparse.Namespace) -> int:
     if refused:
         note(f"{len(refused)} of {len(answers)} requests would be refused there: {refused[0]}")
     cells = summarise(simulate(answers, pools, policies, conditions), budget)
-    table = markdown(cells, profile, budget, server=server, network=network, noise=arguments.noise)
+    table = markdown(
+        cells,
+        profile,
+        budget,
+        server=server,
+        network=network,
+        ahead=conditions.ahead,
+        noise=arguments.noise,
+    )
     if arguments.json:
         print_json(_as_json(arguments, cells, profile, server))
     else:

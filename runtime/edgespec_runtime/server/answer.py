@@ -87,7 +87,8 @@ class Answer:
         """Takes in the context, a chunk per item; the last item is what came of it.
 
         Rows are taken over from the slot's own older content or another of the tenant's ``slots``.
-        Where features were asked for every row is fed, since nobody keeps features.
+        A first open that asks for features has every row fed, since nobody keeps features; one that
+        resumes brings none, since the client has those of all that it committed.
         """
         try:
             yield from self._start(tenant, slots)
@@ -112,11 +113,12 @@ class Answer:
 
     def _start(self, tenant: str, slots: Sequence[Slot]) -> Iterator[Outcome | None]:
         accepted, cache = self._accepted, self.slot.cache
+        featured = self.terms.featured and not accepted
         behind = np.array(accepted[:-1], dtype=np.int64)
         codes = np.concatenate([self._context.codes, behind])
         # The last row of a prompt names the first token: that one is always fed.
         most = len(codes) if accepted else len(codes) - 1
-        reused = self.slot.prepare(tenant, codes, 0 if self.terms.featured else most, slots)
+        reused = self.slot.prepare(tenant, codes, 0 if featured else most, slots)
         self._embeds = self._embedded()
         embeds = np.concatenate([self._embeds, self._table[behind]])
         seen: list[Array] = []
@@ -125,7 +127,7 @@ class Answer:
             rows, where = embeds[start:end], range(start, end)
             features = prefill(self.session, rows, where, features=self.terms.featured)[1]
             self.slot.note(codes[start:end])
-            seen += [] if features is None else [features]
+            seen += [features] if featured and features is not None else []
             yield None
         held = cache.length
         verdict = self._verifier.resume(accepted) if accepted else self._verifier.begin()

@@ -14,6 +14,7 @@ import hmac
 import logging
 import math
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, fields
@@ -236,8 +237,9 @@ def open_ray_backend(opener: Opener, settings: RaySettings, secret: bytes = b"")
     except ImportError:
         raise MissingDependencyError("ray", "--engine ray", "serve-ray") from None
     instance: Any = serve
+    if not local:
+        _keep_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")))
     _join(ray, settings)
-    _keep_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
 
     def shut_down() -> None:
         if local:
@@ -266,8 +268,9 @@ def _before_import(local: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     # Requests reach replicas by gRPC, not as calls of actors: 1.5 ms a round in place of 2.4.
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
-    if local:
+    if local:  # a token of its own, in no file that others could read
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     logging.getLogger("ray").setLevel(logging.WARNING)
 
 
@@ -293,9 +296,10 @@ def _join(ray: Any, settings: RaySettings) -> None:
 
 
 def _keep_private(token: Path) -> None:
-    """Ray writes the token that admits to the cluster for all of the machine's users to read."""
-    if token.is_file() and token.stat().st_uid == os.getuid():
-        token.chmod(0o600)
+    """Ray writes the token that admits to a cluster for all of the machine's users to read."""
+    file = token.expanduser()
+    if file.is_file() and file.stat().st_uid == os.getuid():
+        file.chmod(0o600)
 
 
 def _options(settings: RaySettings) -> dict[str, Any]:

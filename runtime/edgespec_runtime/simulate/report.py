@@ -21,6 +21,7 @@ def markdown(
     *,
     server: DeviceProfile | None = None,
     network: Network | None = None,
+    ahead: bool = True,
     noise: bool = False,
 ) -> str:
     """A caption that states what all lines share, and one line per cell."""
@@ -30,8 +31,10 @@ def markdown(
         where.append(f"target on {_device(server)}")
     if network is not None:
         where.append(f"across a network: {_network(network)}")
+    idle = network is not None and not ahead
     caption = [
         ", ".join(where) + ".",
+        "The draft waits for every answer." if idle else "",
         "Costs scatter as their 95th percentiles say." if noise else "Costs are the medians.",
         f"Budget: {limits}." if limits else "",
         "Speeds are medians over answers; accepted length is the mean over rounds and counts the "
