@@ -53,7 +53,7 @@ def serve(
 ) -> None:
     """Runs ``test`` over a backend of its own."""
     clock = settings.pop("clock", lambda: 0.0)
-    capacity = Capacity(**{"kv_mb": 8.5 * SLOT_MB, **settings})
+    capacity = Capacity(**{"kv_mb": 8.5 * SLOT_MB, "batching": "engine", **settings})
 
     async def run() -> None:
         folder = bundle or zoo.bundle("gqa")

@@ -32,6 +32,7 @@ from edgespec_runtime.server.slots import Slot, Slots
 from edgespec_runtime.server.table import Session, Table
 from edgespec_runtime.server.target import Target, load_target
 from edgespec_runtime.server.terms import Rules
+from edgespec_runtime.server.width import measured_width
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.prefix import context_digest
 from edgespec_runtime.wire.refusal import Reason, Refusal
@@ -59,7 +60,7 @@ def open_backend(
     found = read_bundle(bundle)
     capacity = capacity or Capacity()
     runner = open_engine(engine, threads=threads)
-    target = load_target(found, runner, together=capacity.batch > 1)
+    target = load_target(found, runner, together=capacity.together)
     known = profile_for(profile, found) if profile else None
     return EmbeddedBackend(target, capacity, known, clock)
 
@@ -86,11 +87,18 @@ class EmbeddedBackend:
             else measured(target, self._pool, self._slots.all[0], self._rules.nodes)
         )
         self._table = Table(capacity.lease_s, clock, self._dropped)
-        self._scheduler = Scheduler(self._pool, capacity.batch)
+        self._scheduler = Scheduler(self._pool, self._width())
         self._contexts = Contexts(target, capacity, self._scheduler)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._evictions = self._replays = self._rounds = self._tokens = 0
+
+    def _width(self) -> int:
+        """Verifications of one engine call at most."""
+        if self._capacity.batching == "engine":
+            return self._capacity.batch
+        slots, hidden = self._slots.all, self._target.hidden
+        return measured_width(self._pool, slots, hidden, self._capacity.batch)
 
     async def info(self) -> pb.InfoReply:
         return pb.InfoReply(
