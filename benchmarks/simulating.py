@@ -174,7 +174,7 @@ def compared(
     simulated = list(simulate([*answers] * (passes + 1), pools, wanted, Conditions(profile)))
     for line, real, one in zip(lines, measured, simulated[-len(lines) :], strict=True):
         of_task = table.setdefault(line.task, {})
-        for name, replay in one.replays.items():
+        for name, replay in ((way.policy, found) for way, found in one.replays.items()):
             own = real[name]
             if own.tokens != line.tokens:
                 sys.exit(f"NOT EXACT: {name} on {line.id}")

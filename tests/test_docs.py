@@ -64,9 +64,9 @@ def test_help_ends_with_an_example() -> None:
 
 
 def test_settings_files_hold_valid_flags() -> None:
-    """Device files hold figures, not flags; they are read in test_estimates.py."""
-    devices = ROOT / "configs" / "devices"
-    files = [file for file in sorted(ROOT.glob("configs/*/*.yaml")) if file.parent != devices]
+    """Files of devices and models hold figures, not flags; test_estimates.py reads them."""
+    figures = {ROOT / "configs" / name for name in ("devices", "models")}
+    files = [file for file in sorted(ROOT.glob("configs/*/*.yaml")) if file.parent not in figures]
     assert files
     for file in files:
         commands = build_parser()[1]

@@ -284,7 +284,7 @@ def test_a_picture_beyond_the_servers_limit_is_not_sent(zoo: Zoo, between: Middl
         info.limits.image_pixels = 100
         return info.SerializeToString()
 
-    between.script("GetInfo", bend(smaller))
+    between.always("GetInfo", bend(smaller))
     with remote(zoo, between.address) as model:
         with pytest.raises(RemoteError, match="pictures of 100 pixels"):
             text(model, [zoo.picture(NAME, 1)])
@@ -429,7 +429,7 @@ def test_a_tree_that_the_server_would_not_take_is_refused_before_it_is_sent(
         info.limits.nodes = 4
         return info.SerializeToString()
 
-    between.script("GetInfo", bend(smaller))
+    between.always("GetInfo", bend(smaller))
     with remote(zoo, between.address) as model:
         with pytest.raises(RemoteError, match="4 nodes in a tree, this request needs 12"):
             text(model, policy="eagle2:nodes=12,depth=4,top_k=3")
@@ -450,12 +450,12 @@ def test_sessions_are_given_back(zoo: Zoo, between: Middleman, how: str) -> None
             request.close()
             assert list(request) == []
         elif how == "error":
-            between.script("Verify", refuse(Reason.INVALID))
+            between.always("Verify", refuse(Reason.INVALID))
             with pytest.raises(RemoteError):
                 next(request)
         del request
         gc.collect()
-    (opened,) = between.seen("Open")
+    opened = between.seen("Open")[0]
     (closed,) = between.seen("Close")
     assert closed.metadata["x-session-id"] == opened.metadata["x-session-id"]
 

@@ -32,10 +32,11 @@ KEYS = {
     "noise", "cells",
 }  # fmt: skip
 CELL_KEYS = {
-    "method", "compressor", "policy", "temperature", "task", "domain", "bundle", "n", "tokens",
+    "method", "compressor", "policy", "mode", "temperature", "task", "domain", "bundle", "n",
+    "tokens",
     "accepted_length", "accepted_length_includes_bonus", "tokens_per_s", "speedup_decode",
     "speedup_e2e", "ttft_ms", "round_p50_ms", "round_p95_ms", "itl_p50_ms", "itl_p95_ms", "drafted",
-    "over_round_budget", "over_ttft_budget", "over_itl_budget", "asked", "drawn",
+    "streamed", "over_round_budget", "over_ttft_budget", "over_itl_budget", "asked", "drawn",
 }  # fmt: skip
 
 

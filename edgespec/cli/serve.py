@@ -134,11 +134,6 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ray-gpus", type=float, default=0.0, metavar="N", help="of each replica (default: 0)"
     )
-    group.add_argument(
-        "--ray-secret-file",
-        metavar="FILE",
-        help="makes several servers in front of one cluster send a session to the same replica",
-    )
 
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:
@@ -266,7 +261,6 @@ def _open_ray(
 ) -> VerifierBackend:
     from edgespec.bundle import read_bundle
     from edgespec_runtime.server.ray_backend import RaySettings, open_ray_backend
-    from edgespec_runtime.server.settings import read_file
 
     settings = RaySettings(
         address=arguments.ray_address,
@@ -275,10 +269,8 @@ def _open_ray(
         cpus=arguments.ray_cpus,
         gpus=arguments.ray_gpus,
     )
-    given = arguments.ray_secret_file
-    secret = read_file(Path(given)) if given else b""
     read_bundle(arguments.bundle, check_hashes=False)  # a bad one is told before Ray is started
-    return open_ray_backend(opener, settings, secret)
+    return open_ray_backend(opener, settings)
 
 
 def settings_of(arguments: argparse.Namespace) -> ServeSettings:

@@ -21,7 +21,9 @@ from edgespec.cli.common import (
 from edgespec.errors import ConfigError, EdgespecError
 
 if TYPE_CHECKING:
+    from edgespec.bundle import Bundle
     from edgespec.latency import DeviceProfile
+    from edgespec.latency.geometry import Geometry
     from edgespec.sizing import Policy
     from edgespec_runtime.simulate.cells import Cell
     from edgespec_runtime.simulate.network import Network
@@ -86,7 +88,16 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         help="the traces' bundle: costs on a device that was not measured are estimated for it",
     )
     parser.add_argument(
-        "--target-profile", metavar="P", help="another device that runs the target, with --rtt-ms"
+        "--model",
+        metavar="M",
+        help="in place of --bundle: models that are not at hand, by their sizes (a file, or a "
+        "name as in configs/models); the traces then only say how a draft is followed",
+    )
+    parser.add_argument(
+        "--target-profile",
+        metavar="P",
+        help="another device that runs the target, with --rtt-ms: a profile, a device file, or a "
+        "device's name",
     )
     parser.add_argument(
         "--rtt-ms", type=float, metavar="MS", help="the target is this round trip away"
@@ -106,24 +117,29 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from edgespec.latency.geometry import load_geometry
     from edgespec_runtime.simulate.answers import gather
     from edgespec_runtime.simulate.cells import summarise
     from edgespec_runtime.simulate.lines import read_lines
     from edgespec_runtime.simulate.network import moved
     from edgespec_runtime.simulate.replay import Conditions
     from edgespec_runtime.simulate.report import markdown
-    from edgespec_runtime.simulate.simulation import check_answers, fitting, simulate, unmet
+    from edgespec_runtime.simulate.simulation import as_if, check_answers, fitting, simulate, unmet
 
     policies, budget, network = _policies(arguments), budget_of(arguments), _network(arguments)
     if arguments.markdown:
         check_writable(Path(arguments.markdown).expanduser(), "--markdown")
     lines = read_lines([Path(path).expanduser() for path in arguments.trace])
-    profile = _profile(arguments.profile, arguments.bundle)
-    server = None
+    geometry = load_geometry(arguments.model) if arguments.model else None
+    bundle = _bundle(arguments, geometry)
+    profile = _profile(arguments.profile, bundle, target_here=not arguments.target_profile)
+    server = local = None
     if arguments.target_profile:
-        server = _profile(arguments.target_profile, arguments.bundle)
+        server = _profile(arguments.target_profile, bundle)
         _check_server(server, profile, arguments.target_profile)
-    answers, pools = gather(fitting(lines, profile, arguments.profile))
+        local = _local(arguments.profile, bundle)
+    lines = as_if(lines, geometry) if geometry else fitting(lines, profile, arguments.profile)
+    answers, pools = gather(lines)
     check_answers(answers)
     conditions = Conditions(
         moved(profile, network, server),
@@ -132,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.noise,
         network,
+        local,
         arguments.ahead != "off",
     )
     refused = unmet(answers, conditions)
@@ -178,15 +195,39 @@ def _network(arguments: argparse.Namespace) -> Network | None:
     return None
 
 
-def _profile(given: str, bundle: str | None) -> DeviceProfile:
+def _bundle(arguments: argparse.Namespace, geometry: Geometry | None) -> Bundle | None:
+    """What costs are estimated of."""
     from edgespec.bundle import read_bundle
+
+    if geometry is None:
+        return read_bundle(arguments.bundle, check_hashes=False) if arguments.bundle else None
+    if arguments.bundle:
+        raise ConfigError("--bundle and --model both say what is to be estimated; give one")
+    note(
+        f"{geometry.title} is not at hand: costs are estimated from its sizes, and how often its "
+        "draft is followed is taken from the traces, which are of other models"
+    )
+    return geometry.as_bundle()
+
+
+def _profile(given: str, bundle: Bundle | None, *, target_here: bool = True) -> DeviceProfile:
     from edgespec.latency import estimate_note, profile_for
 
-    opened = read_bundle(bundle, check_hashes=False) if bundle else None
-    profile = profile_for(given, opened)
+    profile = profile_for(given, bundle, target_here=target_here)
     if said := estimate_note(profile):
         note(said)
     return profile
+
+
+def _local(given: str, bundle: Bundle | None) -> DeviceProfile | None:
+    """The device with a target of its own, None where it has no room for that."""
+    from edgespec.latency import profile_for
+
+    try:
+        return profile_for(given, bundle)
+    except ConfigError as error:
+        note(f"no decoding on the device alone: {error}")
+        return None
 
 
 def _check_server(server: DeviceProfile, profile: DeviceProfile, path: str) -> None:

@@ -92,8 +92,11 @@ class Roofline:
         return sum(self.call_ms(role, rows) for role in roles)
 
 
-def estimate_profile(sheet: Datasheet, bundle: Bundle, power_mode: str = "") -> DeviceProfile:
+def estimate_profile(
+    sheet: Datasheet, bundle: Bundle, power_mode: str = "", *, target_here: bool = True
+) -> DeviceProfile:
     """What ``bundle`` would cost on ``sheet``'s device; nothing is measured, p95 is the median.
+    ``target_here``: whether the device is to hold the target as well, and not the draft alone.
 
     Raises ConfigError where the device's documents give no rate for the bundle's precision, or the
     weights do not fit into its memory.
@@ -119,7 +122,7 @@ def estimate_profile(sheet: Datasheet, bundle: Bundle, power_mode: str = "") -> 
         bundle=bundle_facts(bundle),
         card=card,
         costs=_costs(roofline),
-        memory=_memory(sheet, bundle, card),
+        memory=_memory(sheet, bundle, card, target_here),
         noise=1.0,
         sources=(*sheet.sources, *(f"assumption: {text}" for text in sheet.assumptions)),
     )
@@ -171,13 +174,14 @@ def _costs(roofline: Roofline) -> Costs:
     )
 
 
-def _memory(sheet: Datasheet, bundle: Bundle, card: Card) -> Memory:
+def _memory(sheet: Datasheet, bundle: Bundle, card: Card, target_here: bool) -> Memory:
     """Stored weights by side; embedding tables are memory-mapped and only looked up, so they are
     left out. Raises ConfigError where the device cannot hold the weights."""
     sides = {True: 0.0, False: 0.0}
     for spec in bundle.manifest.graphs:
         drafting = spec.role.startswith("draft") or spec.role == "compressor"
-        sides[drafting] += stored_bytes(bundle, spec) / MB
+        if drafting or target_here:
+            sides[drafting] += stored_bytes(bundle, spec) / MB
     needed = sheet.base_mb + sum(sides.values())
     if needed > sheet.usable_mb:
         raise ConfigError(

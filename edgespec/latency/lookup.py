@@ -12,13 +12,16 @@ from edgespec.latency.files import containers, from_plain, read_text
 from edgespec.latency.profile import DeviceProfile
 
 
-def profile_for(given: str | Path, bundle: Bundle | None) -> DeviceProfile:
+def profile_for(
+    given: str | Path, bundle: Bundle | None, *, target_here: bool = True
+) -> DeviceProfile:
     """The profile that ``given`` stands for.
 
     ``given`` is a profile file, a device file (from which the costs of ``bundle`` are estimated),
     or the bare name of a device that comes with edgespec; a power mode may follow a device after a
     colon ("jetson-orin-nano:15W"). Without a bundle only what was measured can be had. Whether a
-    measured profile fits is ``check_fits``'s to say. Raises ConfigError for what is none of these.
+    measured profile fits is ``check_fits``'s to say. ``target_here``: whether a device has to have
+    room for the target. Raises ConfigError for what is none of these.
     """
     path, mode = _split(str(given))
     where = f"profile '{path}'"
@@ -29,7 +32,8 @@ def profile_for(given: str | Path, bundle: Bundle | None) -> DeviceProfile:
                 f"'{given}' is a device that nothing was measured on: its costs are estimated for "
                 "a bundle; give that with --bundle"
             )
-        return estimate_profile(datasheet_from_plain(values, where), bundle, mode)
+        sheet = datasheet_from_plain(values, where)
+        return estimate_profile(sheet, bundle, mode, target_here=target_here)
     if mode:
         raise ConfigError(
             f"{where} is no device file, so it has no power mode '{mode}' to choose; "

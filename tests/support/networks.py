@@ -50,15 +50,12 @@ class World:
     def compute(self, rows: int) -> float:
         return self.one + self.row * (rows - 1)
 
-    def depth(self, away: float, level: float | None = None) -> int:
+    def depth(self, away: float) -> int:
         """The best one of a chain."""
-        level = self.draft if level is None else level
-
-        def rate(depth: int) -> float:
-            tokens = sum(self.keep**k for k in range(depth + 1))
-            return tokens / (self.host + depth * level + away + self.compute(depth + 1))
-
-        return max(range(1, self.cap + 1), key=rate)
+        depths = np.arange(1, self.cap + 1)
+        tokens = np.cumsum(self.keep ** np.arange(self.cap + 1))[1:]
+        spent = self.host + depths * self.draft + away + self.one + self.row * depths
+        return int(depths[(tokens / spent).argmax()])
 
 
 class Chains(Steady):

@@ -13,7 +13,10 @@ from enum import Enum
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from edgespec.latency import Curve
+from edgespec.latency.curve import Floats
 from edgespec.sizing.costs import Factor
 from edgespec_runtime.remote.recent import Recent
 
@@ -143,11 +146,23 @@ class Link:
         was measured, between the sizes that were seen; 0 where nothing was."""
         if self._curve is not None:
             return self._curve.at(rows) * self._factor.of(rows)
+        curve = self._seen()
+        return curve.at(rows) if curve is not None else 0.0
+
+    def computes(self, most: int) -> Floats:
+        """The same for 0..most rows, [most + 1]."""
+        if self._curve is not None:
+            return self._curve.row(0, most) * self._factor.table(most)
+        curve = self._seen()
+        return curve.row(0, most) if curve is not None else np.zeros(most + 1)
+
+    def _seen(self) -> Curve | None:
+        """What was measured, as a curve."""
         if not self._computed:
-            return 0.0
+            return None
         sizes = sorted(self._computed)
         row = tuple(max(self._computed[size].median, 1e-3) for size in sizes)
-        return Curve(tuple(sizes), (0,), (row,), (row,)).at(rows)
+        return Curve(tuple(sizes), (0,), (row,), (row,))
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json`` and logs."""

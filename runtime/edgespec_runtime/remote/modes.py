@@ -28,7 +28,7 @@ PLAUSIBLE = 0.7
 """Of the mode at hand, what the other one must be expected to bring to be tried."""
 TRIAL = {Mode.HYBRID: 5, Mode.REMOTE: 6}
 """Rounds for which a mode is kept once it was chosen."""
-SETTLED = {Mode.HYBRID: 1, Mode.REMOTE: 4}
+SETTLED = {Mode.HYBRID: 2, Mode.REMOTE: 4}
 """Rounds until the choice is looked at again."""
 HORIZON = 256
 """Tokens ahead for which a network may be expected to stay as it is."""

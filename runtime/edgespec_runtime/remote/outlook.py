@@ -10,9 +10,11 @@ best depth there, so that it holds where the record was made and follows where i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from edgespec.latency.curve import Floats
 from edgespec.sizing import Feedback, Setting
 from edgespec.sizing.rates import Rate
 from edgespec_runtime.remote.link import Link
@@ -23,10 +25,12 @@ HALF_LIFE = 64.0
 FADE = 0.5 ** (1.0 / HALF_LIFE)
 PRIOR, PRIOR_ROUNDS = 0.75, 3.0
 """Of what reaches a level, how much reaches the next, before anything is known; and its weight."""
-DOUBT, PACE = 0.4, 50.0
+DOUBT, PACE = 0.3, 50.0
 """Of hybrid's rate: what it may be better than it was seen to be, over the root of the rounds and
 growing with the logarithm of the tokens that have gone by (the upper confidence bound of bandits:
 Auer et al., 2002); and the tokens at which that begins."""
+NEAR = 0.15
+"""Networks so near to each other call for the same trees."""
 LEVELS = 24
 """That are told apart."""
 REQUEST, NODE = 60, 4
@@ -174,14 +178,14 @@ class Outlook:
     def _hybrid(self) -> float:
         seen, away = self._drafted, self._away(self._nodes)
         if not seen.rounds:
-            return max(self._model(away))
+            return self._model(away)
         tokens, own = seen.tokens / seen.rounds, seen.own_ms / seen.rounds
         as_it_was = tokens / max(own + away, 1e-6)
-        if not self._adapts:
-            return as_it_was
         then = seen.away_ms / seen.rounds
+        if not self._adapts or abs(away - then) <= NEAR * then:
+            return as_it_was
         measured = tokens / max(own + then, 1e-6)
-        scaled = measured * max(self._model(away)) / max(*self._model(then), 1e-9)
+        scaled = measured * self._model(away) / max(self._model(then), 1e-9)
         return max(as_it_was, scaled)
 
     @property
@@ -199,23 +203,23 @@ class Outlook:
     def _away(self, nodes: float) -> float:
         return self._link.network(int(REQUEST + NODE * nodes)) + self._link.queue.mean
 
-    def _model(self, away: float) -> Sequence[float]:
-        """Tokens per millisecond by the depth of the tree, ``away`` being network and queue."""
-        tokens = self._drafted.reach.tokens(self._levels)
-        return [
-            expected / max(self._own(depth) + away, 1e-6) for depth, expected in enumerate(tokens)
-        ]
+    def _model(self, away: float) -> float:
+        """Tokens per millisecond with the best depth of tree, ``away`` being network and queue."""
+        tokens = np.array(self._drafted.reach.tokens(self._levels))
+        return float((tokens / np.maximum(self._own() + away, 1e-6)).max())
 
-    def _own(self, depth: int) -> float:
-        """A round's own time with a tree so deep."""
-        seen, link = self._drafted, self._link
+    def _own(self) -> Floats:
+        """A round's own time by the depth of its tree, [levels + 1]."""
+        seen, depths = self._drafted, np.arange(self._levels + 1)
         if not seen.rounds or not seen.levels:
-            return self._draft(depth) + link.compute(depth + 1)
+            drafting = np.array([self._draft(depth) for depth in depths.tolist()])
+            return drafting + self._link.computes(self._levels + 1)[1:]
         levels, nodes = seen.levels / seen.rounds, seen.nodes / seen.rounds
-        wide = nodes / levels
-        own = seen.own_ms / seen.rounds + (depth - levels) * seen.draft_ms / seen.levels
-        work = link.compute(round(depth * wide) + 1) - link.compute(round(nodes) + 1)
-        return max(own + work, 0.0)
+        rows = np.rint(depths * nodes / levels).astype(int) + 1
+        work = self._link.computes(max(int(rows[-1]), round(nodes) + 1))
+        own = seen.own_ms / seen.rounds + (depths - levels) * seen.draft_ms / seen.levels
+        ms: Floats = np.maximum(own + work[rows] - work[round(nodes) + 1], 0.0)
+        return ms
 
     def _draft(self, depth: int) -> float:
         """Drafting so deep, by this device's profile; unknown counts as nothing, so that it is

@@ -222,12 +222,12 @@ def _translate(error: Exception) -> None:
     raise Refusal(Reason.BUSY, said, RETRY_MS) from error
 
 
-def open_ray_backend(opener: Opener, settings: RaySettings, secret: bytes = b"") -> RayBackend:
+def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
     """Starts Ray, or joins the cluster at ``settings.address``, and deploys the replicas.
 
-    ``opener`` makes a replica's backend inside its process and must be picklable; ``secret`` keeps
-    routing the same for several fronts of one cluster (default: drawn anew). Blocks until all
-    replicas have loaded. Raises MissingDependencyError, and EngineError where they do not start.
+    ``opener`` makes a replica's backend inside its process and must be picklable. Blocks until all
+    replicas have loaded; a deployment of the same name that the cluster has is replaced. Raises
+    MissingDependencyError, and EngineError where they do not start.
     """
     local = settings.address == "local"
     _before_import(local)
@@ -260,7 +260,7 @@ def open_ray_backend(opener: Opener, settings: RaySettings, secret: bytes = b"")
     except RuntimeError as error:
         shut_down()
         raise EngineError(f"the replicas did not start: {error}") from None
-    return RayBackend(handle, secret or os.urandom(32), shut_down)
+    return RayBackend(handle, secrets.token_bytes(32), shut_down)
 
 
 def _before_import(local: bool) -> None:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from edgespec.sizing.budgets import Budget
 from edgespec_runtime.simulate.answers import Group
-from edgespec_runtime.simulate.replay import Replay
-from edgespec_runtime.simulate.simulation import PLAIN, Simulated
+from edgespec_runtime.simulate.replay import Moment, Replay
+from edgespec_runtime.simulate.simulation import Simulated, Way
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,6 +30,10 @@ class Cell:
     compressor: str
     policy: str
     """"plain" is decoding without a draft."""
+    mode: str
+    """Where the target is elsewhere: "hybrid" (every verification crosses the network), "remote"
+    (the server goes on by itself), "local" (this device alone), "auto" (what is measured to be
+    faster)."""
     temperature: float
     task: str
     domain: str
@@ -56,6 +60,8 @@ class Cell:
     """Between tokens as they are handed out: those of one round arrive together."""
     drafted: float | None
     """Share of rounds that asked the draft."""
+    streamed: float | None
+    """Share of tokens that the server sent by itself."""
     over_round_budget: float | None
     """Share of rounds over ``ms_per_round``; None without such a budget, here and below."""
     over_ttft_budget: float | None
@@ -82,15 +88,13 @@ def summarise(simulated: Iterable[Simulated], budget: Budget) -> list[Cell]:
     cells = []
     for group in sorted(groups, key=lambda group: tasks.index((group.domain, group.task))):
         answers = groups[group]
-        for policy in answers[0].replays:
-            pairs = [(one.replays[PLAIN], one.replays[policy]) for one in answers]
-            cells.append(_cell(group, policy, pairs, budget))
+        for way in answers[0].replays:
+            pairs = [(one.plain, one.replays[way]) for one in answers]
+            cells.append(_cell(group, way, pairs, budget))
     return cells
 
 
-def _cell(
-    group: Group, policy: str, pairs: Sequence[tuple[Replay, Replay]], budget: Budget
-) -> Cell:
+def _cell(group: Group, way: Way, pairs: Sequence[tuple[Replay, Replay]], budget: Budget) -> Cell:
     mine = [replay for _, replay in pairs]
     rounds = [moment for replay in mine for moment in replay.rounds]
     after_first = sum(replay.tokens_after_first for replay in mine)
@@ -99,7 +103,8 @@ def _cell(
     return Cell(
         method=group.method,
         compressor=group.compressor,
-        policy=policy,
+        policy=way.policy,
+        mode=way.mode,
         temperature=group.temperature,
         task=group.task,
         domain=group.domain,
@@ -116,12 +121,20 @@ def _cell(
         itl_p50_ms=_percentile(gaps, 50),
         itl_p95_ms=_percentile(gaps, 95),
         drafted=sum(bool(moment.calls) for moment in rounds) / len(rounds) if rounds else None,
+        streamed=_share(rounds),
         over_round_budget=_over(round_ms.tolist(), budget.ms_per_round),
         over_ttft_budget=_over([replay.ttft_ms for replay in mine], budget.ttft_ms),
         over_itl_budget=_over(_each(mine, lambda gaps: np.percentile(gaps, 95)), budget.p95_itl_ms),
         asked=sum(replay.asked for replay in mine),
         drawn=sum(replay.drawn for replay in mine),
     )
+
+
+def _share(rounds: Sequence[Moment]) -> float | None:
+    """Of the rounds' tokens, those that were streamed."""
+    tokens = sum(moment.tokens for moment in rounds)
+    streamed = sum(moment.tokens for moment in rounds if moment.streamed)
+    return streamed / tokens if tokens else None
 
 
 def _gaps(replay: Replay) -> Floats:

@@ -48,6 +48,13 @@ class Meter:
         self._charge(self.costs.verify, rows, context)
         self.clock.ms += self._pick_ms * visited
 
+    def forward_ms(self, rows: int, context: int) -> float:
+        """What a verification of ``rows`` rows would take; nothing is charged."""
+        before = self.clock.ms
+        self.verification(rows, context, 1)
+        took, self.clock.ms = self.clock.ms - before, before
+        return took
+
     def draft_prompt(self, tokens: int, images: int) -> None:
         """The draft's side of the prompt."""
         if images and self.costs.draft_vision is not None:

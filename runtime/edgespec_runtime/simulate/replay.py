@@ -9,18 +9,25 @@ import numpy as np
 from edgespec.acceptance import StopRules
 from edgespec.errors import ConfigError
 from edgespec.latency import DeviceProfile
-from edgespec.sizing import Feedback, Plain, Policy, Setting
+from edgespec.sizing import Feedback, Plain, Policy, Setting, Sizer
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import Load, fitted
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter, NoDraft
+from edgespec_runtime.remote.link import Mode
+from edgespec_runtime.remote.modes import Modes
 from edgespec_runtime.simulate.answers import Answer, Pool
 from edgespec_runtime.simulate.clock import Clock, Meter
 from edgespec_runtime.simulate.draft import open_draft
+from edgespec_runtime.simulate.lines import Line
 from edgespec_runtime.simulate.network import Network, with_way
 from edgespec_runtime.simulate.oracle import Oracle
+from edgespec_runtime.simulate.streaming import Past, StreamingVerifier
 from edgespec_runtime.simulate.verifier import ReplayVerifier
+
+HYBRID, REMOTE, LOCAL, AUTO = "hybrid", "remote", "local", "auto"
+"""Modes: where the target is elsewhere (``remote.link.Mode``), and the choice of one."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Conditions:
     """Whether costs scatter around their medians."""
     network: Network | None = None
     """The way to the target, where it runs elsewhere; no part of ``profile``'s costs."""
+    local: DeviceProfile | None = None
+    """This device with a target of its own as well, where it can hold one beside ``network``."""
     ahead: bool = True
     """Whether a stand-alone draft goes on drafting while it waits for such a target."""
 
@@ -57,6 +66,8 @@ class Moment:
     """What a budget of ``ms_per_round`` limits: the draft's prompt is left out."""
     gap_ms: float
     """From the tokens before to this round's."""
+    streamed: bool = False
+    """Whether the server started the round by itself."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,14 @@ def replay(
     pool: Pool,
     policy: Policy,
     conditions: Conditions,
-    experience: Experience | None = None,
+    past: Past | None = None,
+    mode: str = HYBRID,
 ) -> Replay:
-    """One answer under one policy; ``experience`` is what the answers before it taught."""
+    """One answer under one policy; ``past`` is what the answers before it taught. ``mode`` matters
+    where the target is elsewhere: "hybrid", "remote" (the server goes on by itself), or "auto"."""
+    past = past or Past()
     line, clock = answer.line, Clock()
+    past.start(clock)
     oracle = Oracle(answer, pool, conditions.seed)
     meter = Meter(
         conditions.profile.costs,
@@ -121,22 +136,44 @@ def replay(
     if not isinstance(policy, Plain):
         ahead = conditions.ahead and conditions.network is not None
         drafter = open_draft(line, oracle, meter, policy, limit, ahead=ahead)
-    verifier = ReplayVerifier(line, oracle, meter, conditions.network, named=line.named)
-    sizer = policy.start(_setting(answer, limit, conditions, experience))
+    setting = _setting(answer, limit, conditions, past.experience)
+    verifier, sizer = _target(
+        line, oracle, meter, conditions, policy.start(setting), setting, past, mode
+    )
     moments: list[Moment] = []
     ttft_ms = before = 0.0
     for outcome in decode(verifier, drafter, sizer, _stops(answer, limit, verifier, meter), clock):
         if outcome.feedback is None:
             ttft_ms = clock.ms
         else:
-            moments.append(_moment(outcome, outcome.feedback, clock.ms - before))
+            streamed = isinstance(verifier, StreamingVerifier) and verifier.mode is Mode.REMOTE
+            moments.append(_moment(outcome, outcome.feedback, clock.ms - before, streamed))
         before = clock.ms
     return Replay(ttft_ms, clock.ms, tuple(moments), oracle.asked, oracle.drawn)
 
 
-def _moment(outcome: Round, feedback: Feedback, gap_ms: float) -> Moment:
+def _target(
+    line: Line,
+    oracle: Oracle,
+    meter: Meter,
+    conditions: Conditions,
+    sizer: Sizer,
+    setting: Setting,
+    past: Past,
+    mode: str,
+) -> tuple[ReplayVerifier, Sizer]:
+    """The answer's target, and ``sizer`` with the choice of mode."""
+    network = conditions.network
+    if network is None or mode == HYBRID:
+        return ReplayVerifier(line, oracle, meter, network, named=line.named), sizer
+    verifier = StreamingVerifier(line, oracle, meter, network, past.remote.link, named=line.named)
+    pinned = None if mode == AUTO else Mode(mode)
+    return verifier, Modes(sizer, setting, past.remote, verifier, pinned=pinned)
+
+
+def _moment(outcome: Round, feedback: Feedback, gap_ms: float, streamed: bool) -> Moment:
     return Moment(
-        len(outcome.tokens), outcome.tree_nodes, feedback.calls, feedback.round_ms, gap_ms
+        len(outcome.tokens), outcome.tree_nodes, feedback.calls, feedback.round_ms, gap_ms, streamed
     )
 
 

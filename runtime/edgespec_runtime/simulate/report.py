@@ -41,7 +41,7 @@ def markdown(
         "bonus token; a round's tokens are handed out together.",
         drawn(cells),
     ]
-    columns = [*_keys(cells), *FIGURES, *_over_columns(cells)]
+    columns = [*_keys(cells), *FIGURES, *_streamed(cells), *_over_columns(cells)]
     rows = [[show(cell) for _, show in columns] for cell in cells]
     titles = [title for title, _ in columns]
     return f"{' '.join(filter(None, caption))}\n\n{table(titles, rows, len(_keys(cells)))}"
@@ -92,7 +92,10 @@ def _keys(cells: Sequence[Cell]) -> list[Column]:
         columns.append(("method", lambda cell: cell.method))
     if _varies("temperature", cells):
         columns.append(("T", lambda cell: f"{cell.temperature:g}"))
-    return [*columns, ("policy", lambda cell: cell.policy)]
+    columns.append(("policy", lambda cell: cell.policy))
+    if _varies("mode", cells):
+        columns.append(("mode", lambda cell: cell.mode))
+    return columns
 
 
 FIGURES: tuple[Column, ...] = (
@@ -109,6 +112,17 @@ FIGURES: tuple[Column, ...] = (
     ("p95 ms", lambda cell: number(cell.itl_p95_ms, 2)),
     ("drafted", lambda cell: percent(cell.drafted, 0)),
 )
+
+
+def _streamed(cells: Sequence[Cell]) -> list[Column]:
+    if network_modes(cells):
+        return [("streamed", lambda cell: percent(cell.streamed, 0))]
+    return []
+
+
+def network_modes(cells: Sequence[Cell]) -> bool:
+    """Whether the target is elsewhere, so that there were modes to compare."""
+    return _varies("mode", cells)
 
 
 def _over_columns(cells: Sequence[Cell]) -> list[Column]:

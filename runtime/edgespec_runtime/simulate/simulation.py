@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgespec.errors import ConfigError, InputError
 from edgespec.latency import DeviceProfile
+from edgespec.latency.geometry import Geometry
 from edgespec.sizing import Plain, Policy
-from edgespec.sizing.experience import Experience
 from edgespec.sizing.feasible import check_budget
 from edgespec_runtime.simulate.answers import Answer, Group, Pool, replayable
 from edgespec_runtime.simulate.lines import Line
-from edgespec_runtime.simulate.replay import Conditions, Replay, check_policy, load_of, replay
+from edgespec_runtime.simulate.replay import (
+    AUTO,
+    HYBRID,
+    LOCAL,
+    REMOTE,
+    Conditions,
+    Replay,
+    check_policy,
+    load_of,
+    replay,
+)
+from edgespec_runtime.simulate.streaming import Past
 
 PLAIN = "plain"
 
 
 @dataclass(frozen=True)
+class Way:
+    """How an answer was decoded."""
+
+    policy: str
+    """Its name as it was given, or "plain"."""
+    mode: str = HYBRID
+    """Where its target is elsewhere."""
+
+
+@dataclass(frozen=True)
 class Simulated:
-    """One answer, plain and under every policy, by the policy's name."""
+    """One answer in every way: plain first, then under every policy."""
 
     group: Group
-    replays: Mapping[str, Replay]
+    replays: Mapping[Way, Replay]
+
+    @property
+    def plain(self) -> Replay:
+        return self.replays[Way(PLAIN)]
 
 
 def fitting(lines: Sequence[Line], profile: DeviceProfile, path: str) -> list[Line]:
@@ -48,6 +73,26 @@ def fitting(lines: Sequence[Line], profile: DeviceProfile, path: str) -> list[Li
     return fit
 
 
+def as_if(lines: Sequence[Line], geometry: Geometry) -> list[Line]:
+    """The runs of models' drafts, whatever they were, as if models of ``geometry`` had made them:
+    prompts and pictures are as long as those would have them, texts and proposals stay."""
+
+    def rows(line: Line, each: int) -> int:
+        return geometry.text_tokens + line.images * each
+
+    return [
+        replace(
+            line,
+            bundle=geometry.name,
+            prompt_tokens=rows(line, geometry.visual_tokens),
+            draft_prompt_tokens=rows(line, geometry.draft_visual_tokens),
+            draft_positions=geometry.draft.max_positions,
+        )
+        for line in lines
+        if replayable(line)
+    ]
+
+
 def simulate(
     answers: Sequence[Answer],
     pools: Mapping[Group, Pool],
@@ -59,13 +104,33 @@ def simulate(
     for name, policy in policies.items():
         for pool in pools.values():
             check_policy(policy, pool, name)
-    taught: dict[tuple[str, str, str], Experience] = {}
+    taught: dict[tuple[str, str, Way], Past] = {}
     for answer in answers:
         group, replays = answer.group, {}
-        for name, policy in {PLAIN: Plain(), **policies}.items():
-            experience = taught.setdefault((group.bundle, group.method, name), Experience())
-            replays[name] = replay(answer, pools[group], policy, conditions, experience)
+        for way, policy in _ways(policies, conditions).items():
+            past = taught.setdefault((group.bundle, group.method, way), Past())
+            where, mode = conditions, way.mode
+            if mode == LOCAL:
+                assert conditions.local is not None
+                where, mode = replace(conditions, profile=conditions.local, network=None), HYBRID
+            replays[way] = replay(answer, pools[group], policy, where, past, mode)
         yield Simulated(group, replays)
+
+
+def _ways(policies: Mapping[str, Policy], conditions: Conditions) -> dict[Way, Policy]:
+    """Plain decoding and every policy; where the target is elsewhere also the server by itself,
+    what is chosen, and this device by itself."""
+    ways: dict[Way, Policy] = {Way(PLAIN): Plain()}
+    if conditions.network is None:
+        return ways | {Way(name): policy for name, policy in policies.items()}
+    ways[Way(PLAIN, REMOTE)] = Plain()
+    if conditions.local is not None:
+        ways[Way(PLAIN, LOCAL)] = Plain()
+    for name, policy in policies.items():
+        ways[Way(name)] = policy
+        if policy.max_nodes:
+            ways[Way(name, AUTO)] = policy
+    return ways
 
 
 def unmet(answers: Sequence[Answer], conditions: Conditions) -> list[str]:

@@ -58,6 +58,16 @@ class ReplayVerifier:
         """Nothing is held elsewhere."""
 
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
+        clock, context = self._meter.clock, self.context
+        verdict = self._walked(tree)
+        started = clock.ms
+        self._meter.verification(len(tree) + 1, context, len(verdict.tokens))
+        if self._network is not None:
+            verdict = replace(verdict, away_ms=self._wait(clock.ms - started, meanwhile))
+        return verdict
+
+    def _walked(self, tree: TokenTree) -> Verdict:
+        """What the target says, committed; takes no time."""
         root = self._root
 
         def pick(row: int, path: Sequence[int]) -> int:
@@ -66,11 +76,6 @@ class ReplayVerifier:
         verdict = walk(tree, pick)
         if self._named:
             verdict = replace(verdict, named=self._everywhere(tree))
-        clock = self._meter.clock
-        started = clock.ms
-        self._meter.verification(len(tree) + 1, self.context, len(verdict.tokens))
-        if self._network is not None:
-            verdict = replace(verdict, away_ms=self._wait(clock.ms - started, meanwhile))
         self._root += len(verdict.tokens)
         self.rounds += 1
         return self._with_features(verdict, len(verdict.tokens))
