@@ -158,10 +158,11 @@ class Link:
 
     def _seen(self) -> Curve | None:
         """What was measured, as a curve."""
-        if not self._computed:
+        computed = dict(self._computed)  # other requests add to it
+        if not computed:
             return None
-        sizes = sorted(self._computed)
-        row = tuple(max(self._computed[size].median, 1e-3) for size in sizes)
+        sizes = sorted(computed)
+        row = tuple(max(computed[size].median, 1e-3) for size in sizes)
         return Curve(tuple(sizes), (0,), (row,), (row,))
 
     def as_json(self) -> dict[str, Any]:
