@@ -23,12 +23,15 @@ from edgespec_runtime.remote.recent import Recent
 HALF_LIFE = 64.0
 """Rounds after which one counts half."""
 FADE = 0.5 ** (1.0 / HALF_LIFE)
-PRIOR, PRIOR_ROUNDS = 0.75, 3.0
-"""Of what reaches a level, how much reaches the next, before anything is known; and its weight."""
-DOUBT, PACE = 0.3, 50.0
+PRIOR, PRIOR_ROUNDS = 0.9, 3.0
+"""Of what reaches a level, how much reaches the next, before anything is known, and its weight: as
+a good draft has it, so that one is tried wherever a good one would pay."""
+DOUBT, PACE = 0.25, 50.0
 """Of hybrid's rate: what it may be better than it was seen to be, over the root of the rounds and
 growing with the logarithm of the tokens that have gone by (the upper confidence bound of bandits:
 Auer et al., 2002); and the tokens at which that begins."""
+SERVED = 16.0
+"""Streamed tokens that the server's own figures are worth."""
 NEAR = 0.15
 """Networks so near to each other call for the same trees."""
 LEVELS = 24
@@ -87,7 +90,7 @@ class Drafted:
     """and tokens of all modes."""
 
     def add(self, feedback: Feedback) -> None:
-        """Takes a round of hybrid operation, drafted for or not."""
+        """Takes a drafted round of hybrid operation."""
         self.count += 1
         depth, could = _levels(feedback)
         new = {
@@ -164,8 +167,9 @@ class Outlook:
     def stream(self) -> float:
         """Of the server by itself; 0 where nothing is known of it."""
         served = self._link.compute(1) + self._link.queue.mean
-        if self._interval.ms:  # tokens that had come before they were asked for took no time
-            served *= max(1.0 / self._interval.value, 1.0)
+        if served > 0:  # tokens that had come before they were asked for took no time
+            known, expected = self._interval, SERVED * served
+            served *= max((known.ms + expected) / (known.tokens + expected), 1.0)
         return 1.0 / served if served > 0 else 0.0
 
     def hybrid(self) -> float:
