@@ -26,7 +26,7 @@ FADE = 0.5 ** (1.0 / HALF_LIFE)
 PRIOR, PRIOR_ROUNDS = 0.9, 3.0
 """Of what reaches a level, how much reaches the next, before anything is known, and its weight: as
 a good draft has it, so that one is tried wherever a good one would pay."""
-DOUBT, PACE = 0.25, 50.0
+DOUBT, PACE = 0.3, 50.0
 """Of hybrid's rate: what it may be better than it was seen to be, over the root of the rounds and
 growing with the logarithm of the tokens that have gone by (the upper confidence bound of bandits:
 Auer et al., 2002); and the tokens at which that begins."""
