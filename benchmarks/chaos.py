@@ -46,7 +46,7 @@ def main() -> int:
         checks=not given.no_checks,
     )
     with tempfile.TemporaryDirectory() as folder:
-        bundle = Zoo(Path(folder)).bundle("gqa")
+        bundle = Zoo(Path(folder)).bundle("gqa", sessions=4)
         report = run(bundle, plan, lambda text: print(text, file=sys.stderr))
     print(json.dumps(report.as_json(), indent=1) if given.json else table(report))
     if given.no_checks:

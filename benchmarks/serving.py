@@ -86,7 +86,9 @@ def bundle(given: str | None) -> Iterator[str]:
 
 async def measure(folder: str, sizes: list[int], given: Any) -> dict[int, dict[str, Any]]:
     backends = {
-        name: open_backend(folder, threads=given.threads, capacity=Capacity(batch=batch))
+        name: open_backend(
+            folder, threads=given.threads, capacity=Capacity(batch=batch, batching="engine")
+        )
         for name, batch in (("queued", 1), ("batched", SEATS))
     }
     result = {}

@@ -23,6 +23,8 @@ from edgespec_runtime.engines import Ask, Engine, StepPool, open_engine
 from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.kv import CacheShape, KVCache, blank_rows
 from edgespec_runtime.prefill import prefill
+from edgespec_runtime.server.slots import Slots
+from edgespec_runtime.server.width import measured_width
 from edgespec_runtime.verifiers import LocalVerifier
 from tests.support.fakes import random_tree
 from tests.support.mutants import plant
@@ -288,6 +290,61 @@ def test_positions_that_leave_a_gap_in_an_empty_slot_are_refused(bundles: Bundle
     gap = replace(server.ask(0, 1, rng), positions=[0, 7])
     with pytest.raises(EngineError, match="run"):
         server.step([(0, gap), (1, server.ask(1, 1, rng))])
+
+
+# Whether a server batches is measured
+
+
+class Costs:
+    """A pool on a clock of its own: a call takes ``call`` seconds, a session in it ``each``."""
+
+    batch = 4
+    engine_s = 0.0
+
+    def __init__(self, call: float, each: float) -> None:
+        self.now = 0.0
+        self._call, self._each = call, each
+
+    def open(self, cache: KVCache, outputs: tuple[str, ...] = ("logits",)) -> Any:
+        return cache
+
+    def step(self, asks: Sequence[tuple[Any, Ask]]) -> list[list[npt.NDArray[Any]]]:
+        self.now += self._call * (1.0 if len(asks) == 1 else 2.5) + self._each * len(asks)
+        for held, ask in asks:
+            assert ask.mask.shape[1] == held.used + len(ask.embeds)
+            held.pending += len(ask.embeds)
+        return []
+
+
+@pytest.mark.parametrize(
+    "call, each, most, count, width",
+    [
+        (1.0, 0.1, 8, 6, 4),  # as many as the pool takes
+        (1.0, 0.1, 3, 6, 3),  # as many as were asked for
+        (1.0, 0.1, 8, 2, 1),  # a call of two costs more than two
+        (1.0, 0.1, 8, 1, 1),
+        (100.0, 0.1, 8, 6, 4),  # slow ones are clocked once
+        (0.0, 0.125, 8, 6, 1),  # nothing to gain
+    ],
+)
+def test_a_server_batches_where_that_is_faster(
+    call: float, each: float, most: int, count: int, width: int
+) -> None:
+    pool = Costs(call, each)
+    slots = Slots(SHAPE, count, CAPACITY)
+    found = measured_width(pool, slots.all, 64, most, lambda: pool.now)
+    assert found == width
+    assert all(slot.cache.used == 0 for slot in slots.all)
+    if call == 100.0:
+        assert pool.now < 3 * 100.0 * 7, "repeated too often"
+
+
+def test_measuring_leaves_real_slots_as_if_nothing_had_been(bundles: Bundles) -> None:
+    pool = open_pool(open_engine(threads=1), bundles("ort"))
+    slots = Slots(SHAPE, SLOTS, CAPACITY)
+    assert measured_width(pool, slots.all, 64, 8) in (1, SEATS)
+    assert all(slot.cache.used == 0 for slot in slots.all)
+    assert np.isfinite(slots.rows).all()
 
 
 # The graph in a bundle

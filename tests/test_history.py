@@ -16,7 +16,7 @@ from tests.support.zoo import Zoo
 
 RIGHT = (5, 6, 7, 8, 9, 10, 11)
 ORACLE = {"why": RIGHT}
-SHORT = Plan(clients=4, models=2, tokens=1_000, faults=8, questions=6, answer=32, pace=0.2)
+SHORT = Plan(4, 2, tokens=1_000, faults=10, questions=6, answer=32, pace=0.3, calm=True)
 
 
 def commits(*parts: Sequence[int], answer: str = "a") -> list[Commit]:
@@ -120,13 +120,13 @@ def test_percentiles() -> None:
 
 @pytest.mark.slow
 def test_nothing_is_lost_doubled_or_wrong_through_a_dozen_faults(zoo: Zoo) -> None:
-    report = run(zoo.bundle("gqa"), SHORT)
+    report = run(zoo.bundle("gqa", sessions=4), SHORT)
     assert report.findings.notes == [] and report.errors == []
     assert report.complete and report.clean
 
 
 @pytest.mark.slow
 def test_without_the_checks_of_rounds_and_prefixes_the_same_run_fails(zoo: Zoo) -> None:
-    report = run(zoo.bundle("gqa"), replace(SHORT, checks=False))
+    report = run(zoo.bundle("gqa", sessions=4), replace(SHORT, checks=False))
     found = report.findings
     assert found.lost + found.doubled + found.wrong > 0

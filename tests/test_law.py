@@ -123,9 +123,6 @@ class LawVerifier:
         self._table, self._draws = table, draws
         self._committed: tuple[int, ...] = ()
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     @property
     def context(self) -> int:
         return len(self._committed) - 1
@@ -139,6 +136,9 @@ class LawVerifier:
         verdict = walk(tree, lambda row, path: self._draws(self._table((*start, *path))))
         self._committed += verdict.tokens
         return verdict
+
+    def close(self) -> None:
+        """Nothing to give up."""
 
 
 class TreeDraft:

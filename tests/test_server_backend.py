@@ -12,6 +12,7 @@ import pytest
 
 from edgespec.errors import EngineError
 from edgespec.tree import EMPTY, TokenTree
+from edgespec_runtime import load
 from edgespec_runtime.server.capacity import MB, Capacity
 from edgespec_runtime.server.embedded import EmbeddedBackend, open_backend
 from edgespec_runtime.wire import verifier_pb2 as pb
@@ -52,7 +53,7 @@ def serve(
 ) -> None:
     """Runs ``test`` over a backend of its own."""
     clock = settings.pop("clock", lambda: 0.0)
-    capacity = Capacity(**{"kv_mb": 8.5 * SLOT_MB, **settings})
+    capacity = Capacity(**{"kv_mb": 8.5 * SLOT_MB, "batching": "engine", **settings})
 
     async def run() -> None:
         folder = bundle or zoo.bundle("gqa")
@@ -236,24 +237,26 @@ def test_features_of_the_target(zoo: Zoo, kind: pb.Features) -> None:
     bundle = zoo.head_bundle("gqa", "eagle")
     asked = question(zoo)
     plain = asked.plain()
+    tree = TokenTree.build([plain[1], 9, plain[2]], [0, 0, 1])
+    request = load(bundle, threads=1).stream(None, asked.text, max_new_tokens=asked.tokens)
+    context, behind = request._verifier.begin().features, request._verifier.verify(tree).features
+    assert context is not None and behind is not None and len(behind) == 3
 
     async def test(backend: EmbeddedBackend) -> None:
-        width = (await backend.info()).feature_width
-        whole = Device(backend, asked.request(features=kind))
-        opened = await whole.open()
-        reply = await whole.verify(TokenTree.build([plain[1], 9, plain[2]], [0, 0, 1]))
-        rows = len(asked.model._prompt(asked.text, 0).ids)
-        context = decode(opened.features, rows, width, kind)
-        behind = decode(reply.features, 3, width, kind)
-        # The same rows as the context of a later open, which feeds them all again.
-        again = Device(backend, asked.request(session_id=b"2" * 16, features=kind))
-        again.tokens = whole.tokens[:]
-        resumed = await again.open()
-        everything = decode(resumed.features, rows + 3, width, kind)
-        assert resumed.reused_rows == 0
+        rows, width = context.shape
+        assert width == (await backend.info()).feature_width
+        device = Device(backend, asked.request(features=kind))
+        opened = await device.open()
+        reply = await device.verify(tree)
         tolerance = 0.02 if kind == pb.FLOAT16 else 0.2
-        np.testing.assert_allclose(everything, np.concatenate([context, behind]), atol=tolerance)
-        assert np.abs(everything).max() > 1
+        for data, wanted in ((opened.features, context), (reply.features, behind)):
+            found = decode(data, len(wanted), width, kind)
+            np.testing.assert_allclose(found, wanted, atol=tolerance)
+            assert np.abs(wanted).max() > 1
+        # Taken up again, it brings none of what is known, and all of what comes.
+        resumed = await device.open()
+        assert (resumed.features, resumed.reused_rows) == (b"", rows + 3)
+        assert len(decode((await device.verify()).features, 1, width, kind)) == 1
 
     serve(zoo, test, str(bundle))
 
@@ -277,6 +280,8 @@ def test_resuming_at_every_token(zoo: Zoo, images: int, settings: dict[str, Any]
             fresh.tokens = plain[:known]
             assert (await fresh.open()).reused_rows == prompt + known - 1
             assert await fresh.finish(plain, np.random.default_rng(known)) == plain
+            cached = prompt + len(fresh.tokens) - 1  # rows that rounds committed serve as well
+            assert (await fresh.open()).reused_rows == cached
 
     serve(zoo, test)
 

@@ -166,7 +166,8 @@ def test_a_session_that_went_while_a_request_waited() -> None:
     "setting",
     [
         {"kv_mb": 0.0}, {"kv_mb": float("nan")}, {"lease_s": 0.0}, {"lease_s": 1e9},
-        {"image_mb": -1.0}, {"batch": 0}, {"nodes": 0}, {"context": -1}, {"images": -1},
+        {"image_mb": -1.0}, {"batch": 0}, {"batching": "never"}, {"nodes": 0},
+        {"context": -1}, {"images": -1},
     ],
 )  # fmt: skip
 def test_capacities_that_make_no_sense(setting: dict[str, Any]) -> None:

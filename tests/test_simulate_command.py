@@ -233,6 +233,7 @@ def test_the_table_is_for_people(
     ):  # fmt: skip
         assert expected in out
     table = out.splitlines()[2:]
+    # Two tasks; plain round by round or streamed, sized round by round or as it would choose.
     assert len(table) == 2 + 8 and len({line.count("|") for line in table}) == 1
     assert "drawn" not in out, "everything was recorded"
 

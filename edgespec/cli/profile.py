@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from edgespec.cli.common import add_command, add_config, note, positive_int
 from edgespec.cli.profile_outputs import card_table, check_outputs, warnings, write
+from edgespec.cli.remote import add_connection, connection_of
+from edgespec.errors import ConfigError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from edgespec.bundle import Bundle
     from edgespec_runtime import Model
+    from edgespec_runtime.profiling.elsewhere import Elsewhere
     from edgespec_runtime.profiling.measure import Measured, Settings
     from edgespec_runtime.profiling.measuring.sizes import Sizes
+    from edgespec_runtime.remote import RemoteSettings
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -55,6 +59,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
     )
+    add_connection(parser)
     parser.add_argument("--report", metavar="FILE.html", help="the profile as a page to look at")
     parser.add_argument(
         "--trace",
@@ -72,22 +77,24 @@ def run(arguments: argparse.Namespace) -> int:
     from edgespec.bundle import read_bundle
     from edgespec.latency import card_of, measure_ceiling, this_device
     from edgespec_runtime.engines import open_engine
-    from edgespec_runtime.model import Model
     from edgespec_runtime.profiling.measure import profile_of
+    from edgespec_runtime.profiling.measuring.hollow import model_to_measure
     from edgespec_runtime.profiling.measuring.memory import measure_memory
     from edgespec_runtime.profiling.recording import record_rounds
     from edgespec_runtime.profiling.telemetry.sampler import Sampler
 
-    settings = _settings(arguments)
+    settings, remote = _settings(arguments), connection_of(arguments)
     outputs = check_outputs(arguments)
     bundle = read_bundle(arguments.bundle)
+    _check_target(bundle, remote, arguments)
     sizes, device = _sizes(bundle, arguments), this_device()
     engine = open_engine(threads=arguments.threads)
     note("measuring this machine's ceiling and the bundle's memory ...")
     card = card_of(bundle, *measure_ceiling(), measured=True)
     note(card_table(card))
     memory = measure_memory(bundle, card, engine.facts.threads)
-    model = Model(bundle, engine)
+    model = model_to_measure(bundle, engine)
+    elsewhere = _look(bundle, remote, sizes) if remote else None
     timeline = record_rounds(model) if outputs.trace else None
     with Sampler() as sampler:
         measured = _measure(model, sizes, settings)
@@ -98,11 +105,49 @@ def run(arguments: argparse.Namespace) -> int:
         memory,
         device=replace(device, name=arguments.device or device.name),
         telemetry=sampler.summary(),
+        elsewhere=elsewhere,
     )
     write(profile, sampler.readings, timeline, outputs, arguments.json)
     for line in (*warnings(measured), *sampler.troubles):
         note(line)
     return 0
+
+
+def _check_target(
+    bundle: Bundle, remote: RemoteSettings | None, arguments: argparse.Namespace
+) -> None:
+    """Raises ConfigError for a device's part of a bundle of which too little can be measured."""
+    if bundle.manifest.graph("target") is not None:
+        return
+    if bundle.manifest.graph("draft") is None:
+        raise ConfigError(
+            f"{bundle.path} holds neither a target nor a draft: there is nothing to measure; "
+            "export with --draft"
+        )
+    if remote is None:
+        raise ConfigError(
+            f"{bundle.path} is a device's part without a target; say with --remote which server "
+            "has it, or profile the whole bundle"
+        )
+    if arguments.trace:
+        raise ConfigError("--trace shows rounds with the target here; this bundle holds none")
+
+
+def _look(bundle: Bundle, remote: RemoteSettings, sizes: Sizes) -> Elsewhere:
+    """Asks the server, with a bar; its connections are closed again."""
+    from tqdm import tqdm
+
+    from edgespec_runtime.entry import remote_target
+    from edgespec_runtime.profiling.elsewhere import look_elsewhere
+
+    target = remote_target(bundle, remote)
+    try:
+        with tqdm(total=100, unit="%", disable=None, leave=False, desc="server") as bar:
+            return look_elsewhere(
+                target, bundle.manifest, sizes, listener=lambda done: _move(bar, done)
+            )
+    finally:
+        target.close()
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

@@ -131,7 +131,14 @@ def _summary(profile: DeviceProfile) -> Iterator[str]:
     if costs.chain_next:
         yield _row("further chain call", costs.chain_next, costs.chain_next.contexts[0])
     yield ""
+    if (remote := profile.remote) is not None:
+        trip, tail = remote.round_trip_ms, remote.round_trip_p95_ms
+        yield f"{remote.url}: round trip {trip:.2f} ms, {tail:.2f} ms at the 95th percentile"
+        yield _row("verify there", remote.verify, 0)
+        yield ""
     for name, role, size, context, ms in _ceilings(profile):
+        if card.graph(role) is None:
+            continue  # it is a server's
         share = card.floor_ms(role, size, context, 1 if name == "prefill" else None) / ms
         yield f"{name:<12}{size:>6} rows{context:>7} cached{ms:>10.2f} ms, {share:>4.0%} of ceiling"
     yield (

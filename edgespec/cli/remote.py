@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from edgespec_runtime.remote import RemoteSettings
 
 
-def add_remote(parser: argparse.ArgumentParser) -> None:
-    """Flags of anything that may have its target elsewhere; ``remote_of`` reads them."""
+def add_connection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Flags of anything that talks to servers; ``connection_of`` reads them."""
     group = parser.add_argument_group("a target on servers (`edgespec serve`)")
     group.add_argument(
         "--remote",
@@ -29,6 +30,12 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--insecure", action="store_true", help="allow plaintext beyond this machine"
     )
+    return group
+
+
+def add_remote(parser: argparse.ArgumentParser) -> None:
+    """Flags of anything that may have its target elsewhere; ``remote_of`` reads them."""
+    group = add_connection(parser)
     group.add_argument(
         "--remote-mode",
         choices=("auto", "hybrid", "remote"),
@@ -78,9 +85,29 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 def remote_of(arguments: argparse.Namespace) -> RemoteSettings | None:
     """The settings asked for, None where the target runs here. Raises ConfigError."""
+    if arguments.remote is None and arguments.embeddings:
+        raise ConfigError("--embeddings is about servers, and --remote names none")
+    connection = connection_of(arguments)
+    if connection is None:
+        return None
+    return replace(
+        connection,
+        patience_s=arguments.patience_s,
+        fallback_s=arguments.fallback_s,
+        mode=arguments.remote_mode,
+        local=arguments.local,
+        ahead=arguments.draft_ahead == "on",
+        features=arguments.remote_features,
+        embeddings=arguments.embeddings,
+        notice=note,
+    )
+
+
+def connection_of(arguments: argparse.Namespace) -> RemoteSettings | None:
+    """The servers asked for and how to reach them, None without ``--remote``. Raises
+    ConfigError."""
     if arguments.remote is None:
-        flags = ("tls_ca", "tls_cert", "tls_key", "token_file", "insecure", "embeddings")
-        for name in flags:
+        for name in ("tls_ca", "tls_cert", "tls_key", "token_file", "insecure"):
             if getattr(arguments, name):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is about servers, and --remote names none")
@@ -95,14 +122,6 @@ def remote_of(arguments: argparse.Namespace) -> RemoteSettings | None:
         tls_key=arguments.tls_key,
         token=_token(arguments.token_file),
         insecure=arguments.insecure,
-        patience_s=arguments.patience_s,
-        fallback_s=arguments.fallback_s,
-        mode=arguments.remote_mode,
-        local=arguments.local,
-        ahead=arguments.draft_ahead == "on",
-        features=arguments.remote_features,
-        embeddings=arguments.embeddings,
-        notice=note,
     )
 
 

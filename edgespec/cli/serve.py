@@ -95,7 +95,15 @@ def _add_capacity(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=8,
         metavar="N",
-        help="most sessions that are verified in one call of the target (default: 8)",
+        help="most sessions that are verified in one call of the target, where the bundle was "
+        "exported with --sessions (default: 8)",
+    )
+    group.add_argument(
+        "--batching",
+        choices=("auto", "engine", "queue"),
+        default="auto",
+        help="several sessions in one call (engine), one after another (queue), or what is faster "
+        "here, measured at the start (auto, default)",
     )
 
 
@@ -125,11 +133,6 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ray-gpus", type=float, default=0.0, metavar="N", help="of each replica (default: 0)"
-    )
-    group.add_argument(
-        "--ray-secret-file",
-        metavar="FILE",
-        help="makes several servers in front of one cluster send a session to the same replica",
     )
 
 
@@ -234,6 +237,7 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
         lease_s=arguments.lease_s,
         image_mb=arguments.image_mb,
         batch=arguments.batch,
+        batching=arguments.batching,
         nodes=bounds.nodes,
         depth=bounds.depth,
         images=bounds.images,
@@ -256,8 +260,7 @@ def _open_ray(
     arguments: argparse.Namespace, opener: Callable[[], VerifierBackend]
 ) -> VerifierBackend:
     from edgespec.bundle import read_bundle
-    from edgespec_runtime.server.ray_backend import RaySettings, open_ray_backend
-    from edgespec_runtime.server.settings import read_file
+    from edgespec_runtime.server.ray_cluster import RaySettings, open_ray_backend
 
     settings = RaySettings(
         address=arguments.ray_address,
@@ -266,10 +269,8 @@ def _open_ray(
         cpus=arguments.ray_cpus,
         gpus=arguments.ray_gpus,
     )
-    given = arguments.ray_secret_file
-    secret = read_file(Path(given)) if given else b""
     read_bundle(arguments.bundle, check_hashes=False)  # a bad one is told before Ray is started
-    return open_ray_backend(opener, settings, secret)
+    return open_ray_backend(opener, settings)
 
 
 def settings_of(arguments: argparse.Namespace) -> ServeSettings:

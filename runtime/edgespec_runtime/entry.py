@@ -49,11 +49,13 @@ def load(
             engine=runner.facts,
             path=str(given),
         )
-    target = _remote_target(opened, remote) if remote is not None else None
+    target = remote_target(opened, remote) if remote is not None else None
     return Model(opened, runner, profile, budget, target)
 
 
-def _remote_target(bundle: Bundle, settings: RemoteSettings) -> RemoteTarget:
+def remote_target(bundle: Bundle, settings: RemoteSettings) -> RemoteTarget:
+    """The bundle's target on servers. Raises MissingDependencyError without ``edgespec[remote]``,
+    ConfigError for files of certificates that cannot be read."""
     try:
         from edgespec_runtime.remote.opening import RemoteTarget
     except ImportError as error:

@@ -55,9 +55,11 @@ class Model:
         profile: DeviceProfile | None = None,
         budget: Budget | None = None,
         remote: RemoteTarget | None = None,
+        stand_in: tuple[StepGraph, Floats] | None = None,
     ) -> None:
         """``remote``: the target on servers; it is then not loaded here, unless its settings ask
-        for that as well."""
+        for that as well. ``stand_in``: a step graph and its token table in place of the target, to
+        clock what this device does by itself; what is generated then means nothing."""
         self.bundle = bundle
         self.profile = profile
         self.budget = budget or Budget()
@@ -71,12 +73,14 @@ class Model:
         """Why the bundle's draft was not loaded; empty where it was, or where there is none."""
         roles = roles_for(
             self.manifest,
-            target=remote is None or remote.settings.local == "target",
+            target=stand_in is None and (remote is None or remote.settings.local == "target"),
             draft=not self.draft_left_out,
             embeddings=remote is not None and remote.settings.embeddings,
         )
         loaded = load_graphs(bundle, engine, roles)
         self._graphs, self._steps, self._tables = loaded.graphs, loaded.steps, loaded.tables
+        if stand_in is not None:
+            self._steps["target"], self._tables["target"] = stand_in
         self.draft = draft_of(bundle, loaded)
         special = self.manifest.text["special_tokens"]
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)
@@ -321,6 +325,7 @@ class Model:
             draft=choice.name,
             question=tuple(np.unique(prompt.ids).tolist()),
             profile=self.profile,
+            remote=self._remote.verify_curve(self.profile) if self._remote else None,
             away_ms=self._remote.experience.link.network() if self._remote else 0.0,
             budget=budget,
             experience=self.experience,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import grpc
 from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import DOMAIN
 
 SERVICE = "/edgespec.v1.Verifier/"
-DEADLINE_S = 20.0
+HEALTH = "/grpc.health.v1.Health/"
+DEADLINE_S = 60.0
 REPLIES: dict[str, Any] = {
     "GetInfo": pb.InfoReply,
     "Open": pb.OpenReply,
@@ -84,6 +86,23 @@ class Caller:
         data = self.raw(SERVICE + method, request.SerializeToString(), **extra)
         return REPLIES[method].FromString(data)
 
+    def health(self, service: str = "edgespec.v1.Verifier") -> int:
+        """SERVING or NOT_SERVING."""
+        answer = self.raw(HEALTH + "Check", health_request(service))
+        return health_pb2.HealthCheckResponse.FromString(answer).status
+
+    def watch(self, service: str = "edgespec.v1.Verifier") -> Generator[int, None, None]:
+        """The same at every change."""
+        method: Any = self.channel.unary_stream(
+            HEALTH + "Watch", response_deserializer=health_pb2.HealthCheckResponse.FromString
+        )
+        call = method(health_request(service), timeout=DEADLINE_S)
+        try:
+            for answer in call:
+                yield answer.status
+        finally:
+            call.cancel()
+
     def get_info(self) -> pb.InfoReply:
         self.info = self.call("GetInfo", pb.InfoRequest(protocol=1))
         return self.info
@@ -99,20 +118,22 @@ class Caller:
             "prompt_ids": [5, 6, 7],
             "sampling": pb.Sampling(top_p=1.0, repetition_penalty=1.0),
             "max_new_tokens": 16,
+            "max_nodes": self.info.limits.nodes,
             **fields,
         }
         return pb.OpenRequest(**given)
 
-    def open(self, **fields: Any) -> tuple[pb.OpenRequest, pb.OpenReply]:
+    def open(self, **fields: Any) -> tuple[pb.OpenRequest, Any]:
         request = self.open_request(**fields)
         return request, self.call("Open", request)
 
-    def verify(self, opened: pb.OpenRequest, told: Any, **fields: Any) -> pb.VerifyReply:
+    def verify(self, opened: pb.OpenRequest, told: Any, **fields: Any) -> Any:
         """The round after ``told`` (an OpenReply or a VerifyReply), an empty tree by default."""
-        reply: pb.VerifyReply = self.call("Verify", verify_request(opened, told, **fields))
-        return reply
+        return self.call("Verify", verify_request(opened, told, **fields))
 
-    def proceed(self, opened: pb.OpenRequest, told: Any, max_tokens: int) -> Iterator[Any]:
+    def proceed(
+        self, opened: pb.OpenRequest, told: Any, max_tokens: int
+    ) -> Generator[Any, None, None]:
         """The replies of a Continue; closing the iterator cancels the call."""
         round_ = getattr(told, "round", 0) + 1
         request = pb.ContinueRequest(
@@ -133,6 +154,10 @@ class Caller:
             raise Refused(error) from None
         finally:
             call.cancel()
+
+
+def health_request(service: str) -> bytes:
+    return health_pb2.HealthCheckRequest(service=service).SerializeToString()
 
 
 def verify_request(opened: pb.OpenRequest, told: Any, **fields: Any) -> pb.VerifyRequest:

@@ -45,6 +45,8 @@ class Plan:
     """Tokens of a middling answer."""
     kv_mb: float = 6.0
     """Of a server's cache: with less than all clients need it evicts by itself."""
+    calm: bool = False
+    """Whether there is peace once there were enough faults; else they go on to the end."""
     pace: float = 1.0
     """Stretches the times of the faults."""
     seed: int = 0
@@ -124,6 +126,7 @@ def run(bundle: Path, plan: Plan, tell: Callable[[str], None] = lambda text: Non
                 proxy,
                 schedule(plan.seed * 100 + i, plan.pace),
                 partial(crowd_out, server.address, local, plan.clients),
+                lambda: plan.calm and sum(gremlin.count for gremlin in gremlins) >= plan.faults,
             )
             for i, (server, proxy) in enumerate(zip(servers, proxies, strict=True))
         ]
@@ -218,6 +221,7 @@ def crowd_out(address: str, model: Model, sessions: int) -> None:
         epoch=1,
         fingerprints=fingerprints(model.bundle),
         prompt_ids=[5],
+        sampling=pb.Sampling(top_p=1.0, repetition_penalty=1.0),
         max_new_tokens=1,
         max_nodes=1,
     )
@@ -227,5 +231,8 @@ def crowd_out(address: str, model: Model, sessions: int) -> None:
             request.session_id = secrets.token_bytes(16)
             try:
                 call(request.SerializeToString(), timeout=1.0)
-            except grpc.RpcError:
+            except grpc.RpcError as error:
+                told: Any = error
+                if told.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise  # our own mistake: nobody is crowded out by it
                 return

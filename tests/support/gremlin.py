@@ -67,7 +67,7 @@ def schedule(seed: int, pace: float = 1.0) -> Iterator[Fault]:
     rng.shuffle(kinds)
     while True:
         kind = kinds.pop() if kinds else rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-        after, lasting = rng.uniform(0.2, 1.2), rng.uniform(0.2, 2.0)
+        after, lasting = rng.uniform(0.5, 2.5), rng.uniform(0.2, 2.0)
         yield Fault(kind, after * pace, lasting * pace, rng.random())
 
 
@@ -81,8 +81,10 @@ class Gremlin(threading.Thread):
         proxy: FaultProxy,
         faults: Iterator[Fault],
         evict: Callable[[], None],
+        enough: Callable[[], bool],
     ) -> None:
-        """``evict`` pushes the sessions of others out of the server."""
+        """``evict`` pushes the sessions of others out of the server; ``enough``: whether no more
+        faults are wanted."""
         super().__init__(name="gremlin")
         self.done: Counter[str] = Counter()
         """Faults by kind."""
@@ -92,6 +94,7 @@ class Gremlin(threading.Thread):
         self._proxy = proxy
         self._faults = faults
         self._evict = evict
+        self._enough = enough
         self._stopped = threading.Event()
 
     @property
@@ -108,7 +111,7 @@ class Gremlin(threading.Thread):
     def run(self) -> None:
         try:
             for fault in self._faults:
-                if self._stopped.wait(fault.after_s):
+                if self._stopped.wait(fault.after_s) or self._enough():
                     return
                 self._commit(fault)
                 self.done[fault.kind] += 1

@@ -89,7 +89,8 @@ class Middleman(grpc.GenericRpcHandler):
         self._steps: defaultdict[str, deque[Step]] = defaultdict(deque)
         self._always: dict[str, Step] = {}
         self._channel = grpc.insecure_channel(upstream, [("grpc.use_local_subchannel_pool", 1)])
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        # Else a free port may be one that another server of this machine listens at.
+        self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((self,))
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()

@@ -6,17 +6,31 @@ The token behind n committed ones is ``rule(n)``. Sessions keep the rules of ``w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import io
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import grpc
 
 from edgespec.tree import TokenTree
 from edgespec_runtime.server.backend import Gauges
+from edgespec_runtime.server.front import SERVICE, Front
+from edgespec_runtime.server.health import Health
+from edgespec_runtime.server.logs import open_log
+from edgespec_runtime.server.metrics import Meter
+from edgespec_runtime.server.quotas import Accounts
+from edgespec_runtime.server.serving import options, told
+from edgespec_runtime.server.settings import Address, ServeSettings
+from edgespec_runtime.server.tenants import Tenants
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.prefix import context_digest, request_digest
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from edgespec_runtime.wire.state import Claim, SessionState, opening
 
 VOCAB = 96
-WIDTH = 4
+T = TypeVar("T")
 
 
 def rule(position: int) -> int:
@@ -132,3 +146,63 @@ class ScriptedBackend:
 def _claim(request: pb.VerifyRequest | pb.ContinueRequest) -> Claim:
     digest = request_digest(request.SerializeToString())
     return Claim(request.epoch, request.round, request.committed_len, request.prefix_hash, digest)
+
+
+class ScriptedServer:
+    """The front over a ScriptedBackend, in this process and on a loop of its own."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.log = io.StringIO()
+        self.address = self.run(self._start(settings))
+
+    async def _start(self, settings: ServeSettings) -> str:
+        self.backend = ScriptedBackend()
+        self.meter = Meter()
+        info = told(await self.backend.info(), settings)
+        self.front = Front(
+            self.backend,
+            info,
+            Tenants(settings.identity, print),
+            Accounts(settings.quota),
+            self.meter,
+            open_log(self.log, "debug"),
+            settings.bounds,
+        )
+        self.health = Health(SERVICE)
+        await self.health.start()
+        handlers = (self.front, self.health)
+        self._server = grpc.aio.server(handlers=handlers, options=options(settings.bounds, info))
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        return f"127.0.0.1:{port}"
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Does something in the server's loop and waits for it."""
+
+        async def whole() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(whole(), self._loop).result(30)
+
+    def hold(self, held: bool = True) -> None:
+        """Rounds wait, or go on."""
+        hold = self.backend.hold
+        self._loop.call_soon_threadsafe(hold.clear if held else hold.set)
+
+    def close(self) -> None:
+        self.run(self._server.stop(0))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@contextmanager
+def scripted_server(settings: ServeSettings | None = None) -> Iterator[ScriptedServer]:
+    server = ScriptedServer(settings or ServeSettings(Address("127.0.0.1", 0)))
+    try:
+        yield server
+    finally:
+        server.close()

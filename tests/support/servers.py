@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-READY_S = 60.0
-STOP_S = 30.0
+READY_S = 240.0  # generous: several of these share few cores
+STOP_S = 60.0
 
 
 class RunningServer:
     """One server; ``restart`` brings it back at the same port after a kill or a stop."""
 
     def __init__(self, command: list[str], errors: IO[bytes]) -> None:
-        """``command``: the module to run, and its arguments but ``--listen``."""
+        """``command``: the module to run, and its arguments."""
         self._command = command
         self._errors = errors
-        self._start("127.0.0.1:0")
+        self._start()
 
-    def _start(self, listen: str) -> None:
-        words = [sys.executable, "-m", *self._command, "--listen", listen]
+    def _start(self, *last: str) -> None:
+        words = [sys.executable, "-m", *self._command, *last]
         paths = [str(ROOT / part) for part in ("", "export", "runtime")]
         self.process = subprocess.Popen(
             words,
@@ -103,7 +103,7 @@ class RunningServer:
     def restart(self) -> None:
         """A new process at the same port; ends the old one first."""
         self.kill()
-        self._start(self.address)
+        self._start("--listen", self.address)
 
 
 @contextmanager
@@ -112,7 +112,8 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """A server of ``bundle`` on a free port of the loopback, with one engine thread unless
     ``flags`` say otherwise; always killed and reaped in the end. ``module``: what is run."""
-    command = [module, "serve", "--bundle", str(bundle), "--threads", "1", *map(str, flags)]
+    start = [module, "serve", "--bundle", str(bundle), "--threads", "1"]
+    command = [*start, "--listen", "127.0.0.1:0", *map(str, flags)]
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as errors:
         server = RunningServer(command, errors)
         try:

@@ -151,8 +151,8 @@ class SizedTrees:
         return least * self._tail <= self._limit
 
     def _least_drafting(self, growth: Growth, root: Root) -> float:
-        """Milliseconds until there are candidates: the first call, if any are still to come (nothing
-        is unseen where some are ready), and the prompt where it is not taken in yet."""
+        """Milliseconds until there are candidates: the first call, if any are still to come
+        (nothing is unseen where some are ready), and the prompt where it is not taken in yet."""
         first = self._costs.first(growth is Growth.CHAIN, root.unseen, root.context)
         return first if root.prepared else first + self._whether.prepare_ms
 

@@ -4,11 +4,11 @@ so that a machine that slows down or warms up does so for all operations alike."
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from edgespec.errors import ConfigError
 from edgespec.latency import (
     Card,
     Costs,
+    Curve,
     Device,
     DeviceProfile,
     Memory,
@@ -30,6 +31,11 @@ from edgespec_runtime.profiling.measuring.rounds import RoundBench
 from edgespec_runtime.profiling.measuring.samples import FEWEST, Samples
 from edgespec_runtime.profiling.measuring.sizes import Sizes
 
+if TYPE_CHECKING:
+    from edgespec_runtime.profiling.elsewhere import Elsewhere
+
+NEXT_TO_NOTHING = 1e-3
+"""Milliseconds that pictures take where only a server looks at them."""
 ROUNDS, PROMPTS = GROUPS = ("rounds", "prompts")
 Listener = Callable[[float], None]
 """Told after every job which share of the measuring is done."""
@@ -179,8 +185,9 @@ class _Measuring:
 
 def costs_of(model: Model, curves: Samples, host: Samples) -> Costs:
     """Curves and figures from what was clocked."""
-    vision, prefill, verify = (curves.curve(name) for name in ("vision", "prefill", "verify"))
-    assert vision and prefill and verify, "the target's operations are always clocked"
+    vision = curves.curve("vision") or Curve.constant(NEXT_TO_NOTHING)
+    prefill, verify = curves.curve("prefill"), curves.curve("verify")
+    assert prefill and verify, "the target's operations are always clocked"
     round_ms, token_ms = host.line("host")
     return Costs(
         vision=vision,
@@ -208,8 +215,14 @@ def profile_of(
     *,
     device: Device,
     telemetry: dict[str, Any] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> DeviceProfile:
-    """A profile file's content from its parts."""
+    """A profile file's content from its parts. With ``elsewhere`` and no target in the bundle, the
+    target's costs are the server's."""
+    costs = measured.costs
+    if elsewhere is not None and model.manifest.graph("target") is None:
+        verify = elsewhere.remote.verify
+        costs = replace(costs, vision=elsewhere.vision, prefill=elsewhere.prefill, verify=verify)
     return DeviceProfile(
         kind="measured",
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -218,8 +231,9 @@ def profile_of(
         engine=model.engine,
         bundle=bundle_facts(model.bundle),
         card=card,
-        costs=measured.costs,
+        costs=costs,
         memory=memory,
         noise=measured.noise,
+        remote=elsewhere.remote if elsewhere else None,
         telemetry=telemetry,
     )

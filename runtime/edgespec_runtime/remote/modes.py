@@ -188,7 +188,7 @@ class Modes:
                 self._learn_interval(feedback)
             return
         if feedback.growth is not Growth.NONE:
-            self._drafted.add(feedback)
+            self._drafted.add(feedback, self._outlook.away)
         self.inner.learn(feedback)
 
     def _learn_interval(self, feedback: Feedback) -> None:

@@ -89,15 +89,19 @@ class Drafted:
     passed: int = 0
     """and tokens of all modes."""
 
-    def add(self, feedback: Feedback) -> None:
-        """Takes a drafted round of hybrid operation."""
+    def add(self, feedback: Feedback, expected: float) -> None:
+        """Takes a drafted round of hybrid operation, of which ``expected`` milliseconds were
+        network and queue. What it was away beyond them was drafting ahead that took longer, and
+        its own, up to as much as was its own anyway: more than that is a lost answer."""
+        here = max(feedback.round_ms - feedback.away_ms, 0.0)
+        beyond = min(max(feedback.away_ms - expected, 0.0), here)
         self.count += 1
         depth, could = _levels(feedback)
         new = {
             "rounds": 1.0,
             "tokens": len(feedback.tokens),
-            "own_ms": max(feedback.round_ms - feedback.away_ms, 0.0),
-            "away_ms": feedback.away_ms,
+            "own_ms": here + beyond,
+            "away_ms": min(feedback.away_ms, expected),
             "draft_ms": feedback.draft_ms,
             "levels": depth,
             "nodes": len(feedback.chosen),
@@ -180,7 +184,7 @@ class Outlook:
         return self._hybrid() * (1.0 + DOUBT * doubt)
 
     def _hybrid(self) -> float:
-        seen, away = self._drafted, self._away(self._nodes)
+        seen, away = self._drafted, self.away
         if not seen.rounds:
             return self._model(away)
         tokens, own = seen.tokens / seen.rounds, seen.own_ms / seen.rounds
@@ -191,6 +195,11 @@ class Outlook:
         measured = tokens / max(own + then, 1e-6)
         scaled = measured * self._model(away) / max(self._model(then), 1e-9)
         return max(as_it_was, scaled)
+
+    @property
+    def away(self) -> float:
+        """Network and queue of a round, milliseconds."""
+        return self._away(self._nodes)
 
     @property
     def tokens(self) -> float:

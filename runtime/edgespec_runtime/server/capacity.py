@@ -8,6 +8,7 @@ from edgespec.bundle import GraphSpec
 from edgespec.errors import ConfigError
 
 MB = 2**20
+BATCHING = ("auto", "engine", "queue")
 LONGEST_LEASE_S = 30 * 86400
 
 
@@ -24,6 +25,9 @@ class Capacity:
     batch: int = 8
     """Verifications that one engine call takes at most, where the bundle has a graph for several
     (``edgespec export --sessions``); 1: one after another."""
+    batching: str = "auto"
+    """"engine": always so many; "queue": one after another; "auto": whichever is faster here,
+    measured at the start."""
     context: int = 0
     """Most tokens of a session, expanded pictures and new ones included; 0: the target's own."""
     nodes: int = 128
@@ -51,9 +55,16 @@ class Capacity:
         for name in (*sizes, "decoders"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batching not in BATCHING:
+            raise ConfigError(f"batching is '{self.batching}'; there are: {', '.join(BATCHING)}")
         for name in ("context", "images"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+    @property
+    def together(self) -> bool:
+        """Whether verifications of several sessions may share a call."""
+        return self.batch > 1 and self.batching != "queue"
 
     def context_of(self, target: GraphSpec) -> int:
         """Most tokens of a session of ``target``."""

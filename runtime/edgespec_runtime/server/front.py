@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from edgespec_runtime.server import checks
 from edgespec_runtime.server.backend import VerifierBackend
-from edgespec_runtime.server.bodies import Bodies, first_of
+from edgespec_runtime.server.bodies import Bodies, field_count, first_of
 from edgespec_runtime.server.logs import session_label, where
 from edgespec_runtime.server.metrics import Meter
 from edgespec_runtime.server.quotas import BUSY_MS, Account, Accounts
@@ -32,9 +32,16 @@ from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import DOMAIN, Reason, Refusal
 
 SERVICE = "edgespec.v1.Verifier"
-BODY_S = 15.0
-"""How long a request's body may be on its way."""
 FAILED = Refusal(Reason.BROKEN, "the server failed at this request")
+
+MOST_FIELDS = 256
+MOST_BYTES: dict[type[Message], int] = {
+    pb.InfoRequest: 1 << 10,
+    pb.VerifyRequest: 1 << 18,
+    pb.ContinueRequest: 1 << 14,
+    pb.CloseRequest: 1 << 10,
+}
+"""Opens bring pictures; nothing else is large."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
@@ -42,6 +49,9 @@ M = TypeVar("M", bound=Message)
 
 class Front(grpc.GenericRpcHandler):
     """The Verifier service. ``draining`` turns new sessions away."""
+
+    body_s = 15.0
+    """How long a request's body may be on its way."""
 
     def __init__(
         self,
@@ -82,7 +92,7 @@ class Front(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any]:
         async def handle(bodies: Bodies, context: Context) -> bytes:
             async with self._watched(method, context) as account:
-                request = await _read(kind, bodies, account)
+                request = await _read(kind, bodies, account, self.body_s)
                 reply = await answer(account, request)
                 return reply.SerializeToString()
             raise AssertionError("aborting raises")
@@ -91,7 +101,7 @@ class Front(grpc.GenericRpcHandler):
 
     async def _continue(self, bodies: Bodies, context: Context) -> AsyncIterator[bytes]:
         async with self._watched("Continue", context) as account:
-            request = await _read(pb.ContinueRequest, bodies, account)
+            request = await _read(pb.ContinueRequest, bodies, account, self.body_s)
             checks.check_continue(request, self._info.limits)
             replies = self._backend.proceed(account.tenant, request)
             try:
@@ -124,6 +134,7 @@ class Front(grpc.GenericRpcHandler):
             pictures=len(request.pictures),
             bytes=request.ByteSize(),
             reused_rows=reply.reused_rows,
+            replayed=reply.replayed,
             queue_ms=reply.queue_us / 1000,
             compute_ms=reply.compute_us / 1000,
         )
@@ -178,18 +189,20 @@ class Front(grpc.GenericRpcHandler):
             account = self.accounts.of(tenant)
             with account.working():
                 yield account
+            self._meter.took(method, time.monotonic() - started)
         except Exception as error:
-            await context.abort_with_status(status_of(self._refused(tenant, method, error)))
+            refusal = self._refused(tenant, method, error)
+            self._meter.took(method, time.monotonic() - started)
+            await context.abort_with_status(status_of(refusal))
         finally:
             self.in_work -= 1
-            self._meter.seconds.labels(method).observe(time.monotonic() - started)
 
     def _refused(self, tenant: str, method: str, error: Exception) -> Refusal:
         """What the client is told; what went wrong inside is for the log alone."""
         broken = not isinstance(error, Refusal) or error.reason is Reason.BROKEN
         refusal = error if isinstance(error, Refusal) and not broken else FAILED
         reason = refusal.reason.value
-        self._meter.refusals.labels(method, reason).inc()
+        self._meter.refused(method, reason)
         if broken:
             cause = error.__cause__ or error
             told = {"error": type(cause).__name__, "where": where(cause)}
@@ -208,15 +221,20 @@ def status_of(refusal: Refusal) -> grpc.Status:
     return rpc_status.to_status(Status(code=code, message=refusal.message, details=[detail]))
 
 
-async def _read(kind: type[M], bodies: Bodies, account: Account) -> M:
+async def _read(kind: type[M], bodies: Bodies, account: Account, within_s: float) -> M:
     """The call's one message. Raises Refusal INVALID for bytes that are none."""
     async with account.reading:
-        data = await first_of(bodies, BODY_S)
+        data = await first_of(bodies, within_s)
     if data is None:
-        raise Refusal(Reason.INVALID, f"no message came within {BODY_S:.0f} s")
+        raise Refusal(Reason.INVALID, f"no message came within {within_s:g} s")
+    most = MOST_BYTES.get(kind, len(data))
+    if len(data) > most:
+        raise Refusal(Reason.INVALID, f"the message has {len(data)} bytes; {most} are enough")
     try:
+        if field_count(data, MOST_FIELDS) > MOST_FIELDS:
+            raise Refusal(Reason.INVALID, f"the message has more than {MOST_FIELDS} fields")
         return kind.FromString(data)
-    except DecodeError:
+    except (ValueError, DecodeError):
         raise Refusal(Reason.INVALID, f"the message is no {kind.DESCRIPTOR.name}") from None
 
 

@@ -39,7 +39,7 @@ def open_log(stream: TextIO, level: str = "info") -> FilteringBoundLogger:
             _redact,
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         cache_logger_on_first_use=False,
     )
     return logger

@@ -26,36 +26,44 @@ class Meter:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "edgespec_request_seconds",
             "From a request's headers to its answer.",
             ["method"],
             buckets=SECONDS,
             registry=registry,
         )
-        self.accepted = Histogram(
+        self._accepted = Histogram(
             "edgespec_accepted_length",
             "Tokens per round, bonus counted.",
             buckets=LENGTHS,
             registry=registry,
         )
-        self.queue = Histogram(
+        self._queue = Histogram(
             "edgespec_queue_seconds", "Waited for the target.", buckets=SECONDS, registry=registry
         )
-        self.compute = Histogram(
+        self._compute = Histogram(
             "edgespec_compute_seconds", "In the target.", buckets=SECONDS, registry=registry
         )
-        self.refusals = Counter(
+        self._refusals = Counter(
             "edgespec_refusals", "By reason.", ["method", "reason"], registry=registry
         )
         for reason in Reason:  # all are there from the start: a rate needs a zero
-            self.refusals.labels("Verify", reason.value)
+            self._refusals.labels("Verify", reason.value)
+
+    def took(self, method: str, seconds: float) -> None:
+        """One request was answered, or refused."""
+        self._seconds.labels(method).observe(seconds)
+
+    def refused(self, method: str, reason: str) -> None:
+        """One request was refused."""
+        self._refusals.labels(method, reason).inc()
 
     def round(self, accepted: int, queue_us: int, compute_us: int) -> None:
         """One verified round."""
-        self.accepted.observe(accepted)
-        self.queue.observe(queue_us / 1e6)
-        self.compute.observe(compute_us / 1e6)
+        self._accepted.observe(accepted)
+        self._queue.observe(queue_us / 1e6)
+        self._compute.observe(compute_us / 1e6)
 
     def watch(self, backend: VerifierBackend, loop: asyncio.AbstractEventLoop) -> None:
         """Adds what the backend counts, asked for at every scrape."""

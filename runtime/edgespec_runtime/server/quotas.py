@@ -14,6 +14,7 @@ from edgespec_runtime.wire.refusal import Reason, Refusal
 
 Clock = Callable[[], float]
 BURST_S = 1.0
+ROUNDING = 1e-9
 PIXEL_BURST_S = 10.0
 BUSY_MS = 100
 FULL_MS = 1000
@@ -40,7 +41,7 @@ class Bucket:
         self._level = min(self._most, self._level + (now - self._seen) * self._rate)
         self._seen = now
         lacking = min(amount, self._most) - self._level
-        if lacking > 0:
+        if lacking > ROUNDING:
             return lacking / self._rate
         self._level -= amount
         return 0.0

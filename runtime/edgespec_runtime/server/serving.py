@@ -26,6 +26,8 @@ from edgespec_runtime.wire import verifier_pb2 as pb
 
 LAST_S = 5.0
 """For requests that are in work when the time for sessions has run out."""
+SENT_S = 0.5
+"""For replies that are on their way."""
 POLL_S = 0.02
 
 
@@ -40,11 +42,11 @@ async def serve(
     ``ready`` is told the bound addresses (of the service, of metrics) and what is served. Raises
     InputError for an address that cannot be listened on and for files that are no good.
     """
-    try:
-        with _relayed(log), _signals() as asked:
+    with _relayed(log), _signals() as asked:
+        try:
             await _serve(backend, settings, log, ready, asked)
-    finally:
-        await backend.stop()
+        finally:
+            await backend.stop()
 
 
 async def _serve(
@@ -80,7 +82,8 @@ async def _serve(
             log.info("ready", listening=listening, metrics=metrics)
             await asked.wait()
             await drain(front, health, settings.grace_s, log, asked)
-            await server.stop(LAST_S)
+            # Without work only watches of health are open, which never end by themselves.
+            await server.stop(LAST_S if front.in_work else SENT_S)
     finally:
         await server.stop(0)
     log.info("stopped")
@@ -129,7 +132,7 @@ def options(bounds: Bounds, info: pb.InfoReply) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", 300_000),
         # Clients ask every second whether the server is still there; faster ones are cut off.
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
         ("grpc.http2.max_ping_strikes", 3),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),

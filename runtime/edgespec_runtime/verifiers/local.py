@@ -56,7 +56,7 @@ class LocalVerifier:
     def begin(self) -> Verdict:
         """See ``Verifier.begin``. Leading rows that the cache holds already, all but the last of
         the prompt at most, are not fed again; features are those of the fed rows."""
-        logits, features = self._feed(self._prompt())
+        logits, features = self._feed(self._prompt(), features=self._features)
         self._root = self._pick(logits, 0, ())
         self._sampler.observe((self._root,))
         return Verdict((), (self._root,), features)
@@ -64,22 +64,24 @@ class LocalVerifier:
     def resume(self, accepted: Sequence[int]) -> Verdict:
         """Takes up an answer of which ``accepted`` tokens (at least one) are known, in place of
         ``begin``. The cache may hold leading rows of the prompt and of ``accepted`` but its last
-        already. The verdict names no token; its features are of the rows that were fed."""
+        already. The verdict names no token, and has no features: they came with the tokens."""
         behind = self._table[list(accepted[:-1])]
         known = self._session.cache.length >= self._prompt_length
         start = self._prompt_length if known else 0
         embeds = behind if known else np.concatenate([self._prompt(), behind])
-        features = self._feed(embeds, start)[1]
+        self._feed(embeds, start)
         self._root = accepted[-1]
         self._sampler.observe(accepted)
-        return Verdict((), (), features)
+        return Verdict((), ())
 
-    def _feed(self, embeds: Floats, start: int = 0) -> tuple[Array, Array | None]:
+    def _feed(
+        self, embeds: Floats, start: int = 0, features: bool = False
+    ) -> tuple[Array, Array | None]:
         """Commits what the cache lacks of the context's rows ``embeds``, which count from row
         ``start``."""
         cached = self._session.cache.length
         where = range(cached, start + len(embeds))
-        return prefill(self._session, embeds[cached - start :], where, features=self._features)
+        return prefill(self._session, embeds[cached - start :], where, features=features)
 
     def verify(self, tree: TokenTree, meanwhile: Meanwhile | None = None) -> Verdict:
         ask = self.ask(tree)

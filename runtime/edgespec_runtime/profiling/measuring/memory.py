@@ -21,6 +21,7 @@ from edgespec.latency import Card, Memory
 MB = 2**20
 PROMPT = 64
 """Tokens of the prompt that is run before reading: its cache and buffers are counted."""
+ALL, TARGET, NOTHING = "all", "target", "nothing"
 DRAFTING = ("draft", "compressor")
 """How the roles of the draft's graphs begin."""
 
@@ -32,12 +33,11 @@ def measure_memory(bundle: Bundle, card: Card, threads: int) -> Memory:
 
     Raises EngineError where such a process fails.
     """
-    base, without = _resident(bundle.path, threads, drafting=False)
-    draft = card.graph("draft")
+    target, draft = card.graph("target"), card.graph("draft")
+    base, without = _resident(bundle.path, threads, TARGET if target else NOTHING)
     draft_mb = 0.0
     if draft is not None:
-        draft_mb = max(_resident(bundle.path, threads, drafting=True)[1] - without, 0.0)
-    target = card.graph("target")
+        draft_mb = max(_resident(bundle.path, threads, ALL)[1] - without, 0.0)
     return Memory(
         base_mb=base,
         target_mb=max(without - base, 0.0),
@@ -47,9 +47,9 @@ def measure_memory(bundle: Bundle, card: Card, threads: int) -> Memory:
     )
 
 
-def _resident(path: Path, threads: int, *, drafting: bool) -> tuple[float, float]:
-    """Megabytes (before loading, after running) of a process of its own."""
-    words = [str(path), str(threads), "all" if drafting else "target"]
+def _resident(path: Path, threads: int, part: str) -> tuple[float, float]:
+    """Megabytes (before loading, after running ``part``) of a process of its own."""
+    words = [str(path), str(threads), part]
     # The module may come from a path that only this process knows of.
     known = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run(
@@ -86,7 +86,7 @@ def main(path: str, threads: str, part: str) -> None:
     import numpy as np
 
     from edgespec_runtime.engines import open_engine
-    from edgespec_runtime.model import Model
+    from edgespec_runtime.profiling.measuring.hollow import model_to_measure
     from edgespec_runtime.profiling.measuring.prompts import PromptBench
     from edgespec_runtime.profiling.measuring.rigs import Source
     from edgespec_runtime.profiling.measuring.rounds import RoundBench
@@ -96,9 +96,12 @@ def main(path: str, threads: str, part: str) -> None:
     bundle = read_bundle(path, check_hashes=False)
     engine = open_engine(threads=int(threads))
     base = resident_mb()
-    if part == "target":
+    if part == NOTHING:
+        print(json.dumps({"base_mb": base, "loaded_mb": base}))
+        return
+    if part == TARGET:
         bundle = Bundle(bundle.path, without_draft(bundle.manifest))
-    model = Model(bundle, engine)
+    model = model_to_measure(bundle, engine)
     sizes, source, samples = smallest(model.manifest, PROMPT), Source(model), Samples()
     for job in PromptBench(model, sizes, source).jobs():
         job(samples)

@@ -67,19 +67,24 @@ class PromptBench:
         samples.add("draft_prefill", size, _since(started))
 
     def _vision(self, count: int, samples: Samples) -> None:
-        """Pictures for the target, then for the draft, as a request wants them."""
+        """Pictures for the target, then for the draft, as a request wants them. Without a target
+        here the draft pays for a tower that both share."""
         graphs = dict(self._model.graphs)
+        if not {"vision", "draft_vision"} & set(graphs):
+            return
         own = self._pixels("draft_vision", count) if "draft_vision" in graphs else None
-        visual = VisualInputs(graphs, self._pixels("vision", count), own)
+        shown = self._pixels("vision", count) if "vision" in graphs else own
+        visual = VisualInputs(graphs, shown, own)
         started = perf_counter()
-        rows = visual.target
-        samples.add("vision", count, _since(started))
+        rows = visual.target if "projector" in graphs else None
+        if rows is not None:
+            samples.add("vision", count, _since(started))
         draft = self._model.draft
         if draft is None or not any(role in graphs for role in DRAFT_VISION):
             return
-        assert rows is not None
         width = int(draft.step.spec.meta["hidden"])
-        hidden = np.zeros((*rows.shape[:2], width), dtype=np.float32)
+        seen = np.zeros((1, 1, 0)) if rows is None else rows
+        hidden = np.zeros((*seen.shape[:2], width), dtype=np.float32)
         started = perf_counter()
         if draft.wants_features:
             draft.image_rows(visual, hidden, hidden[0, :1])

