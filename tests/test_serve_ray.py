@@ -25,6 +25,7 @@ from edgespec_runtime.server.ray_cluster import RaySettings, _keep_private, open
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from tests.support.calls import Caller, Refused
+from tests.support.replicas import replicas
 from tests.support.servers import RunningServer, running_server
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from tests.support.zoo import Zoo
 
 PROMPTS = ("w3 w5 w7", "w9 w1", "w2 w2 w4 w8")
-REPLICA = "ray::ServeReplica:edgespec:verifier"
 
 
 # --- Without Ray ---------------------------------------------------------------------------------
@@ -171,11 +171,6 @@ def remote(server: RunningServer, zoo: Zoo) -> Iterator[Model]:
     model = load(zoo.bundle("gqa"), threads=1, remote=settings)
     yield model
     model.close()
-
-
-def replicas(server: RunningServer) -> list[psutil.Process]:
-    family = psutil.Process(server.pid).children(recursive=True)
-    return [process for process in family if any(REPLICA in word for word in process.cmdline())]
 
 
 def sessions(server: RunningServer) -> int:

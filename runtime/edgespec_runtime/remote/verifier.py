@@ -52,7 +52,7 @@ class RemoteVerifier:
         self._opened_at: set[Endpoint] = set()
         self._in_step = False  # whether the server's session is known to be ours
         self._stream: ReplyStream | None = None
-        self._here_s = 0.0  # of the step at hand: the target's computing, and our own work
+        self._here_s = 0.0  # of the step at hand: the target's computing
 
     @property
     def engine_s(self) -> float:
@@ -172,7 +172,6 @@ class RemoteVerifier:
             return self._streamed()
         data, meanwhile = self._session.verify(tree), waiting.pop() if waiting else None
         answer = self._calls.verify(data, meanwhile)
-        self._here_s += answer.late_s
         verdict = self._commit(tree, answer.reply)
         self._calls.verified(answer, len(tree) + 1)
         return verdict

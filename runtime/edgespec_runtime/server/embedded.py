@@ -195,11 +195,10 @@ class EmbeddedBackend:
             context = await self._contexts.read(tenant, request)
             state = SessionState(request.epoch, context_digest(request), request.accepted_ids)
             slot = self._admission.admit(session)
-            answer = Answer(self._target, self._pool, slot, state, context, terms)
-            session.answer = answer
-            done = await self._run(
-                session, self._scheduler.steps(answer.start(tenant, self._slots.all))
-            )
+            ids = context.ids.tolist()
+            answer = session.answer = Answer(self._target, self._pool, slot, state, ids, terms)
+            steps = answer.start(context, tenant, self._slots.all)
+            done = await self._run(session, self._scheduler.steps(steps))
             reply = opened(answer, done.value, self._capacity.lease_s)
             reply.queue_us = done.queue_us + round(1e6 * waited)
             reply.compute_us = max(round(1e6 * (perf_counter() - came)) - reply.queue_us, 0)
