@@ -280,6 +280,8 @@ def test_resuming_at_every_token(zoo: Zoo, images: int, settings: dict[str, Any]
             fresh.tokens = plain[:known]
             assert (await fresh.open()).reused_rows == prompt + known - 1
             assert await fresh.finish(plain, np.random.default_rng(known)) == plain
+            cached = prompt + len(fresh.tokens) - 1  # rows that rounds committed serve as well
+            assert (await fresh.open()).reused_rows == cached
 
     serve(zoo, test)
 

@@ -137,6 +137,11 @@ class Link:
         return (self.round_trip.mean if self.round_trip else self._bound) + up * self._byte_ms
 
     @property
+    def curve(self) -> Curve | None:
+        """The server's own verify curve, as it told it."""
+        return self._curve
+
+    @property
     def knows_compute(self) -> bool:
         """Whether anything is known of the server's times."""
         return self._curve is not None or bool(self._computed)

@@ -19,17 +19,18 @@ from edgespec.bundle import read_bundle
 from edgespec.latency import DeviceProfile, profile_for
 from edgespec.tree import EMPTY
 from edgespec_runtime.engines import open_engine
+from edgespec_runtime.server.admission import Admission
 from edgespec_runtime.server.answer import Answer
 from edgespec_runtime.server.backend import Gauges
 from edgespec_runtime.server.capacity import Capacity
 from edgespec_runtime.server.contexts import Contexts
 from edgespec_runtime.server.curve import measured, profiled
-from edgespec_runtime.server.failure import BUSY_MS, ran_out, refusal_of
+from edgespec_runtime.server.failure import refusal_of
 from edgespec_runtime.server.pictures import FORMATS
 from edgespec_runtime.server.replies import answered, claim_of, digest_of, opened, tree_of
 from edgespec_runtime.server.scheduler import Done, Scheduler
-from edgespec_runtime.server.slots import Slot, Slots
-from edgespec_runtime.server.table import Session, Table
+from edgespec_runtime.server.slots import Slots
+from edgespec_runtime.server.table import Session
 from edgespec_runtime.server.target import Target, load_target
 from edgespec_runtime.server.terms import Rules
 from edgespec_runtime.server.width import measured_width
@@ -86,12 +87,14 @@ class EmbeddedBackend:
             if profile
             else measured(target, self._pool, self._slots.all[0], self._rules.nodes)
         )
-        self._table = Table(capacity.lease_s, clock, self._dropped)
         self._scheduler = Scheduler(self._pool, self._width())
         self._contexts = Contexts(target, capacity, self._scheduler)
+        pictures = self._contexts.pictures
+        self._admission = Admission(self._slots, pictures, self._scheduler, capacity.lease_s, clock)
+        self._table = self._admission.table
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
-        self._evictions = self._replays = self._rounds = self._tokens = 0
+        self._replays = self._rounds = self._tokens = 0
 
     def _width(self) -> int:
         """Verifications of one engine call at most."""
@@ -149,7 +152,7 @@ class EmbeddedBackend:
             kv_bytes=self._slots.held * self._slots.slot_bytes,
             image_bytes=self._contexts.pictures.bytes,
             queued=self._scheduler.queued,
-            evictions=self._evictions,
+            evictions=self._admission.evictions,
             replays=self._replays,
             rounds=self._rounds,
             tokens=self._tokens,
@@ -191,12 +194,11 @@ class EmbeddedBackend:
                 return _again(pb.OpenReply.FromString(kept))
             context = await self._contexts.read(tenant, request)
             state = SessionState(request.epoch, context_digest(request), request.accepted_ids)
-            slot = self._admit(session)
-            answer = Answer(self._target, self._pool, slot, state, context, terms)
-            session.answer = answer
-            done = await self._run(
-                session, self._scheduler.steps(answer.start(tenant, self._slots.all))
-            )
+            slot = self._admission.admit(session)
+            ids = context.ids.tolist()
+            answer = session.answer = Answer(self._target, self._pool, slot, state, ids, terms)
+            steps = answer.start(context, tenant, self._slots.all)
+            done = await self._run(session, self._scheduler.steps(steps))
             reply = opened(answer, done.value, self._capacity.lease_s)
             reply.queue_us = done.queue_us + round(1e6 * waited)
             reply.compute_us = max(round(1e6 * (perf_counter() - came)) - reply.queue_us, 0)
@@ -239,10 +241,8 @@ class EmbeddedBackend:
         key = (tenant, request.session_id)
         if self._table.knows(key):
             async with self._table.turn(key, create=True) as session:
-                answer = session.answer
-                if answer is not None and request.epoch >= answer.state.epoch:
-                    session.answer = None
-                    self._slots.give_back(answer.slot)
+                if session.answer and request.epoch >= session.answer.state.epoch:
+                    self._admission.end(session)
         return pb.CloseReply()
 
     async def _run(self, session: Session, future: Future[Done[T]]) -> Done[T]:
@@ -253,34 +253,8 @@ class EmbeddedBackend:
         try:
             return await asyncio.wrap_future(future)
         except Exception as error:
-            answer, session.answer = session.opened, None
-            self._slots.give_back(answer.slot)
-            if ran_out(error):
-                self._shrink()
+            self._admission.end(session, error)
             raise refusal_of(error) from error
-
-    def _admit(self, session: Session) -> Slot:
-        """A slot for a new epoch: the session's own, a free one, or that of the session that was
-        idle longest. Raises Refusal BUSY where every one has a request running."""
-        if session.answer is not None:
-            slot, session.answer = session.answer.slot, None
-            return slot
-        self._table.sweep()
-        while (found := self._slots.take()) is None:
-            if not self._table.evict():
-                raise Refusal(
-                    Reason.BUSY,
-                    f"each of the {len(self._slots.all)} sessions there is room for is at work",
-                    BUSY_MS,
-                )
-        return found
-
-    def _shrink(self) -> None:
-        """Memory ran out: gives up pictures, rows of closed sessions, and the session that was idle
-        longest."""
-        self._contexts.pictures.clear()
-        self._table.evict()
-        self._scheduler.steps(self._slots.shrink())
 
     def _is_full(self, session: Session) -> bool:
         return session.answer is None or session.answer.full
@@ -288,11 +262,6 @@ class EmbeddedBackend:
     def _count(self, tokens: tuple[int, ...]) -> None:
         self._rounds += 1
         self._tokens += len(tokens)
-
-    def _dropped(self, answer: Answer) -> None:
-        """A session's lease is over, or another one needs its slot."""
-        self._evictions += 1
-        self._slots.give_back(answer.slot)
 
 
 def _again(reply: Reply) -> Reply:
