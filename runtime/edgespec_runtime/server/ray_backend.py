@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +25,7 @@ from google.protobuf.message import Message
 
 from edgespec.errors import ConfigError, EngineError, MissingDependencyError
 from edgespec_runtime.server.backend import Gauges, VerifierBackend
+from edgespec_runtime.server.logs import where
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason, Refusal
 
@@ -37,6 +38,7 @@ RETRY_MS = 200
 STORE_BYTES = 1 << 28
 """For objects between Ray's processes; messages do not pass through it."""
 Reply = TypeVar("Reply", bound=Message)
+LOG = logging.getLogger(__name__)
 Opener = Callable[[], VerifierBackend]
 
 
@@ -95,13 +97,13 @@ class Replica:
         return await _answer(self._backend.close(tenant, pb.CloseRequest.FromString(data)))
 
     async def proceed(self, tenant: str, data: bytes) -> AsyncIterator[bytes | Refusal]:
-        rounds: Any = self._backend.proceed(tenant, pb.ContinueRequest.FromString(data))
+        rounds = self._backend.proceed(tenant, pb.ContinueRequest.FromString(data))
         try:
             async with aclosing(rounds):
                 async for reply in rounds:
                     yield reply.SerializeToString()
         except Refusal as refusal:
-            yield refusal
+            yield _told(refusal)
 
     async def gauges(self) -> tuple[int, Gauges]:
         """With the id of this process."""
@@ -112,8 +114,15 @@ async def _answer(coming: Any) -> bytes | Refusal:
     try:
         reply: bytes = (await coming).SerializeToString()
     except Refusal as refusal:
-        return refusal
+        return _told(refusal)
     return reply
+
+
+def _told(refusal: Refusal) -> Refusal:
+    """``refusal``, its cause logged: that stays behind in this process."""
+    if (cause := refusal.__cause__) is not None:
+        LOG.error("%s at %s", type(cause).__name__, where(cause))
+    return refusal
 
 
 class RayBackend:
@@ -144,7 +153,7 @@ class RayBackend:
 
     async def proceed(
         self, tenant: str, request: pb.ContinueRequest
-    ) -> AsyncIterator[pb.VerifyReply]:
+    ) -> AsyncGenerator[pb.VerifyReply, None]:
         method = self._method(tenant, "proceed", request).options(stream=True)
         rounds = method.remote(tenant, request.SerializeToString())
         try:
@@ -253,13 +262,15 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
     logger.handlers.clear()
     logger.setLevel(logging.WARNING)
     logger.propagate = True
-    instance.start(proxy_location="Disabled")  # no entrance but the front's
-    deployment = instance.deployment(Replica).options(name="verifier", **_options(settings))
     try:
+        instance.start(proxy_location="Disabled")  # no entrance but the front's
+        deployment = instance.deployment(Replica).options(name="verifier", **_options(settings))
         handle = instance.run(deployment.bind(opener), name=APPLICATION, route_prefix=None)
-    except RuntimeError as error:
+    except BaseException as error:  # of a signal too: a cluster would keep what was begun
         shut_down()
-        raise EngineError(f"the replicas did not start: {error}") from None
+        if isinstance(error, RuntimeError):
+            raise EngineError(f"the replicas did not start: {error}") from None
+        raise
     return RayBackend(handle, secrets.token_bytes(32), shut_down)
 
 
