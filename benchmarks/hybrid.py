@@ -4,6 +4,7 @@
     python benchmarks/hybrid.py ahead      what drafting on while a verification is away brings
     python benchmarks/hybrid.py bytes      bytes per token and per answer, up and down
     python benchmarks/hybrid.py serving    verifications/s and latency against sessions, batched
+    python benchmarks/hybrid.py pause      what a server costs that dies, or hangs, in an answer
     python benchmarks/hybrid.py soak       whether memory stays flat over minutes
 
 The built-in family, server and client on one core each with one engine thread, over loopback
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hybrid_rig import RTTS_MS, UPLINK_KBPS, Rig, builtin, rig
+from hybrid_rig import RTTS_MS, UPLINK_KBPS, Rig, builtin, cores, pinned, rig
 from sizing import Speed
 
 from edgespec_export.family import sample_folder
@@ -33,11 +35,14 @@ from edgespec_runtime.bench.data import Row, read_sets, select
 from edgespec_runtime.records import Generation
 
 Figures = dict[str, Any]
+DEADLINE_MS = 2000.0
+STRIKE = 8
+"""Tokens in front of a server's end."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("command", choices=("modes", "ahead", "bytes", "serving", "soak"))
+    parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("--bundle", type=Path, help="default: exports the built-in family")
     parser.add_argument("--prompts", type=int, default=1, help="per task and set (default: 1)")
     parser.add_argument("--passes", type=int, default=3, help="after warming up (default: 3)")
@@ -70,7 +75,8 @@ class Sides:
         self._models = models
         self._rows = rows
         self._tokens = tokens
-        self._right: dict[str, tuple[int, ...]] = {}
+        self.right: dict[str, tuple[int, ...]] = {}
+        """What plain decoding says, by row."""
         self._rng = random.Random(0)
         self.different = 0
         """Answers that were not plain decoding's."""
@@ -91,9 +97,13 @@ class Sides:
         return speeds
 
     def learn_right(self, local: Model) -> None:
-        """What plain decoding says."""
+        """Has ``local`` say what is right."""
         for row in self._rows:
-            self._right[row.id] = self._answer(local, row, draft="none").token_ids
+            self.right[row.id] = self._answer(local, row, draft="none").token_ids
+
+    def rows_longer_than(self, tokens: int) -> list[Row]:
+        """Rows whose answer is long enough for something to happen in the middle."""
+        return [row for row in self._rows if len(self.right[row.id]) > tokens]
 
     def _answer(self, model: Model, row: Row, **settings: Any) -> Generation:
         return model.generate(
@@ -101,7 +111,7 @@ class Sides:
         )
 
     def _compare(self, row: Row, answer: Generation) -> None:
-        self.different += answer.token_ids != self._right[row.id]
+        self.different += answer.token_ids != self.right[row.id]
 
 
 def _add(speed: Speed, row: Row, answer: Generation) -> None:
@@ -200,7 +210,7 @@ def _length(speed: Speed) -> float:
 def count_bytes(bundle: Path, given: argparse.Namespace) -> tuple[Figures, bool]:
     """What crosses the network, by mode: messages as the client counts them, and all bytes of the
     connection as the proxy does."""
-    print("| mode | answer | tokens | up, B/token | down, B/token | in all: up | down |")
+    print("| mode | picture | its bytes | messages, B/token: up | down | all: up | down |")
     print("|---|---|--:|--:|--:|--:|--:|")
     figures: Figures = {"modes": {}}
     with rig(bundle) as here:
@@ -209,7 +219,7 @@ def count_bytes(bundle: Path, given: argparse.Namespace) -> tuple[Figures, bool]
             with here.client(mode=mode) as model:
                 figures["modes"][mode] = [
                     _bytes_of(here, model, row, repeat, given.tokens)
-                    for row in rows_of(given)
+                    for row in {row.images: row for row in rows_of(given)}.values()
                     for repeat in (False, True)
                 ]
             for repeat in (False, True):
@@ -238,13 +248,17 @@ def _bytes_of(here: Rig, model: Model, row: Row, repeat: bool, tokens: int) -> F
 def _print_bytes(mode: str, repeat: bool, cells: Sequence[Figures]) -> None:
     """``repeat``: the second time that a picture is asked about, when its digest is enough."""
     own = [cell for cell in cells if cell["repeat"] is repeat]
-    tokens = sum(cell["tokens"] for cell in own)
-    sums = {name: sum(cell[name] for cell in own) for name in own[0] if name not in ("row",)}
+    sums = {name: sum(cell[name] for cell in own) for name in own[0] if name != "row"}
     picture = 0 if repeat else sums["picture"]
+    per_token = [
+        (sums[f"{kind}_{way}"] - (picture if way == "up" else 0)) / sums["tokens"]
+        for kind in ("messages", "wire")
+        for way in ("up", "down")
+    ]
     print(
-        f"| {mode} | {'picture known' if repeat else 'with its picture'} | {tokens} | "
-        f"{(sums['messages_up'] - picture) / tokens:.0f} | {sums['messages_down'] / tokens:.0f} | "
-        f"{sums['wire_up'] / len(own):.0f} | {sums['wire_down'] / len(own):.0f} |"
+        f"| {mode} | {'known' if repeat else 'new'} | {picture / len(own):.0f} | "
+        + " | ".join(f"{value:.0f}" for value in per_token)
+        + " |"
     )
 
 
@@ -269,6 +283,66 @@ def serving(bundle: Path, given: argparse.Namespace) -> tuple[Figures, bool]:
                 )
     wrong = sum(cell["wrong"] for cell in figures["cells"])
     return figures, not wrong
+
+
+def pause(bundle: Path, given: argparse.Namespace) -> tuple[Figures, bool]:
+    """The longest round of answers whose server dies or hangs half way, with another to go on."""
+    print("| server | answers | pause, ms: median | max | usual round, ms | an open, ms |")
+    print("|---|--:|--:|--:|--:|--:|")
+    figures: Figures = {"rtt_ms": 20.0, "deadline_ms": DEADLINE_MS, "different": 0}
+    with rig(bundle) as one, rig(bundle) as other, one.client(local=True) as local:
+        sides = Sides({}, rows_of(given), given.tokens)
+        sides.learn_right(local)
+        for here in (one, other):
+            here.network.shape(figures["rtt_ms"], given.uplink_kbps)
+        with one.client(other, mode="hybrid", deadline_ms=DEADLINE_MS) as model:
+            for kind in ("dies", "hangs"):
+                cells = figures[kind] = [
+                    _struck(model, (one, other), row, kind, given.tokens)
+                    for _ in range(given.passes)
+                    for row in sides.rows_longer_than(3 * STRIKE)
+                ]
+                figures["different"] += sum(
+                    tuple(cell["tokens"]) != sides.right[cell["row"]] for cell in cells
+                )
+                _print_pauses(kind, cells)
+    return figures, not figures["different"]
+
+
+def _struck(model: Model, rigs: Sequence[Rig], row: Row, kind: str, tokens: int) -> Figures:
+    """One answer whose server is struck behind its eighth token."""
+    request = model.stream(list(row.images), row.turns[0], max_new_tokens=tokens)
+    waits: list[float] = []
+    request.listen(lambda outcome: waits.append(outcome.verify_ms))
+    told = [next(request).token for _ in range(STRIKE)]
+    at = (request.remote or {})["endpoint"]
+    server = next(here.server for here in rigs if here.network.address == at)
+    before = len(waits)
+    server.kill() if kind == "dies" else server.pause()
+    told += [record.token for record in request]
+    if kind == "dies":
+        with pinned(cores()[0]):
+            server.restart()
+    else:
+        server.resume()
+    usual = statistics.median(waits[1:before])
+    return {
+        "row": row.id,
+        "tokens": told,
+        "pause_ms": max(waits[before:], default=usual) - usual,
+        "round_ms": usual,
+        "open_ms": waits[0],
+    }
+
+
+def _print_pauses(kind: str, cells: Sequence[Figures]) -> None:
+    pauses = [cell["pause_ms"] for cell in cells]
+    usual, opens = (statistics.median(c[name] for c in cells) for name in ("round_ms", "open_ms"))
+    print(
+        f"| {kind} | {len(cells)} | {statistics.median(pauses):.0f} | {max(pauses):.0f} | "
+        f"{usual:.0f} | {opens:.0f} |",
+        flush=True,
+    )
 
 
 def soak(bundle: Path, given: argparse.Namespace) -> tuple[Figures, bool]:
@@ -299,6 +373,7 @@ COMMANDS: Mapping[str, Callable[[Path, argparse.Namespace], tuple[Figures, bool]
     "ahead": ahead,
     "bytes": count_bytes,
     "serving": serving,
+    "pause": pause,
     "soak": soak,
 }
 

@@ -10,7 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from tests.support.servers import RunningServer, running_server  # noqa: E402
 
 RTTS_MS = (2.0, 20.0, 50.0, 100.0, 200.0)
 UPLINK_KBPS = 1000.0
+SEATS = 8
+"""Sessions that the server verifies in one call."""
 
 
 @cache
@@ -97,12 +99,14 @@ class Rig:
     network: Network
 
     @contextmanager
-    def client(self, *, local: bool = False, **settings: Any) -> Iterator[Model]:
-        """A model of this process: the target is here with ``local``, else at the server."""
+    def client(self, *spares: Rig, local: bool = False, **settings: Any) -> Iterator[Model]:
+        """A model of this process: the target is here with ``local``, else at the server, and at
+        ``spares`` where that one does not answer."""
         if local:
             yield edgespec_runtime.load(self.bundle, threads=1, check_hashes=False)
             return
-        remote = RemoteSettings(endpoints=(self.network.address,), **settings)
+        addresses = (self.network.address, *(spare.network.address for spare in spares))
+        remote = RemoteSettings(addresses, **settings)
         model = edgespec_runtime.load(self.bundle, threads=1, check_hashes=False, remote=remote)
         try:
             yield model
@@ -133,10 +137,10 @@ def rig(bundle: Path, *flags: object) -> Iterator[Rig]:
 
 
 def builtin(folder: Path) -> Path:
-    """The built-in family with its draft, exported into ``folder``."""
+    """The built-in family with its draft, exported into ``folder`` for a server of several."""
     from edgespec_export.exporter import export_bundle
     from edgespec_export.family import export_request
 
     out = folder / "builtin.bundle"
-    export_bundle(export_request("draft", out))
+    export_bundle(replace(export_request("draft", out), sessions=SEATS))
     return out

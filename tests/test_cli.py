@@ -42,6 +42,7 @@ def test_generate_json_has_the_stable_keys(
     out, err = capsys.readouterr()
     value = json.loads(out)
     keys = {"text", "token_ids", "finish_reason", "prompt_tokens", "stats", "sizing", "remote"}
+    keys |= {"text_source", "sources"}
     assert set(value) == keys and value["sizing"] is None and value["remote"] is None
     assert set(value["stats"]) >= {
         "tokens_per_s", "ttft_ms", "rounds", "accepted_length", "draft_ms", "verify_ms", "host_ms",

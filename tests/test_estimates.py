@@ -17,6 +17,7 @@ from edgespec.latency import (
     Datasheet,
     DeviceProfile,
     bundle_facts,
+    card_of,
     check_fits,
     device_files,
     estimate_note,
@@ -25,9 +26,18 @@ from edgespec.latency import (
     profile_for,
     save_profile,
 )
+from edgespec.latency.geometry import load_geometry
 from tests.support.profiles import profile
 
-DEVICES = ("generic-cpu", "jetson-agx-orin", "jetson-orin-nano", "jetson-orin-nx", "jetson-thor")
+DEVICES = (
+    "generic-cpu",
+    "jetson-agx-orin",
+    "jetson-orin-nano",
+    "jetson-orin-nx",
+    "jetson-thor",
+    "nvidia-a100",
+    "nvidia-l4",
+)
 GROWING = ("jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor")
 
 
@@ -44,7 +54,7 @@ def curves(given: DeviceProfile) -> dict[str, Curve]:
     return {name: item for name, item in vars(given.costs).items() if isinstance(item, Curve)}
 
 
-def test_five_devices_come_with_edgespec() -> None:
+def test_devices_that_come_with_edgespec() -> None:
     assert tuple(sorted(device_files())) == DEVICES
 
 
@@ -206,7 +216,7 @@ def test_an_estimate_says_that_it_is_one(bundle: Bundle) -> None:
     [
         (
             "jetson-orin-nanno",
-            r"devices: generic-cpu, .*jetson-thor\. Did you mean jetson-orin-nan",
+            r"devices: generic-cpu, .*nvidia-l4\. Did you mean jetson-orin-nan",
         ),
         ("qqq", r"neither a profile file nor a known device; devices: generic-cpu.*edgespec prof"),
         ("jetson-thor:15W", r"no power mode '15W'; there are: MAXN"),
@@ -241,3 +251,28 @@ def test_a_damaged_device_file_is_refused(
     path.write_text(yaml.safe_dump({**values, **change}), encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
         load_estimate(path)
+
+
+def test_models_by_their_sizes_weigh_what_they_are_known_to() -> None:
+    """LLaVA-1.5-7B: 6.74 G parameters of Vicuna, an embedding table of 131 M that is only looked
+    up; a draft of 160 M with as small a table."""
+    bundle = load_geometry("llava-1.5-7b").as_bundle()
+    card = card_of(bundle, 100.0, 1000.0, measured=False)
+
+    def parameters(role: str) -> float:
+        graph = card.graph(role)
+        assert graph is not None
+        return graph.weight_bytes / 2
+
+    assert parameters("target") == pytest.approx(6.74e9 - 131e6, rel=0.005)
+    assert parameters("draft") == pytest.approx(162e6 - 25e6, rel=0.02)
+    assert parameters("vision") == pytest.approx(304e6 * 23 / 24, rel=0.05)
+    assert parameters("draft_chain") == parameters("draft")
+
+
+def test_a_device_that_only_drafts_needs_no_room_for_the_target() -> None:
+    bundle = load_geometry("llava-1.5-7b").as_bundle()
+    with pytest.raises(ConfigError, match="about 5,300 MB"):
+        estimate_profile(sheet("jetson-orin-nano"), bundle)
+    found = estimate_profile(sheet("jetson-orin-nano"), bundle, target_here=False)
+    assert found.memory.target_mb == 0 and 700 < found.memory.draft_mb < 1000

@@ -120,13 +120,13 @@ def test_percentiles() -> None:
 
 @pytest.mark.slow
 def test_nothing_is_lost_doubled_or_wrong_through_a_dozen_faults(zoo: Zoo) -> None:
-    report = run(zoo.bundle("gqa"), SHORT)
+    report = run(zoo.bundle("gqa", sessions=4), SHORT)
     assert report.findings.notes == [] and report.errors == []
     assert report.complete and report.clean
 
 
 @pytest.mark.slow
 def test_without_the_checks_of_rounds_and_prefixes_the_same_run_fails(zoo: Zoo) -> None:
-    report = run(zoo.bundle("gqa"), replace(SHORT, checks=False))
+    report = run(zoo.bundle("gqa", sessions=4), replace(SHORT, checks=False))
     found = report.findings
     assert found.lost + found.doubled + found.wrong > 0

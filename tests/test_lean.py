@@ -60,6 +60,16 @@ def test_importing_the_runtime_loads_no_engine_and_no_heavy_package() -> None:
     assert not loaded & unwanted
 
 
+def test_settings_of_a_remote_target_need_no_package() -> None:
+    names = ("grpc", "google.protobuf", "numpy", "onnxruntime")
+    code = blocked(names) + (
+        "from edgespec_runtime.remote import RemoteSettings\n"
+        "print(RemoteSettings(('127.0.0.1:1',)).endpoints)\n"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_help_needs_no_optional_package() -> None:
     names = (*HEAVY, "onnxruntime", "tokenizers", "jinja2", "PIL", "tqdm", "matplotlib")
     for command in ("", "export", "generate", "serve", "profile", "bench", "frequencies", "demo"):

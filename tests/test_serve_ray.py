@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
+import numpy as np
 import psutil
 import pytest
 
@@ -19,15 +20,12 @@ from edgespec.errors import ConfigError, MissingDependencyError
 from edgespec_runtime.entry import load
 from edgespec_runtime.remote import RemoteSettings
 from edgespec_runtime.server.backend import Gauges
-from edgespec_runtime.server.ray_backend import (
-    RayBackend,
-    RaySettings,
-    _keep_private,
-    open_ray_backend,
-)
+from edgespec_runtime.server.ray_backend import RayBackend
+from edgespec_runtime.server.ray_cluster import RaySettings, _keep_private, open_ray_backend
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from tests.support.calls import Caller, Refused
+from tests.support.replicas import replicas
 from tests.support.servers import RunningServer, running_server
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from tests.support.zoo import Zoo
 
 PROMPTS = ("w3 w5 w7", "w9 w1", "w2 w2 w4 w8")
-REPLICA = "ray::ServeReplica:edgespec:verifier"
 
 
 # --- Without Ray ---------------------------------------------------------------------------------
@@ -176,11 +173,6 @@ def remote(server: RunningServer, zoo: Zoo) -> Iterator[Model]:
     model.close()
 
 
-def replicas(server: RunningServer) -> list[psutil.Process]:
-    family = psutil.Process(server.pid).children(recursive=True)
-    return [process for process in family if any(REPLICA in word for word in process.cmdline())]
-
-
 def sessions(server: RunningServer) -> int:
     with urlopen(f"http://{server.line['metrics']}/metrics", timeout=20) as page:
         lines = page.read().decode().splitlines()
@@ -201,6 +193,15 @@ def test_answers_are_those_of_the_target_here(
         assert (found.token_ids, found.text) == (wanted.token_ids, wanted.text)
         # The picture was sent to one replica, and is asked for again by the other.
         assert found.remote is not None and found.remote["reopens"] <= 1
+
+
+@pytest.mark.slow
+def test_a_picture_may_be_larger_than_rays_own_messages(remote: Model, zoo: Zoo) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1250, 1250, 3), dtype=np.uint8)
+    wanted = zoo.model("gqa").generate(pixels, PROMPTS[0], max_new_tokens=4)
+    found = remote.generate(pixels, PROMPTS[0], max_new_tokens=4)
+    assert found.token_ids == wanted.token_ids
+    assert found.remote is not None and found.remote["bytes_up"] > 4 * 2**20
 
 
 @pytest.mark.slow

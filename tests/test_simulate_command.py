@@ -233,7 +233,8 @@ def test_the_table_is_for_people(
     ):  # fmt: skip
         assert expected in out
     table = out.splitlines()[2:]
-    assert len(table) == 2 + 4 and len({line.count("|") for line in table}) == 1
+    # Two tasks; plain round by round or streamed, sized round by round or as it would choose.
+    assert len(table) == 2 + 8 and len({line.count("|") for line in table}) == 1
     assert "drawn" not in out, "everything was recorded"
 
 
@@ -286,6 +287,51 @@ def test_a_server_has_to_run_the_same_target(
     save_profile(other, server)
     assert main(words(files, "--rtt-ms", 5, "--target-profile", server)) == 2
     assert "is of another target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rtt", [1, 20, 500])
+def test_across_a_network_modes_are_compared(
+    tmp_path: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str], rtt: int
+) -> None:
+    files["trace"].write_text(written(*(answer(200, id=str(i)) for i in range(4))))
+    server = tmp_path / "server.yaml"
+    save_profile(replace(profile(), costs=replace(costs(), verify=Curve.constant(9.0))), server)
+    more = ["--rtt-ms", rtt, "--target-profile", server, "--json"]
+    assert main(words(files, *more)) == 0
+    cells = {(c["policy"], c["mode"]): c for c in json.loads(capsys.readouterr().out)["cells"]}
+    assert list(cells) == [
+        ("plain", "hybrid"), ("plain", "remote"), ("plain", "local"),
+        ("sized", "hybrid"), ("sized", "auto"),
+    ]  # fmt: skip
+    speed = {way: cell["tokens_per_s"] for way, cell in cells.items()}
+    assert speed["plain", "remote"] == pytest.approx(1e3 / (9.0 + rtt / 199), rel=0.03)
+    assert speed["plain", "local"] > 250, "this device's own curve, without a network"
+    best = max(speed["plain", "remote"], speed["sized", "hybrid"])
+    assert speed["sized", "auto"] > 0.95 * best
+    assert cells["plain", "remote"]["streamed"] == 1.0 and cells["sized", "hybrid"]["streamed"] == 0
+    assert cells["sized", "auto"]["streamed"] == pytest.approx(0.0 if rtt < 500 else 1.0, abs=0.15)
+
+
+def test_models_that_are_not_at_hand(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A 7B target on a server for a device that cannot hold it: the example of docs/simulate.md."""
+    files["trace"].write_text(written(answer(60, images=1)))
+    given = {"trace": files["trace"], "profile": Path("jetson-orin-nano")}
+    more = ["--model", "llava-1.5-7b", "--target-profile", "nvidia-l4", "--rtt-ms", 20, "--json"]
+    assert main(words(given, *more)) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert "not at hand" in err and "no decoding on the device alone" in err
+    speed = {(c["policy"], c["mode"]): c["tokens_per_s"] for c in report["cells"]}
+    assert ("plain", "local") not in speed
+    # 13.2 GB of weights at 0.8 x 300 GB/s, and a twentieth of a millisecond a layer.
+    assert speed["plain", "remote"] == pytest.approx(1e3 / 59, rel=0.05)
+    assert speed["sized", "auto"] > 2 * speed["plain", "remote"]
+    assert main(words(given, *more, "--bundle", "b")) == 2
+    assert "--bundle and --model" in capsys.readouterr().err
+    assert main(words(given, "--model", "llava-1.5-7c")) == 2
+    assert "Did you mean llava-1.5-7b" in capsys.readouterr().err
 
 
 def measured_for(bundle: Path) -> DeviceProfile:

@@ -115,13 +115,14 @@ def _generate(model: Model, arguments: argparse.Namespace, prompt: str) -> int:
 
 def describe_remote(remote: dict[str, Any]) -> str:
     """One line about the servers for the human."""
-    trip = remote["round_trip_ms"]
+    trip, ahead = remote["round_trip_ms"], remote["drafted_ahead"]
     return (
         f"verified by {remote['endpoint']}: {remote['rounds']} rounds asked for, "
         f"{remote['streamed']} streamed"
         + (f", round trip {trip:.1f} ms" if trip is not None else "")
         + f"; {remote['bytes_up']} bytes up, {remote['bytes_down']} down; "
         f"{remote['retries']} retries, {remote['reopens']} reopens"
+        + (f"; {ahead['hits']} of {ahead['tried']} rounds drafted ahead" if ahead else "")
     )
 
 

@@ -107,7 +107,7 @@ def _open_ray(
     arguments: argparse.Namespace, opener: Callable[[], VerifierBackend]
 ) -> VerifierBackend:
     from edgespec.bundle import read_bundle
-    from edgespec_runtime.server.ray_backend import RaySettings, open_ray_backend
+    from edgespec_runtime.server.ray_cluster import RaySettings, open_ray_backend
 
     settings = RaySettings(
         address=arguments.ray_address,

@@ -17,6 +17,7 @@ KIND = "geometry"
 HERE = Path(__file__).resolve().parent
 PLACES = (HERE.parent / "models", HERE.parent.parent / "configs" / "models")
 """Where model files lie: inside an installed package, and in a checkout."""
+SUFFIXES = (".yaml", ".yml", ".json")
 TREE_ROWS = 64
 
 
@@ -152,7 +153,7 @@ class Geometry:
 def load_geometry(given: str) -> Geometry:
     """From a file, or the name of one that comes with edgespec. Raises ConfigError."""
     path = Path(given).expanduser()
-    if not path.is_file() and not path.suffix and len(path.parts) == 1:
+    if not path.is_file() and path.suffix not in SUFFIXES and len(path.parts) == 1:
         path = _find(given)
     where = f"model file '{path}'"
     values = containers(read_text(path), where)

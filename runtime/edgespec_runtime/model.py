@@ -325,6 +325,7 @@ class Model:
             draft=choice.name,
             question=tuple(np.unique(prompt.ids).tolist()),
             profile=self.profile,
+            remote=self._remote.verify_curve(self.profile) if self._remote else None,
             away_ms=self._remote.experience.link.network() if self._remote else 0.0,
             budget=budget,
             experience=self.experience,

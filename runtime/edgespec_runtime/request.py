@@ -11,6 +11,7 @@ from edgespec.sizing import Setting, Sizer
 from edgespec.sizing.policies.sized import SizedTrees
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
+from edgespec_runtime.drafts.ahead import counts
 from edgespec_runtime.records import Record, Stats
 from edgespec_runtime.text import StopStrings, TextStream
 from edgespec_runtime.tokenizer import Tokenizer
@@ -86,7 +87,9 @@ class Request:
     def remote(self) -> dict[str, Any] | None:
         """What talking to servers took so far; None where the target runs here."""
         verifier = self._verifier
-        return verifier.account.as_json() if isinstance(verifier, Away) else None
+        if not isinstance(verifier, Away):
+            return None
+        return {**verifier.account.as_json(), "drafted_ahead": counts(self._draft)}
 
     @property
     def stats(self) -> Stats:

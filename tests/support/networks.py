@@ -88,7 +88,8 @@ class Server:
     mode: Mode = Mode.HYBRID
     lost: bool = False
     due: float | None = None
-    """When the stream's next token arrives, ms; None where none is open."""
+    """When the stream's next token would arrive without jitter, ms; None where none is open."""
+    arrived: float = 0.0
     pings: int = 0
     changes: int = 0
 
@@ -116,11 +117,13 @@ class Server:
         if self.due is None:
             self.changes += 1
             self.due = now + world.away(now, HEADER, self.rng) + interval
+            self.arrived = self.due
         else:
-            late = self.rng.exponential(world.jitter) - world.jitter if world.jitter else 0.0
-            self.due = max(self.due + interval, now + late)
+            self.due += interval
+        late = self.rng.exponential(world.jitter) if world.jitter else 0.0
+        self.arrived = max(self.arrived, self.due + late)  # tokens come in order
         self.link.streamed(world.queue, world.one, REPLY)
-        waited = max(self.due - now, 0.0)
+        waited = max(self.arrived - now, 0.0)
         return waited, max(waited - world.one, 0.0), 0
 
     def _leave(self, now: float) -> float:

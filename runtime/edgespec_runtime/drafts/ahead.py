@@ -20,7 +20,8 @@ from edgespec.acceptance import Verdict
 from edgespec.sizing import Growth, Policy, Root, Sizer
 from edgespec.sizing.contract import Steady, newest
 from edgespec.tree import ROOT, Candidates
-from edgespec_runtime.drafts.base import Answered
+from edgespec_runtime.drafts.base import Answered, Drafter
+from edgespec_runtime.drafts.cascade import CascadeDraft
 from edgespec_runtime.drafts.vlm import VlmDraft
 
 UNASKED = math.log(0.8)
@@ -188,3 +189,10 @@ def _same(some: Sequence[int], others: Sequence[int]) -> int:
     return next(
         (i for i, (one, other) in enumerate(pairs) if one != other), min(len(some), len(others))
     )
+
+
+def counts(drafter: Drafter) -> dict[str, int] | None:
+    """How often a request's drafter drafted ahead, and how often the outcome was the one it had
+    drafted for; None where it does not."""
+    own = drafter.model if isinstance(drafter, CascadeDraft) else drafter
+    return {"tried": own.tried, "hits": own.hits} if isinstance(own, AheadDraft) else None

@@ -27,6 +27,11 @@ class CascadeDraft:
         self._ngram = ngram_draft
 
     @property
+    def model(self) -> Drafter:
+        """The part with a model."""
+        return self._model
+
+    @property
     def engine_s(self) -> float:
         return self._model.engine_s
 

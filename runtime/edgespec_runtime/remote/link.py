@@ -137,6 +137,11 @@ class Link:
         return (self.round_trip.mean if self.round_trip else self._bound) + up * self._byte_ms
 
     @property
+    def curve(self) -> Curve | None:
+        """The server's own verify curve, as it told it."""
+        return self._curve
+
+    @property
     def knows_compute(self) -> bool:
         """Whether anything is known of the server's times."""
         return self._curve is not None or bool(self._computed)
@@ -158,10 +163,11 @@ class Link:
 
     def _seen(self) -> Curve | None:
         """What was measured, as a curve."""
-        if not self._computed:
+        computed = dict(self._computed)  # other requests add to it
+        if not computed:
             return None
-        sizes = sorted(self._computed)
-        row = tuple(max(self._computed[size].median, 1e-3) for size in sizes)
+        sizes = sorted(computed)
+        row = tuple(max(computed[size].median, 1e-3) for size in sizes)
         return Curve(tuple(sizes), (0,), (row,), (row,))
 
     def as_json(self) -> dict[str, Any]:

@@ -30,6 +30,8 @@ TRIAL = {Mode.HYBRID: 5, Mode.REMOTE: 6}
 """Rounds for which a mode is kept once it was chosen."""
 SETTLED = {Mode.HYBRID: 2, Mode.REMOTE: 4}
 """Rounds until the choice is looked at again."""
+HOPELESS, ENOUGH = 2.0, 2
+"""A draft's trial ends so many rounds early where the server by itself is faster by this."""
 HORIZON = 256
 """Tokens ahead for which a network may be expected to stay as it is."""
 LENGTH = 64
@@ -82,6 +84,7 @@ class Modes:
         self._look = 0  # rounds until it is looked at again
         self._fresh = False  # whether the mode was just entered: its first round pays for that
         self._alone = False  # whether no server took part in the round at hand
+        self._stake = 0.0  # what the trial that was just decided on may lose
         self._rest = 1.0  # how much more a trial must have been saved up for than it may lose
 
     @property
@@ -94,8 +97,13 @@ class Modes:
         self._alone = self._switch.lost
         if self._alone:
             return self.inner.begin(root)
-        mode = self._pinned or self._choose(root)
+        mode, growth = self._pinned or self._choose(root), Growth.NONE
+        if mode is not Mode.REMOTE:
+            growth = self.inner.begin(root)
+            if growth is Growth.NONE and not self._pinned and self._outlook.stream():
+                mode = Mode.REMOTE  # without a draft the server is faster by itself
         if mode is not self._mode:
+            self._experience.allowance_ms -= self._stake if mode is Mode.HYBRID else 0.0
             self._fresh = self._mode is not None or mode is Mode.REMOTE
             self._hold = TRIAL[mode]
             self._mode = mode
@@ -103,22 +111,25 @@ class Modes:
         if mode is Mode.REMOTE:
             if not self._pinned and self._drafts and self._link.age > STALE:
                 self._switch.ping()
-            return Growth.NONE
-        return self.inner.begin(root)
+        return growth
 
     def _choose(self, root: Root) -> Mode:
         """The mode that is expected to be done sooner."""
+        self._stake = 0.0
         if not self._drafts:
             return Mode.REMOTE
         if self._mode is None:
             return self._first(root)
         self._hold -= 1
         self._look -= 1
-        if self._hold > 0 or self._look > 0:
+        least = 0 if self._mode is Mode.REMOTE else ENOUGH
+        if self._hold > least or self._look > 0:
             return self._mode
         self._look = SETTLED[self._mode]
         outlook, left = self._outlook, self._left(root)
         hybrid, stream = outlook.hybrid(), outlook.stream()
+        if self._hold > 0 and hybrid * HOPELESS > stream:
+            return self._mode
         if not stream:
             return Mode.HYBRID
         if self._mode is Mode.HYBRID:
@@ -145,7 +156,7 @@ class Modes:
         loss = change + max(tokens / hybrid - tokens / stream, 0.0)
         if loss * self._rest > self._experience.allowance_ms:
             return False
-        self._experience.allowance_ms -= loss
+        self._stake = loss
         self._rest = min(2.0 * self._rest, 8.0)
         return True
 
@@ -176,7 +187,8 @@ class Modes:
             if not fresh:
                 self._learn_interval(feedback)
             return
-        self._drafted.add(feedback)
+        if feedback.growth is not Growth.NONE:
+            self._drafted.add(feedback, self._outlook.away)
         self.inner.learn(feedback)
 
     def _learn_interval(self, feedback: Feedback) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from edgespec.bundle import Bundle
 from edgespec.errors import ConfigError
+from edgespec.latency import Curve, DeviceProfile
 from edgespec.sizing import Setting, Sizer
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.remote.checks import Needs
@@ -40,6 +41,13 @@ class RemoteTarget:
         self._vocab = vocab
         self._fingerprints = fingerprints(bundle)
         self._stop_ids: Sequence[int] = bundle.manifest.generation["eos_token_ids"]
+
+    def verify_curve(self, profile: DeviceProfile | None) -> Curve | None:
+        """What a verification costs on the server: as it says itself, as it was profiled from
+        here before it was asked, or None where neither was."""
+        told = self.experience.link.curve
+        measured = profile.remote.verify if profile and profile.remote else None
+        return told or measured
 
     def open(self, question: Question, observer: Observer | None = None) -> RemoteVerifier:
         """A verifier for one request; nothing is sent before ``begin``. Raises ImageError for what

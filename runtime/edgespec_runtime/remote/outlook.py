@@ -23,12 +23,15 @@ from edgespec_runtime.remote.recent import Recent
 HALF_LIFE = 64.0
 """Rounds after which one counts half."""
 FADE = 0.5 ** (1.0 / HALF_LIFE)
-PRIOR, PRIOR_ROUNDS = 0.75, 3.0
-"""Of what reaches a level, how much reaches the next, before anything is known; and its weight."""
+PRIOR, PRIOR_ROUNDS = 0.9, 3.0
+"""Of what reaches a level, how much reaches the next, before anything is known, and its weight: as
+a good draft has it, so that one is tried wherever a good one would pay."""
 DOUBT, PACE = 0.3, 50.0
 """Of hybrid's rate: what it may be better than it was seen to be, over the root of the rounds and
 growing with the logarithm of the tokens that have gone by (the upper confidence bound of bandits:
 Auer et al., 2002); and the tokens at which that begins."""
+SERVED = 16.0
+"""Streamed tokens that the server's own figures are worth."""
 NEAR = 0.15
 """Networks so near to each other call for the same trees."""
 LEVELS = 24
@@ -86,15 +89,19 @@ class Drafted:
     passed: int = 0
     """and tokens of all modes."""
 
-    def add(self, feedback: Feedback) -> None:
-        """Takes a round of hybrid operation, drafted for or not."""
+    def add(self, feedback: Feedback, expected: float) -> None:
+        """Takes a drafted round of hybrid operation, of which ``expected`` milliseconds were
+        network and queue. What it was away beyond them was drafting ahead that took longer, and
+        its own, up to as much as was its own anyway: more than that is a lost answer."""
+        here = max(feedback.round_ms - feedback.away_ms, 0.0)
+        beyond = min(max(feedback.away_ms - expected, 0.0), here)
         self.count += 1
         depth, could = _levels(feedback)
         new = {
             "rounds": 1.0,
             "tokens": len(feedback.tokens),
-            "own_ms": max(feedback.round_ms - feedback.away_ms, 0.0),
-            "away_ms": feedback.away_ms,
+            "own_ms": here + beyond,
+            "away_ms": min(feedback.away_ms, expected),
             "draft_ms": feedback.draft_ms,
             "levels": depth,
             "nodes": len(feedback.chosen),
@@ -164,8 +171,9 @@ class Outlook:
     def stream(self) -> float:
         """Of the server by itself; 0 where nothing is known of it."""
         served = self._link.compute(1) + self._link.queue.mean
-        if self._interval.ms:  # tokens that had come before they were asked for took no time
-            served *= max(1.0 / self._interval.value, 1.0)
+        if served > 0:  # tokens that had come before they were asked for took no time
+            known, expected = self._interval, SERVED * served
+            served *= max((known.ms + expected) / (known.tokens + expected), 1.0)
         return 1.0 / served if served > 0 else 0.0
 
     def hybrid(self) -> float:
@@ -176,7 +184,7 @@ class Outlook:
         return self._hybrid() * (1.0 + DOUBT * doubt)
 
     def _hybrid(self) -> float:
-        seen, away = self._drafted, self._away(self._nodes)
+        seen, away = self._drafted, self.away
         if not seen.rounds:
             return self._model(away)
         tokens, own = seen.tokens / seen.rounds, seen.own_ms / seen.rounds
@@ -187,6 +195,11 @@ class Outlook:
         measured = tokens / max(own + then, 1e-6)
         scaled = measured * self._model(away) / max(self._model(then), 1e-9)
         return max(as_it_was, scaled)
+
+    @property
+    def away(self) -> float:
+        """Network and queue of a round, milliseconds."""
+        return self._away(self._nodes)
 
     @property
     def tokens(self) -> float:

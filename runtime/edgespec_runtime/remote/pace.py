@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from statistics import median
 
 KEPT = 32
@@ -16,18 +15,19 @@ class Pace:
 
     def __init__(self, most_s: float) -> None:
         self._most_s = most_s
-        self._waits: deque[float] = deque(maxlen=KEPT)
+        self._waits: tuple[float, ...] = ()  # replaced as a whole: requests share it
 
     def took(self, seconds: float) -> None:
         """An answer came after ``seconds``."""
-        self._waits.append(seconds)
+        self._waits = (*self._waits, seconds)[-KEPT:]
 
     def deadline_s(self, attempt: int = 0) -> float:
         """When to give up waiting: three times the usual wait and six times its spread, doubled
         with every further ``attempt``, and never above the limit."""
-        if len(self._waits) < FEW:
+        waits = self._waits
+        if len(waits) < FEW:
             return self._most_s
-        usual = median(self._waits)
-        spread = median(abs(wait - usual) for wait in self._waits)
+        usual = median(waits)
+        spread = median(abs(wait - usual) for wait in waits)
         late = max(3 * usual + 6 * spread, FLOOR_S)
         return min(late * 2.0**attempt, self._most_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from statistics import median
 
 WINDOW = 9
@@ -16,10 +16,12 @@ NORMAL = 1.4826
 
 
 class Recent:
-    """The last ``WINDOW`` measurements of one quantity."""
+    """The last ``WINDOW`` measurements of one quantity. Requests on several threads share one, so
+    values are replaced as a whole, and every figure is of one set of them."""
 
     def __init__(self, window: int = WINDOW) -> None:
-        self._values: deque[float] = deque(maxlen=window)
+        self._window = window
+        self._values: tuple[float, ...] = ()
         self.count = 0
         """Measurements ever taken."""
         self._run = self._last = 0
@@ -31,12 +33,11 @@ class Recent:
         side = self._side(value)
         self._run = self._run + 1 if side and side == self._last else abs(side)
         self._last = side
-        self._values.append(value)
+        self._values = (*self._values, value)[-self._window :]
         self.count += 1
         if self._run >= STEP:
             self._run = self._last = 0
-            for _ in range(len(self._values) - STEP):
-                self._values.popleft()
+            self._values = self._values[-STEP:]
 
     def _side(self, value: float) -> int:
         """-1, 0 or 1: below, within or above what was measured so far."""
@@ -53,22 +54,28 @@ class Recent:
     @property
     def median(self) -> float:
         """0 before the first measurement, here and below."""
-        return median(self._values) if self._values else 0.0
+        return _median(self._values)
 
     @property
     def spread(self) -> float:
         """Standard deviation, by the median absolute deviation."""
-        if not self._values:
-            return 0.0
-        centre = self.median
-        return NORMAL * median(abs(value - centre) for value in self._values)
+        return _spread(self._values)
 
     @property
     def mean(self) -> float:
         """Of the measurements, hiccups cut off at four deviations (or once the median,
         where that is more) above the median: what a round will take on average, jitter
         included."""
-        if not self._values:
-            return 0.0
-        most = self.median + max(4.0 * self.spread, self.median)
-        return sum(min(value, most) for value in self._values) / len(self._values)
+        values = self._values
+        centre = _median(values)
+        most = centre + max(4.0 * _spread(values), centre)
+        return sum(min(value, most) for value in values) / len(values) if values else 0.0
+
+
+def _median(values: Sequence[float]) -> float:
+    return median(values) if values else 0.0
+
+
+def _spread(values: Sequence[float]) -> float:
+    centre = _median(values)
+    return NORMAL * _median([abs(value - centre) for value in values])

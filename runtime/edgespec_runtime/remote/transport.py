@@ -131,8 +131,6 @@ class Answer(Generic[Reply]):
     reply: Reply
     took_s: float
     """From its request to its arrival."""
-    late_s: float
-    """From then until it was looked at: what was done meanwhile took longer."""
     up: int
     """Bytes."""
     down: int
@@ -187,16 +185,13 @@ class Transport:
             raise classify(error) from None
         finally:
             future.cancel()
-            now = self.clock()
-            self.account.wait_s += now - sent - busy_s
+            self.account.wait_s += self.clock() - sent - busy_s
         if reply is None:  # what gRPC makes of a message whose frame it cannot read
             raise Failure(Kind.AGAIN, "the reply cannot be read")
         # The callback runs on another thread and may be a moment late.
-        came = arrived[0] if arrived else now
+        came = arrived[0] if arrived else self.clock()
         self.account.bytes_down += len(reply)
         try:
-            return Answer(
-                call.parse(reply), came - sent, max(now - came, 0.0), len(call.data), len(reply)
-            )
+            return Answer(call.parse(reply), came - sent, len(call.data), len(reply))
         except DecodeError:
             raise Failure(Kind.AGAIN, "the reply cannot be decoded") from None

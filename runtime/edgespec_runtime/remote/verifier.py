@@ -58,7 +58,7 @@ class RemoteVerifier:
         self._opened_at: set[Endpoint] = set()
         self._in_step = False  # whether the server's session is known to be ours
         self._stream: ReplyStream | None = None
-        self._here_s = 0.0  # of the step at hand: the target's computing, and our own work
+        self._here_s = 0.0  # of the step at hand: the target's computing
         self._pings: SimpleQueue[float] = SimpleQueue()
 
     @property
@@ -200,7 +200,6 @@ class RemoteVerifier:
         )
         endpoint.rounds.took(answer.took_s)
         verdict = self._commit(tree, answer.reply)
-        self._here_s += answer.late_s
         self.account.rounds += 1
         if not answer.reply.replayed:
             times = total, _, compute = _times(answer)

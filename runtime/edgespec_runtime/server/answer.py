@@ -50,9 +50,10 @@ class Answer:
         pool: StepPool,
         slot: Slot,
         state: SessionState,
-        context: Context,
+        prompt_ids: Sequence[int],
         terms: Terms,
     ) -> None:
+        """``prompt_ids``: expanded."""
         self.slot, self.state, self.terms = slot, state, terms
         outputs = ("logits", "hidden") if terms.featured else ("logits",)
         self.session: StepSession = pool.open(slot.cache, outputs)
@@ -64,11 +65,10 @@ class Answer:
             self.session,
             target.table,
             lambda: self._embeds,
-            context.ids.tolist(),
+            prompt_ids,
             Sampler(terms.sampling, target.vocab, NOISE_KEPT),
             features=terms.featured,
         )
-        self._context = context
 
     @property
     def full(self) -> bool:
@@ -83,7 +83,9 @@ class Answer:
                 f"the answer has the {self.terms.max_new_tokens} tokens that it was opened for",
             )
 
-    def start(self, tenant: str, slots: Sequence[Slot]) -> Iterator[Outcome | None]:
+    def start(
+        self, context: Context, tenant: str, slots: Sequence[Slot]
+    ) -> Iterator[Outcome | None]:
         """Takes in the context, a chunk per item; the last item is what came of it.
 
         Rows are taken over from the slot's own older content or another of the tenant's ``slots``.
@@ -91,7 +93,7 @@ class Answer:
         resumes brings none, since the client has those of all that it committed.
         """
         try:
-            yield from self._start(tenant, slots)
+            yield from self._start(context, tenant, slots)
         except Exception:
             self.spoil()
             raise
@@ -111,15 +113,17 @@ class Answer:
         """Its work failed: the rows may be broken."""
         self.slot.spoil()
 
-    def _start(self, tenant: str, slots: Sequence[Slot]) -> Iterator[Outcome | None]:
+    def _start(
+        self, context: Context, tenant: str, slots: Sequence[Slot]
+    ) -> Iterator[Outcome | None]:
         accepted, cache = self._accepted, self.slot.cache
         featured = self.terms.featured and not accepted
         behind = np.array(accepted[:-1], dtype=np.int64)
-        codes = np.concatenate([self._context.codes, behind])
+        codes = np.concatenate([context.codes, behind])
         # The last row of a prompt names the first token: that one is always fed.
         most = len(codes) if accepted else len(codes) - 1
         reused = self.slot.prepare(tenant, codes, 0 if featured else most, slots)
-        self._embeds = self._embedded()
+        self._embeds = self._embedded(context)
         embeds = np.concatenate([self._embeds, self._table[behind]])
         seen: list[Array] = []
         while len(embeds) - cache.length > CHUNK:
@@ -137,9 +141,8 @@ class Answer:
         seen += [] if verdict.features is None else [verdict.features]
         yield Outcome(verdict, self._encoded(np.concatenate(seen) if seen else None), reused)
 
-    def _embedded(self) -> Floats:
+    def _embedded(self, context: Context) -> Floats:
         """The prompt's rows [L, H]."""
-        context = self._context
         visual = np.stack(context.visual) if context.visual else None
         return splice(context.ids, context.spans, self._table, visual)
 

@@ -195,15 +195,15 @@ class EmbeddedBackend:
             context = await self._contexts.read(tenant, request)
             state = SessionState(request.epoch, context_digest(request), request.accepted_ids)
             slot = self._admission.admit(tenant, session)
+            ids = context.ids.tolist()
             try:
-                answer = Answer(self._target, self._pool, slot, state, context, terms)
+                answer = Answer(self._target, self._pool, slot, state, ids, terms)
             except Exception as error:
                 self._slots.give_back(slot)
                 raise refusal_of(error) from error
             session.answer = answer
-            done = await self._run(
-                session, self._scheduler.steps(answer.start(tenant, self._slots.all))
-            )
+            steps = answer.start(context, tenant, self._slots.all)
+            done = await self._run(session, self._scheduler.steps(steps))
             reply = opened(answer, done.value, self._capacity.lease_s)
             reply.queue_us = done.queue_us + round(1e6 * waited)
             reply.compute_us = max(round(1e6 * (perf_counter() - came)) - reply.queue_us, 0)
