@@ -2,6 +2,7 @@
 
     python benchmarks/chaos.py                  # 24 clients, 2 servers, 100,000 tokens, 150 faults
     python benchmarks/chaos.py --no-checks      # the same without the protocol's checks: must fail
+    python benchmarks/chaos.py --servers 1 --ray-replicas 3 --tokens 10000     # replicas under Ray
 
 Servers are real processes over a small random model; the oracle is plain decoding on this machine.
 Exits with 1 where a token was lost, doubled or wrong, a round has two answers, or a user saw an
@@ -29,6 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--servers", type=int, default=2)
+    parser.add_argument(
+        "--ray-replicas", type=int, default=0, help="per server, in which its target runs under Ray"
+    )
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--faults", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
@@ -39,6 +43,7 @@ def main() -> int:
     plan = Plan(
         clients=given.clients,
         servers=given.servers,
+        replicas=given.ray_replicas,
         tokens=given.tokens,
         faults=given.faults,
         seed=given.seed,

@@ -58,15 +58,24 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_tests_that_a_page_names_are_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    defined = set(re.findall(r"def (test_\w+)", tests))
+    for page in PAGES:
+        named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+        assert named <= defined, f"{page.name}: {sorted(named - defined)}"
+
+
 def test_help_ends_with_an_example() -> None:
     for name, parser in build_parser()[1].items():
         assert f"edgespec {name}" in (parser.epilog or "")
 
 
 def test_settings_files_hold_valid_flags() -> None:
-    """Files of devices and models hold figures, not flags; test_estimates.py reads them."""
-    figures = {ROOT / "configs" / name for name in ("devices", "models")}
-    files = [file for file in sorted(ROOT.glob("configs/*/*.yaml")) if file.parent not in figures]
+    """Files of devices and models hold figures (test_estimates.py reads them), others are for other
+    programs (test_deployments.py)."""
+    others = {ROOT / "configs" / name for name in ("devices", "models", "envoy", "kubernetes")}
+    files = [file for file in sorted(ROOT.glob("configs/*/*.yaml")) if file.parent not in others]
     assert files
     for file in files:
         commands = build_parser()[1]

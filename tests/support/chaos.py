@@ -21,8 +21,9 @@ from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.fingerprints import fingerprints
 from tests.support.chatter import Chatter, Ledger, oracle, questions
 from tests.support.faultproxy import FaultProxy
-from tests.support.gremlin import Gremlin, schedule
+from tests.support.gremlin import WEIGHTS, Gremlin, Victim, schedule
 from tests.support.history import Findings, check, percentile
+from tests.support.replicas import KINDS, Replicas
 from tests.support.servers import RunningServer, running_server
 from tests.support.unchecked import stripped_client
 
@@ -38,16 +39,19 @@ class Plan:
     models: int = 6
     """Devices: each has connections of its own, shared by its clients."""
     servers: int = 2
+    replicas: int = 0
+    """With any, servers run their targets in so many replicas under Ray, and it is those that are
+    killed and stopped."""
     tokens: int = 100_000
     faults: int = 150
     questions: int = 48
     answer: int = 96
     """Tokens of a middling answer."""
-    kv_mb: float = 6.0
+    kv_mb: float = 8.0
     """Of a server's cache: with less than all clients need it evicts by itself."""
     calm: bool = False
     """Whether there is peace once there were enough faults; else they go on to the end."""
-    pace: float = 1.0
+    pace: float = 1.5
     """Stretches the times of the faults."""
     seed: int = 0
     cap_s: float = 1800.0
@@ -122,9 +126,9 @@ def run(bundle: Path, plan: Plan, tell: Callable[[str], None] = lambda text: Non
         total = Counter[str]()
         gremlins = [
             Gremlin(
-                server,
+                _victim(server, plan),
                 proxy,
-                schedule(plan.seed * 100 + i, plan.pace),
+                schedule(plan.seed * 100 + i, plan.pace, KINDS if plan.replicas else WEIGHTS),
                 partial(crowd_out, server.address, local, plan.clients),
                 lambda: plan.calm and sum(gremlin.count for gremlin in gremlins) >= plan.faults,
             )
@@ -186,9 +190,15 @@ def _errors(gremlins: Sequence[Gremlin], chatters: Sequence[Chatter]) -> list[Ex
     return [error for error in found if error is not None]
 
 
+def _victim(server: RunningServer, plan: Plan) -> Victim:
+    return Replicas(server, plan.seed) if plan.replicas else server
+
+
 @contextmanager
 def _server(bundle: Path, plan: Plan) -> Iterator[RunningServer]:
     flags = ["--grace-s", "1", "--log-level", "warning", "--kv-mb", plan.kv_mb]
+    if plan.replicas:
+        flags += ["--engine", "ray", "--ray-replicas", plan.replicas]
     module = "edgespec" if plan.checks else "tests.support.unchecked"
     with running_server(bundle, *flags, module=module) as server:
         yield server

@@ -59,14 +59,16 @@ WEIGHTS: Mapping[str, float] = {
 }
 
 
-def schedule(seed: int, pace: float = 1.0) -> Iterator[Fault]:
+def schedule(
+    seed: int, pace: float = 1.0, weights: Mapping[str, float] = WEIGHTS
+) -> Iterator[Fault]:
     """Faults without end: every kind once in the beginning, by their weights from there on.
     ``pace`` stretches all times."""
     rng = random.Random(seed)
-    kinds = list(WEIGHTS)
+    kinds = list(weights)
     rng.shuffle(kinds)
     while True:
-        kind = kinds.pop() if kinds else rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kind = kinds.pop() if kinds else rng.choices(list(weights), list(weights.values()))[0]
         after, lasting = rng.uniform(0.5, 2.5), rng.uniform(0.2, 2.0)
         yield Fault(kind, after * pace, lasting * pace, rng.random())
 
