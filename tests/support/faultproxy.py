@@ -258,14 +258,8 @@ class FaultProxy:
             return
         self.counters.connections += 1
         connection = Connection(client, server)
-        up: SETTLING_S = 0.005
-"""For connections that were just accepted to get as far as being handled: only then they can be
-ended."""
-Packets = asyncio.Queue(IN_FLIGHT)
-        down: SETTLING_S = 0.005
-"""For connections that were just accepted to get as far as being handled: only then they can be
-ended."""
-Packets = asyncio.Queue(IN_FLIGHT)
+        up: Packets = asyncio.Queue(IN_FLIGHT)
+        down: Packets = asyncio.Queue(IN_FLIGHT)
         connection.tasks = [
             asyncio.create_task(self._take(reader, up, self._up)),
             asyncio.create_task(self._give(connection, up, server, self._up)),
