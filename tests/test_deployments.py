@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from edgespec.cli import build_parser
-from edgespec.cli.serve import settings_of
+from edgespec.cli.serve_flags import settings_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MANIFESTS = ("embedded", "ray")

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2
 from edgespec.bundle import read_bundle
 from edgespec.cli import main
 from edgespec.errors import InputError
+from edgespec_runtime.server import serving
 from edgespec_runtime.server.logs import open_log
 from edgespec_runtime.server.serving import drain, serve
 from edgespec_runtime.server.settings import Address, Bounds, Quota, ServeSettings
@@ -208,6 +209,43 @@ def test_a_start_that_fails_leaves_nothing(capsys: pytest.CaptureFixture[str]) -
             asyncio.run(serve(backend, settings, open_log(sys.stderr), lambda *_: None))
         assert backend.stopped
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("handler", ["own", "an engine's"])
+@pytest.mark.parametrize("place", ["load_target", "Contexts"])
+def test_told_to_stop_while_it_loads_it_stops(
+    place: str, handler: str, builtin_bundle: Path
+) -> None:
+    """Before it has loaded anything and when its threads run; Ray sets a handler of its own."""
+    words = ["serve", "--bundle", str(builtin_bundle), "--listen", "127.0.0.1:0"]
+    code = f"""
+import os, signal, sys
+from edgespec.cli import main
+from edgespec_runtime.server import embedded
+def load(*given, **named):
+    if {handler != "own"}:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    print("loads")
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("it went on")
+embedded.{place} = load
+code = main({words!r})
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+sys.exit(code)
+"""
+    result = run_python(code)
+    assert result.returncode == 0 and result.stdout == "", result.stderr
+    (line,) = result.stderr.splitlines()
+    assert json.loads(line)["message"] == "loads"
+
+
+def test_a_drain_does_not_wait_for_clients_that_vanished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "IDLE_S", 0.05)
+    with scripted_server() as server, Caller(server.address) as caller:
+        caller.open()
+        assert server.front.accounts.sessions == 1
+        server.run(draining(server))  # would be 60 s
+        assert server.front.accounts.sessions == 1
 
 
 def test_work_in_flight_is_finished_before_the_end() -> None:

@@ -284,6 +284,21 @@ def test_tokens_are_revoked_without_a_restart(token_server: RunningServer, token
     assert "b-token" not in log and digest("b-token") not in log
 
 
+@pytest.mark.parametrize("tenant", ["", "acme"])
+def test_a_stream_ends_with_its_clients_credentials(tenant: str, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text(f"{digest('b-token')} burger\n")
+    settings = ServeSettings(LOCAL, identity=Identity(tokens=tokens), quota=Quota(rounds_per_s=1.0))
+    with scripted_server(settings) as server, Caller(server.address, token="b-token") as caller:
+        opened, told = caller.open(max_new_tokens=400)
+        stream = caller.proceed(opened, told, 399)
+        next(stream)
+        tokens.write_text(f"{digest('b-token')} {tenant}\n" if tenant else "")
+        with pytest.raises(Refused) as caught:
+            list(stream)
+        assert caught.value.code is UNAUTHENTICATED and server.backend.left == 1
+
+
 def test_a_flood_of_sessions_is_the_floods_problem(token_server: RunningServer) -> None:
     """Three sessions a tenant: the fourth is refused, another tenant opens, and a close or a
     reopen makes room."""
@@ -443,8 +458,8 @@ def test_sessions_are_counted_until_their_lease_ends() -> None:
 
     def opens(name: bytes, pixels: int = 0, lease_s: float = 10.0) -> bool:
         try:
-            with account.opening(name, 1, pixels):
-                account.keep(name, lease_s)
+            with account.opening(name, pixels):
+                account.keep(name, 1, lease_s)
         except Refusal as refusal:
             assert refusal.reason is Reason.QUOTA
             return False
@@ -455,11 +470,14 @@ def test_sessions_are_counted_until_their_lease_ends() -> None:
     account.used(b"a")
     clock.now += 2.0
     assert opens(b"c") and not opens(b"d")  # b's lease is over
-    with pytest.raises(RuntimeError), account.opening(b"a", 2, 0):
+    with pytest.raises(RuntimeError), account.opening(b"a", 0):
+        raise RuntimeError
+    assert account.sessions == 2
+    with pytest.raises(RuntimeError), account.opening(b"c", 0), account.opening(b"c", 0):
         raise RuntimeError
     assert account.sessions == 2
     account.forget(b"a", 1)
-    with pytest.raises(RuntimeError), account.opening(b"e", 1, 0):
+    with pytest.raises(RuntimeError), account.opening(b"e", 0):
         raise RuntimeError
     assert account.sessions == 1
     assert opens(b"e", pixels=1000) and not opens(b"e", pixels=1)

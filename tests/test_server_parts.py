@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -158,6 +160,77 @@ def test_a_session_that_went_while_a_request_waited() -> None:
         assert caught.value.reason is Reason.REOPEN
         assert table.evict() and not table.evict()
         assert gone == ["answer"]
+
+    asyncio.run(run())
+
+
+def table_of(*tenants: str, busy: Sequence[int] = ()) -> tuple[Table, list[Any]]:
+    """A table with a session of each of ``tenants``, the first one idle longest, and what it
+    drops: their numbers. Those in ``busy`` stream."""
+    now = iter(range(100))
+    gone: list[Any] = []
+    table = Table(1e6, lambda: float(next(now)), gone.append)
+
+    async def run() -> None:
+        for number, tenant in enumerate(tenants):
+            answer: Any = number
+            async with table.turn((tenant, bytes([number])), create=True) as session:
+                session.answer = answer
+                session.streams = int(number in busy)
+
+    asyncio.run(run())
+    return table, gone
+
+
+@pytest.mark.parametrize(
+    ("held", "asker", "gone"),
+    [
+        ("aaa", "a", [0, 1, 2]),  # its own, the one that was idle longest first
+        ("bbaa", "a", [2, 3]),  # as many as others hold: only its own
+        ("baaab", "a", [1, 2, 3]),
+        ("abbb", "a", [1, 0]),  # more than its share: others'
+        ("abbbb", "a", [1, 2, 0]),
+        ("bcc", "a", [1, 0, 2]),  # who has none finds room, at the expense of who has most
+        ("bcbc", "a", [0, 1, 2, 3]),
+        ("abab", "", [0, 1, 2, 3]),
+        ("abb", "", [1, 0, 2]),
+    ],
+)
+def test_a_flood_displaces_its_own_sessions(held: str, asker: str, gone: list[int]) -> None:
+    table, dropped = table_of(*held)
+    for _ in gone:
+        assert table.evict(asker)
+    assert dropped == gone
+
+
+def test_nobody_is_evicted_at_work_or_within_a_fair_share() -> None:
+    table, dropped = table_of(*"aabbb", busy=[0, 1, 2])
+    assert [table.evict("a"), table.evict("a")] == [True, False]
+    assert dropped == [3]  # b keeps as many as a has, and a's own are at work
+    table, dropped = table_of(*"bbb", busy=[0, 1, 2])
+    assert not table.evict("a") and not dropped
+
+
+def test_tenants_that_open_without_end_share_the_slots() -> None:
+    dropped: list[Any] = []
+    table = Table(1e6, lambda: float(len(owners)), dropped.append)
+    owners: list[str] = []
+
+    async def opens(tenant: str, times: int) -> Counter[str]:
+        for _ in range(times):
+            if len(table) == 6:
+                assert table.evict(tenant)
+            async with table.turn((tenant, bytes([len(owners)])), create=True) as session:
+                answer: Any = len(owners)
+                session.answer = answer
+            owners.append(tenant)
+        return Counter(owners) - Counter(owners[number] for number in dropped)
+
+    async def run() -> None:
+        assert await opens("a", 9) == {"a": 6}
+        assert await opens("b", 1) == {"a": 5, "b": 1}
+        assert await opens("b", 9) == await opens("a", 9) == {"a": 3, "b": 3}
+        assert await opens("c", 9) == {"a": 2, "b": 2, "c": 2}
 
     asyncio.run(run())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -98,7 +98,7 @@ class ScriptedBackend:
 
     async def proceed(
         self, tenant: str, request: pb.ContinueRequest
-    ) -> AsyncIterator[pb.VerifyReply]:
+    ) -> AsyncGenerator[pb.VerifyReply, None]:
         state = self._state(tenant, request.session_id)
         state.admit(_claim(request))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Endpoint:
         self._settings = settings
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Any] = {}
+        self._connecting = threading.Lock()
         bearer = f"Bearer {settings.token}"
         self._metadata = (("authorization", bearer),) if settings.token else ()
 
@@ -68,18 +70,20 @@ class Endpoint:
 
     def close(self) -> None:
         """Ends the connection and every call on it."""
-        channel, self._channel = self._channel, None
-        self._methods.clear()
+        with self._connecting:
+            channel, self._channel = self._channel, None
+            self._methods.clear()
         if channel is not None:
             channel.close()
 
     def _method(self, name: str, kind: Callable[[grpc.Channel], Any]) -> Any:
-        if self._channel is None:
-            self._channel = _connect(self.address, self._settings)
-        if name not in self._methods:
-            # Bytes in, bytes out: a reply that cannot be parsed is then our error to handle.
-            self._methods[name] = kind(self._channel)(SERVICE + name)
-        return self._methods[name]
+        with self._connecting:
+            if self._channel is None:
+                self._channel = _connect(self.address, self._settings)
+            if name not in self._methods:
+                # Bytes in, bytes out: a reply that cannot be parsed is then our error to handle.
+                self._methods[name] = kind(self._channel)(SERVICE + name)
+            return self._methods[name]
 
 
 def _connect(address: str, settings: RemoteSettings) -> grpc.Channel:

@@ -29,18 +29,18 @@ class Admission:
         """Sessions that were dropped so far: their lease was over, or another needed the room."""
         self._slots, self._pictures, self._scheduler = slots, pictures, scheduler
 
-    def admit(self, session: Session) -> Slot:
-        """A slot for a new epoch: the session's own, a free one, or that of the session that was
-        idle longest. Raises Refusal BUSY where every one has a request running."""
+    def admit(self, tenant: str, session: Session) -> Slot:
+        """A slot for a new epoch of a session of ``tenant``: its own, a free one, or that of an
+        idle session (see ``Table.evict``). Raises Refusal BUSY where none may be had."""
         if session.answer is not None:
             slot, session.answer = session.answer.slot, None
             return slot
         self.table.sweep()
         while (found := self._slots.take()) is None:
-            if not self.table.evict():
+            if not self.table.evict(tenant):
                 raise Refusal(
                     Reason.BUSY,
-                    f"each of the {len(self._slots.all)} sessions there is room for is at work",
+                    f"there is room for {len(self._slots.all)} sessions, and none may be dropped",
                     BUSY_MS,
                 )
         return found
@@ -53,7 +53,7 @@ class Admission:
             self._shrink()
 
     def _shrink(self) -> None:
-        """Gives up pictures, rows of closed sessions, and the session that was idle longest."""
+        """Gives up pictures, rows of closed sessions, and an idle session."""
         self._pictures.clear()
         self.table.evict()
         self._scheduler.steps(self._slots.shrink())

@@ -6,7 +6,7 @@ the rules of sessions itself. Every method raises ``Refusal`` for what it does n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +42,9 @@ class VerifierBackend(Protocol):
     async def verify(self, tenant: str, request: pb.VerifyRequest) -> pb.VerifyReply:
         """One round."""
 
-    def proceed(self, tenant: str, request: pb.ContinueRequest) -> AsyncIterator[pb.VerifyReply]:
+    def proceed(
+        self, tenant: str, request: pb.ContinueRequest
+    ) -> AsyncGenerator[pb.VerifyReply, None]:
         """Plain rounds until a stop token, ``max_tokens``, or the caller leaves."""
 
     async def close(self, tenant: str, request: pb.CloseRequest) -> pb.CloseReply:

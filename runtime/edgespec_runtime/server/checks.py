@@ -43,7 +43,7 @@ def check_open(request: pb.OpenRequest, info: pb.InfoReply) -> int:
     _check_ids("prompt_ids", request.prompt_ids, limits.vocab)
     _check_ids("accepted_ids", request.accepted_ids, limits.vocab)
     _within("max_nodes", request.max_nodes, 0, limits.nodes)
-    _check_sampling(request)
+    sampling_of(request)
     _check_features(request.features, info.feature_width)
     _within("number of pictures", len(request.pictures), 0, limits.images)
     return sum(_check_picture(picture, info) for picture in request.pictures)
@@ -74,6 +74,24 @@ def check_close(request: pb.CloseRequest) -> None:
     _check_session(request.session_id, request.epoch)
 
 
+def sampling_of(request: pb.OpenRequest) -> SamplingParams:
+    """How tokens are to be drawn."""
+    if not request.HasField("sampling"):
+        raise _invalid("sampling is missing")
+    sent = request.sampling
+    try:
+        return SamplingParams(
+            temperature=sent.temperature,
+            top_k=sent.top_k,
+            top_p=sent.top_p,
+            min_p=sent.min_p,
+            repetition_penalty=sent.repetition_penalty,
+            seed=sent.seed,
+        )
+    except ConfigError as error:
+        raise _invalid(f"sampling: {error}") from None
+
+
 def _check_session(session_id: bytes, epoch: int) -> None:
     if len(session_id) != SESSION_BYTES:
         raise _invalid(f"session_id has {len(session_id)} bytes; it must have {SESSION_BYTES}")
@@ -96,23 +114,6 @@ def _check_fingerprints(found: pb.Fingerprints, own: pb.Fingerprints) -> None:
                 f"the {name} is another one here: {theirs[:8].hex() or 'none'}... was asked for, "
                 f"{ours[:8].hex()}... is served",
             )
-
-
-def _check_sampling(request: pb.OpenRequest) -> None:
-    if not request.HasField("sampling"):
-        raise _invalid("sampling is missing")
-    sampling = request.sampling
-    try:
-        SamplingParams(
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
-            sampling.min_p,
-            sampling.repetition_penalty,
-            sampling.seed,
-        )
-    except ConfigError as error:
-        raise _invalid(f"sampling: {error}") from None
 
 
 def _check_features(features: int, width: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from time import perf_counter
@@ -123,7 +123,7 @@ class EmbeddedBackend:
 
     async def proceed(
         self, tenant: str, request: pb.ContinueRequest
-    ) -> AsyncIterator[pb.VerifyReply]:
+    ) -> AsyncGenerator[pb.VerifyReply, None]:
         """See ``VerifierBackend.proceed``. A round starts when it is asked for: where the caller
         leaves, at most the one under way is finished. Between rounds the session is open to
         others; an epoch or a round of somebody else's ends the stream."""
@@ -194,9 +194,14 @@ class EmbeddedBackend:
                 return _again(pb.OpenReply.FromString(kept))
             context = await self._contexts.read(tenant, request)
             state = SessionState(request.epoch, context_digest(request), request.accepted_ids)
-            slot = self._admission.admit(session)
+            slot = self._admission.admit(tenant, session)
             ids = context.ids.tolist()
-            answer = session.answer = Answer(self._target, self._pool, slot, state, ids, terms)
+            try:
+                answer = Answer(self._target, self._pool, slot, state, ids, terms)
+            except Exception as error:
+                self._slots.give_back(slot)
+                raise refusal_of(error) from error
+            session.answer = answer
             steps = answer.start(context, tenant, self._slots.all)
             done = await self._run(session, self._scheduler.steps(steps))
             reply = opened(answer, done.value, self._capacity.lease_s)

@@ -18,9 +18,11 @@ def ran_out(error: Exception) -> bool:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """A refusal as it is; BUSY where memory ran out; else BROKEN."""
+    """A refusal as it is; BUSY where memory ran out; else BROKEN. It is raised from ``error``, which
+    is logged."""
     if isinstance(error, Refusal):
         return error
     if ran_out(error):
         return Refusal(Reason.BUSY, "the server ran out of memory; try again", BUSY_MS)
-    return Refusal(Reason.BROKEN, f"the target failed on this session: {error}")
+    # Its text is for logs alone: it may say what was asked, or how this server is built.
+    return Refusal(Reason.BROKEN, "the target failed on this session")

@@ -8,8 +8,8 @@ with an ErrorInfo; anything unexpected becomes INTERNAL without a word of detail
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -103,15 +103,17 @@ class Front(grpc.GenericRpcHandler):
         async with self._watched("Continue", context) as account:
             request = await _read(pb.ContinueRequest, bodies, account, self.body_s)
             checks.check_continue(request, self._info.limits)
+            names, authorization = _names(context), _authorization(context)
             replies = self._backend.proceed(account.tenant, request)
-            try:
-                async for reply in replies:
-                    self._told(account, request.session_id, reply, 0)
-                    yield reply.SerializeToString()
-                    await account.paced()
-            finally:  # a client that left ends the rounds now, not when memory is tidied up
-                if (close := getattr(replies, "aclose", None)) is not None:
-                    await close()
+            # Closed here: a client that left ends the rounds now, not when memory is tidied up.
+            with _forgetting(account, request):
+                async with aclosing(replies):
+                    async for reply in replies:
+                        # A stream may outlast its client's credentials.
+                        self._tenants.check(account.tenant, names, authorization)
+                        self._told(account, request.session_id, reply, 0)
+                        yield reply.SerializeToString()
+                        await account.paced()
 
     async def _get_info(self, account: Account, request: pb.InfoRequest) -> pb.InfoReply:
         checks.check_info(request)
@@ -122,9 +124,9 @@ class Front(grpc.GenericRpcHandler):
             raise Refusal(Reason.DRAINING, "the server is about to stop; open elsewhere")
         pixels = checks.check_open(request, self._info)
         session = request.session_id
-        with account.opening(session, request.epoch, pixels):
+        with account.opening(session, pixels):
             reply = await self._backend.open(account.tenant, request)
-            account.keep(session, reply.lease_ms / 1000)
+            account.keep(session, request.epoch, reply.lease_ms / 1000)
         self._log.info(
             "open",
             tenant=account.tenant,
@@ -143,12 +145,8 @@ class Front(grpc.GenericRpcHandler):
     async def _verify(self, account: Account, request: pb.VerifyRequest) -> pb.VerifyReply:
         checks.check_verify(request, self._info.limits)
         account.round()
-        try:
+        with _forgetting(account, request):
             reply = await self._backend.verify(account.tenant, request)
-        except Refusal as refusal:
-            if refusal.reason is Reason.REOPEN:
-                account.forget(request.session_id, request.epoch)
-            raise
         self._told(account, request.session_id, reply, len(request.tree.token_ids))
         return reply
 
@@ -210,6 +208,17 @@ class Front(grpc.GenericRpcHandler):
         else:
             self._log.info("refused", tenant=tenant, method=method, reason=reason)
         return refusal
+
+
+@contextmanager
+def _forgetting(account: Account, request: pb.VerifyRequest | pb.ContinueRequest) -> Iterator[None]:
+    """A session that turns out to be gone no longer counts."""
+    try:
+        yield
+    except Refusal as refusal:
+        if refusal.reason is Reason.REOPEN:
+            account.forget(request.session_id, request.epoch)
+        raise
 
 
 def status_of(refusal: Refusal) -> grpc.Status:

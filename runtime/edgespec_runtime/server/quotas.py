@@ -49,11 +49,19 @@ class Bucket:
 
 @dataclass
 class Held:
-    """A session that the backend may hold for a tenant."""
+    """A session that the backend holds for a tenant, or is about to."""
 
-    epoch: int
-    lease_s: float = math.inf
-    expires: float = math.inf
+    used: float
+    """When it was last asked for, by the clock."""
+    epoch: int = 0
+    """The newest that is open; 0: none."""
+    lease_s: float = 0.0
+    opening: int = 0
+    """Opens under way."""
+
+    def lasts(self, now: float) -> bool:
+        """Whether it still counts."""
+        return self.opening > 0 or (self.epoch > 0 and now <= self.used + self.lease_s)
 
 
 class Account:
@@ -73,9 +81,13 @@ class Account:
     def sessions(self) -> int:
         """Open ones, as far as the front can know."""
         now = self._clock()
-        for session in [key for key, held in self._held.items() if held.expires < now]:
-            del self._held[session]
+        self._held = {key: held for key, held in self._held.items() if held.lasts(now)}
         return len(self._held)
+
+    def asked_within(self, seconds: float) -> int:
+        """Of those, sessions that were asked for so lately."""
+        now = self._clock()
+        return sum(h.lasts(now) and now - h.used <= seconds for h in self._held.values())
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -89,39 +101,37 @@ class Account:
             self._in_work -= 1
 
     @contextmanager
-    def opening(self, session: bytes, epoch: int, pixels: int) -> Iterator[None]:
+    def opening(self, session: bytes, pixels: int) -> Iterator[None]:
         """Around an open: takes room for the session, and gives it back where the open fails.
         Raises Refusal QUOTA."""
-        before = self._held.get(session)
         others = self.sessions - (session in self._held)
         if others >= self._quota.sessions:
             raise _full(f"{others} sessions are open, {self._quota.sessions} are allowed", FULL_MS)
         _pay(self._pixels.wait_s(pixels), "pixels of pictures")
-        self._held[session] = Held(epoch)
+        held = self._held.setdefault(session, Held(self._clock()))
+        held.opening += 1
         try:
             yield
-        except BaseException:
-            if before is None:
-                self._held.pop(session, None)
-            else:
-                self._held[session] = before
-            raise
+        finally:  # without an epoch it no longer counts
+            held.opening -= 1
 
-    def keep(self, session: bytes, lease_s: float) -> None:
-        """The session is open, and may be dropped when it is idle for longer than that."""
-        if (held := self._held.get(session)) is not None:
-            held.lease_s = lease_s
-            held.expires = self._clock() + lease_s
+    def keep(self, session: bytes, epoch: int, lease_s: float) -> None:
+        """The session that is being opened is open; it may be dropped when it is idle for longer
+        than ``lease_s``."""
+        held = self._held[session]
+        held.epoch, held.lease_s = max(held.epoch, epoch), lease_s
+        held.used = self._clock()
 
     def used(self, session: bytes) -> None:
         """It lives for another lease."""
         if (held := self._held.get(session)) is not None:
-            held.expires = self._clock() + held.lease_s
+            held.used = self._clock()
 
     def forget(self, session: bytes, epoch: int) -> None:
         """The session is gone, unless it was opened again since ``epoch``."""
-        if (held := self._held.get(session)) is not None and held.epoch <= epoch:
-            del self._held[session]
+        held = self._held.get(session)
+        if held is not None and held.epoch <= epoch:
+            held.epoch = 0
 
     def round(self) -> None:
         """Takes one round. Raises Refusal QUOTA."""
@@ -148,6 +158,10 @@ class Accounts:
     @property
     def sessions(self) -> int:
         return sum(account.sessions for account in self._accounts.values())
+
+    def asked_within(self, seconds: float) -> int:
+        """Sessions that were asked for so lately."""
+        return sum(account.asked_within(seconds) for account in self._accounts.values())
 
 
 def _pay(wait_s: float, what: str) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from edgespec_runtime.server.backend import Gauges, VerifierBackend
+from edgespec_runtime.server.logs import where
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason, Refusal
 
@@ -26,6 +28,7 @@ LEVELS = ("sessions", "kv_bytes", "image_bytes", "queued")
 GAUGES_S = 2.0
 RETRY_MS = 200
 Reply = TypeVar("Reply", bound=Message)
+LOG = logging.getLogger(__name__)
 Opener = Callable[[], VerifierBackend]
 
 
@@ -51,13 +54,13 @@ class Replica:
         return await _answer(self._backend.close(tenant, pb.CloseRequest.FromString(data)))
 
     async def proceed(self, tenant: str, data: bytes) -> AsyncIterator[bytes | Refusal]:
-        rounds: Any = self._backend.proceed(tenant, pb.ContinueRequest.FromString(data))
+        rounds = self._backend.proceed(tenant, pb.ContinueRequest.FromString(data))
         try:
             async with aclosing(rounds):
                 async for reply in rounds:
                     yield reply.SerializeToString()
         except Refusal as refusal:
-            yield refusal
+            yield _told(refusal)
 
     async def gauges(self) -> tuple[int, Gauges]:
         """With the id of this process."""
@@ -68,8 +71,15 @@ async def _answer(coming: Any) -> bytes | Refusal:
     try:
         reply: bytes = (await coming).SerializeToString()
     except Refusal as refusal:
-        return refusal
+        return _told(refusal)
     return reply
+
+
+def _told(refusal: Refusal) -> Refusal:
+    """``refusal``, its cause logged: that stays behind in this process."""
+    if (cause := refusal.__cause__) is not None:
+        LOG.error("%s at %s", type(cause).__name__, where(cause))
+    return refusal
 
 
 class RayBackend:
@@ -100,7 +110,7 @@ class RayBackend:
 
     async def proceed(
         self, tenant: str, request: pb.ContinueRequest
-    ) -> AsyncIterator[pb.VerifyReply]:
+    ) -> AsyncGenerator[pb.VerifyReply, None]:
         method = self._method(tenant, "proceed", request).options(stream=True)
         rounds = method.remote(tenant, request.SerializeToString())
         try:

@@ -94,14 +94,17 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
     logger.handlers.clear()
     logger.setLevel(logging.WARNING)
     logger.propagate = True
-    instance.start(proxy_location="Disabled")  # no entrance but the front's
-    deployment = instance.deployment(Replica).options(name="verifier", **_options(settings))
     try:
+        instance.start(proxy_location="Disabled")  # no entrance but the front's
+        deployment = instance.deployment(Replica).options(name="verifier", **_options(settings))
         handle = instance.run(deployment.bind(opener), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         said = _said(instance.status()) or str(error)
         shut_down()
         raise EngineError(f"the replicas did not start: {said}") from None
+    except BaseException:  # a signal's: a cluster would keep what was begun
+        shut_down()
+        raise
     return RayBackend(handle, secrets.token_bytes(32), shut_down)
 
 

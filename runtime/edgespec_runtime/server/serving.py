@@ -26,6 +26,8 @@ from edgespec_runtime.wire import verifier_pb2 as pb
 
 LAST_S = 5.0
 """For requests that are in work when the time for sessions has run out."""
+IDLE_S = 5.0
+"""After which a drain no longer waits for a session: its client may be gone without a word."""
 SENT_S = 0.5
 """For replies that are on their way."""
 POLL_S = 0.02
@@ -92,8 +94,8 @@ async def _serve(
 async def drain(
     front: Front, health: Health, grace_s: float, log: FilteringBoundLogger, asked: asyncio.Event
 ) -> None:
-    """New sessions go elsewhere, open ones may go on for ``grace_s``; a second signal cuts that
-    short."""
+    """New sessions go elsewhere, open ones may go on for ``grace_s``, or until nobody has asked for
+    one for a while; a second signal cuts that short."""
     log.info("draining", sessions=front.accounts.sessions, grace_s=grace_s)
     front.draining = True
     await health.stop()
@@ -101,7 +103,7 @@ async def drain(
     loop = asyncio.get_running_loop()
     end = loop.time() + grace_s
     while loop.time() < end and not asked.is_set():
-        if not front.in_work and not front.accounts.sessions:
+        if not front.in_work and not front.accounts.asked_within(IDLE_S):
             return
         await asyncio.sleep(POLL_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -86,12 +87,24 @@ class Table:
         for key in list(self._sessions):
             self._expire(key)
 
-    def evict(self) -> bool:
-        """Drops the session that has been idle longest; False where every one is busy."""
-        idle = [(s.used, key) for key, s in self._sessions.items() if not s.busy]
+    def evict(self, asker: str = "") -> bool:
+        """Drops an idle session, for one of ``asker``'s if a tenant is named; False where none may
+        go.
+
+        Who holds most, the session that is asked for included, loses the one that was idle longest;
+        others than the asker only where they hold more than it does. So a tenant that opens
+        without end displaces its own sessions, and one that has none finds room.
+        """
+        held = Counter(tenant for (tenant, _), s in self._sessions.items() if s.answer is not None)
+        most = held[asker]
+        idle = [
+            (-(held[key[0]] + (key[0] == asker)), key[0] != asker, session.used, key)
+            for key, session in self._sessions.items()
+            if not session.busy and (key[0] == asker or held[key[0]] > most)
+        ]
         if not idle:
             return False
-        self._drop(min(idle)[1])
+        self._drop(min(idle)[-1])
         return True
 
     def _expire(self, key: Key) -> None:

@@ -37,6 +37,11 @@ class Tenants:
             return certified
         return _by_token(self._tokens.value(), authorization)
 
+    def check(self, tenant: str, names: Sequence[str], authorization: Sequence[str]) -> None:
+        """Whether they still name ``tenant``. Raises Refusal UNAUTHENTICATED."""
+        if self.of(names, authorization) != tenant:
+            raise _stranger()
+
     def _by_name(self, names: Sequence[str]) -> str:
         usable = [name for name in names if NAME.fullmatch(name)]
         if self._clients is not None:
