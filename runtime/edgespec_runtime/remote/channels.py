@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from edgespec_runtime.wire import verifier_pb2 as pb
 SERVICE = "/edgespec.v1.Verifier/"
 MAX_REPLY_BYTES = 256 * 2**20
 """Room for the features of a long prompt."""
+MOST_PICTURES = 1024
+"""That are remembered as sent: more than a server keeps."""
 OPTIONS: tuple[tuple[str, Any], ...] = (
     # A dead peer is noticed after 3 s; without the ping timeout gRPC waits for a minute.
     ("grpc.keepalive_time_ms", 2_000),
@@ -41,14 +44,15 @@ class Endpoint:
         self.address = address
         self.info: pb.InfoReply | None = None
         """What it says of itself, once it was asked."""
-        self.pictures: set[bytes] = set()
-        """Digests of the pictures that it was sent."""
+        self.pictures: frozenset[bytes] = frozenset()
+        """Digests of pictures that it was sent. Replaced as a whole: requests share it."""
         self.rounds = Pace(settings.deadline_ms / 1e3)
         self.replies = Pace(settings.deadline_ms / 1e3)
         """Between the replies of a stream."""
         self._settings = settings
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Any] = {}
+        self._lock = threading.Lock()  # around both
         bearer = f"Bearer {settings.token}"
         self._metadata = (("authorization", bearer),) if settings.token else ()
 
@@ -64,20 +68,32 @@ class Endpoint:
         """What goes with every call; a balancer keeps a session on one server by it."""
         return (*self._metadata, ("x-session-id", session_id.hex()))
 
+    def keeps(self, pictures: Collection[bytes]) -> None:
+        """It was sent ``pictures``. Where there are too many to remember, older ones are forgotten:
+        they are sent again."""
+        known = self.pictures.union(pictures)
+        self.pictures = known if len(known) <= MOST_PICTURES else frozenset(pictures)
+
+    def lacks(self, pictures: Collection[bytes]) -> None:
+        """It does not have one of ``pictures`` any more."""
+        self.pictures = self.pictures.difference(pictures)
+
     def close(self) -> None:
         """Ends the connection and every call on it."""
-        channel, self._channel = self._channel, None
-        self._methods.clear()
+        with self._lock:
+            channel, self._channel = self._channel, None
+            self._methods.clear()
         if channel is not None:
             channel.close()
 
     def _method(self, name: str, kind: Callable[[grpc.Channel], Any]) -> Any:
-        if self._channel is None:
-            self._channel = _connect(self.address, self._settings)
-        if name not in self._methods:
-            # Bytes in, bytes out: a reply that cannot be parsed is then our error to handle.
-            self._methods[name] = kind(self._channel)(SERVICE + name)
-        return self._methods[name]
+        with self._lock:
+            if self._channel is None:
+                self._channel = _connect(self.address, self._settings)
+            if name not in self._methods:
+                # Bytes in, bytes out: a reply that cannot be parsed is then our error to handle.
+                self._methods[name] = kind(self._channel)(SERVICE + name)
+            return self._methods[name]
 
 
 def _connect(address: str, settings: RemoteSettings) -> grpc.Channel:

@@ -147,6 +147,8 @@ class RemoteVerifier:
 
     def _fail(self, failure: Failure) -> None:
         asked = self._failover.endpoint
+        if failure.kind in (Kind.UNFIT, Kind.WRONG):
+            asked.info = None  # it may be another server by now
         self._failover.failed(failure)
         if self._failover.endpoint is not asked:
             self._observer.forget()
@@ -169,13 +171,13 @@ class RemoteVerifier:
             answer = self._ask("Open", data, pb.OpenReply.FromString, self._open_deadline)
         except Failure as failure:
             if failure.kind is Kind.PICTURES:
-                endpoint.pictures -= digests
+                endpoint.lacks(digests)
             raise
         reply, cached = answer.reply, answer.reply.reused_rows >= session.context - 1
         self._expected = Expected(self._needs.vocab, self._asked.features, info.feature_width)
         with _discarding():
             verdict = session.opened(reply, self._expected)
-        endpoint.pictures |= digests
+        endpoint.keeps(digests)
         self._in_step = True
         self._here_s += reply.compute_us / 1e6
         if not reply.replayed:
