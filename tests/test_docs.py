@@ -58,6 +58,14 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_tests_that_a_page_names_are_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    defined = set(re.findall(r"def (test_\w+)", tests))
+    for page in PAGES:
+        named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+        assert named <= defined, f"{page.name}: {sorted(named - defined)}"
+
+
 def test_help_ends_with_an_example() -> None:
     for name, parser in build_parser()[1].items():
         assert f"edgespec {name}" in (parser.epilog or "")

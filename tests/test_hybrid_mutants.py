@@ -1,8 +1,8 @@
-"""The suite has power: defects of hybrid operation (see ``test_mutants``). What clients believe, how
-servers keep sessions apart, and what both sides count.
+"""The suite has power: defects of hybrid operation (see ``test_mutants``). What clients believe,
+how servers keep sessions apart, and what both sides count.
 
-Checks are tests of this suite, or a client's way through rounds, streams and faults: the real
-``RemoteVerifier`` and the real front over gRPC in this process, behind them a target that is a rule.
+Checks are tests of this suite, or a client's way through rounds, streams and faults: a real
+``RemoteVerifier`` and a real front over gRPC, in this process, and a rule for a target.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from edgespec.tree import EMPTY, TokenTree
 from edgespec_runtime.drafts import ahead as ahead_module
 from edgespec_runtime.drafts.ahead import AheadDraft
 from edgespec_runtime.remote import RemoteSettings, checks, pictures
+from edgespec_runtime.remote.channels import Endpoint
 from edgespec_runtime.remote.checks import Needs
 from edgespec_runtime.remote.pictures import Shown
 from edgespec_runtime.remote.servers import Servers
@@ -30,6 +31,7 @@ from edgespec_runtime.server.answer import Answer
 from edgespec_runtime.server.embedded import EmbeddedBackend
 from edgespec_runtime.server.quotas import Account
 from edgespec_runtime.server.scheduler import Scheduler
+from edgespec_runtime.server.settings import Quota
 from edgespec_runtime.server.slots import Slot, Slots
 from edgespec_runtime.server.table import Table
 from edgespec_runtime.verifiers import LocalVerifier
@@ -197,7 +199,7 @@ def refuses(what: str, **changes: Any) -> Check:
 def retried(zoo: Zoo) -> None:
     with middleman() as server:
         server.always("Verify", test_remote_transport.GOOD)
-        endpoint = test_remote_transport.Endpoint(server.address, RemoteSettings((server.address,)))
+        endpoint = Endpoint(server.address, RemoteSettings((server.address,)))
         try:
             garbled = test_remote_transport.GARBLED
             test_remote_transport.test_the_same_bytes_are_sent_once_more(garbled, endpoint, server)
@@ -227,7 +229,7 @@ def features_again(zoo: Zoo) -> None:
 def session_count(zoo: Zoo) -> None:
     """One session is opened again and again; some opens fail, some end after a later one."""
     clock = test_serve_security.Clock()
-    account = Account("acme", test_serve_security.Quota(), clock)
+    account = Account("acme", Quota(), clock)
     with account.opening(b"a", 0):
         with pytest.raises(RuntimeError), account.opening(b"a", 0):
             raise RuntimeError

@@ -436,7 +436,7 @@ def check_kv(model: Model, request: Any, tolerance: float = 2e-4) -> int:
             unseen = committed[known:]
             assert role == "target" or side._unseen == unseen
             table = model._tables[role]
-            fresh = model._steps[role].open(length, session._outputs)
+            fresh = model._steps[role].open(length, session.outputs)
             prefill(fresh, np.concatenate([prompt, table[committed[:known]]]))
             ours = session.cache.rows[..., :length, :]
             theirs = fresh.cache.rows[..., :length, :]

@@ -213,12 +213,12 @@ MUTANTS = [
     ),
     Mutant(
         "a node is judged by its neighbour's row",
-        LocalVerifier, "verify", "best[row])", "best[row - 1])",
+        LocalVerifier, "settle", "best[row])", "best[row - 1])",
         toy_greedy,
     ),
     Mutant(
         "a sampled node is judged by its neighbour's row",
-        LocalVerifier, "verify", "self._pick(logits[row]", "self._pick(logits[row - 1]",
+        LocalVerifier, "settle", "self._pick(logits[row]", "self._pick(logits[row - 1]",
         toy_sampled,
     ),
     Mutant(
@@ -262,13 +262,11 @@ MUTANTS = [
     ),
     Mutant(
         "the penalty forgets what was accepted",
-        LocalVerifier, "verify", "self._sampler.observe(verdict.tokens)", "pass", toy_penalty,
+        LocalVerifier, "settle", "self._sampler.observe(verdict.tokens)", "pass", toy_penalty,
     ),
     Mutant(
         "the mask is one column off",
-        LocalVerifier, "verify",
-        "session.step(embeds, positions, mask)",
-        "session.step(embeds, positions, np.roll(mask, 1, axis=1))",
+        LocalVerifier, "ask", "positions, mask)", "positions, np.roll(mask, 1, axis=1))",
         cache_oracle,
     ),
     Mutant(
@@ -277,7 +275,7 @@ MUTANTS = [
     ),
     Mutant(
         "the mask has one column too many",
-        LocalVerifier, "verify", "(rows, cached + rows)", "(rows, cached + rows + 1)", toy_greedy,
+        LocalVerifier, "ask", "(rows, cached + rows)", "(rows, cached + rows + 1)", toy_greedy,
     ),
     Mutant(
         "a prompt's rows see one row ahead",
@@ -286,15 +284,11 @@ MUTANTS = [
     ),
     Mutant(
         "nodes sit one position too far",
-        LocalVerifier, "verify", "cached + depth for", "cached + depth + 1 for", toy_greedy,
+        LocalVerifier, "ask", "cached + depth for", "cached + depth + 1 for", toy_greedy,
     ),
     Mutant(
         "all positions are one too far, in plain decoding too",
-        LocalVerifier, "verify", "cached, rows = session.cache.length, len(tree) + 1\n",
-        "cached, rows = session.cache.length, len(tree) + 1\n"
-        "    step = session.step\n"
-        "    session = type('S', (), {'cache': session.cache, 'step': lambda s, e, p, m: "
-        "step(e, [x + 1 for x in p], m)})()\n",
+        LocalVerifier, "ask", "positions, mask)", "[x + 1 for x in positions], mask)",
         cache_oracle,
     ),
     Mutant(
@@ -335,7 +329,7 @@ MUTANTS = [
     ),
     Mutant(
         "the root's row is not committed",
-        LocalVerifier, "verify", "kept = [0, *verdict.rows]", "kept = [*verdict.rows]",
+        LocalVerifier, "settle", "kept = [0, *verdict.rows]", "kept = [*verdict.rows]",
         toy_greedy,
     ),
     Mutant(
@@ -368,11 +362,11 @@ MUTANTS = [
     ),
     Mutant(
         "noise is keyed by the row in the tree",
-        LocalVerifier, "verify", "1 + len(path), path)", "1 + row, path)", toy_sampled,
+        LocalVerifier, "settle", "1 + len(path), path)", "1 + row, path)", toy_sampled,
     ),
     Mutant(
         "two tokens share one position's noise",
-        LocalVerifier, "verify", "1 + len(path), path)", "len(path), path)", exact_law,
+        LocalVerifier, "settle", "1 + len(path), path)", "len(path), path)", exact_law,
     ),
     Mutant(
         "all requests draft in one session",
@@ -536,11 +530,12 @@ MUTANTS = [
     ),
     Mutant(
         "features-of-the-root-are-dropped",
-        LocalVerifier, "verify", "hidden[0][kept]", "hidden[0][[*kept[1:], kept[-1]]]",
+        LocalVerifier, "settle", "hidden[0][kept]", "hidden[0][[*kept[1:], kept[-1]]]",
         guesses("eagle", images=0),
     ),
 ]  # fmt: skip
-FAILURES = (AssertionError, pytest.fail.Exception)
+FAILURES = (AssertionError, pytest.fail.Exception, ValueError)
+"""A defect that numpy stumbles over is seen as well."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))

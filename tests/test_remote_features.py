@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from edgespec.errors import RemoteError
+from edgespec.errors import ConfigError, RemoteError
 from edgespec.tree import EMPTY
 from edgespec_runtime.entry import load
 from edgespec_runtime.remote import RemoteSettings
@@ -108,14 +108,28 @@ def test_an_answer_taken_up_again_feeds_its_draft_on(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_a_stream_of_the_servers_own_rounds_keeps_the_draft_fed(bench: Bench) -> None:
-    model = bench.away(mode="remote")
+@pytest.mark.parametrize("local", ["none", "target"])
+def test_features_come_with_a_stream_only_where_a_draft_may_want_them(
+    bench: Bench, local: str
+) -> None:
+    """Servers that decode alone need no draft here, unless it is to go on without them."""
+    model = bench.away(mode="remote", local=local)
+    assert model.has_draft == (local == "target")
     request = model.stream(bench.picture, PROMPT, max_new_tokens=LENGTH)
     tokens = [record.token for record in request]
     model.close()
-    assert (
-        tuple(tokens) == bench.here.generate(bench.picture, PROMPT, max_new_tokens=LENGTH).token_ids
-    )
+    wanted = bench.here.generate(bench.picture, PROMPT, max_new_tokens=LENGTH)
+    assert tuple(tokens) == wanted.token_ids
+    assert request.remote is not None and request.remote["streamed"] > LENGTH // 2
+    assert (request.remote["bytes_down"] > 2 * WIDTH * request.prompt_tokens) == model.has_draft
+
+
+@pytest.mark.slow
+def test_a_draft_that_is_not_loaded_is_not_missing(bench: Bench) -> None:
+    model = bench.away(mode="remote")
+    with pytest.raises(ConfigError, match="servers decode alone"):
+        model.stream(bench.picture, PROMPT, draft="model")
+    model.close()
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +23,7 @@ from edgespec.errors import ConfigError, MissingDependencyError
 from edgespec_runtime.entry import load
 from edgespec_runtime.remote import RemoteSettings
 from edgespec_runtime.server.backend import Gauges
+from edgespec_runtime.server.logs import Lines, open_log
 from edgespec_runtime.server.ray_backend import RayBackend
 from edgespec_runtime.server.ray_cluster import RaySettings, _keep_private, open_ray_backend
 from edgespec_runtime.wire import verifier_pb2 as pb
@@ -56,6 +60,16 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(f"RAY_{name}", "0")  # else the call would set it for all tests
     with pytest.raises(MissingDependencyError, match=r"edgespec\[serve-ray\]"):
         open_ray_backend(lambda: pytest.fail("opened"), RaySettings())
+
+
+def test_what_libraries_print_becomes_entries_of_the_log() -> None:
+    out = io.StringIO()
+    with redirect_stdout(Lines(open_log(out))):
+        print("(raylet) a worker died", end="")
+        print(" again\n\nand")
+        print("unfinished", end="")
+    said = [json.loads(line)["message"] for line in out.getvalue().splitlines()]
+    assert said == ["(raylet) a worker died again", "and"]
 
 
 def test_the_cluster_token_is_made_private(tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ class Plan:
     questions: int = 48
     answer: int = 96
     """Tokens of a middling answer."""
-    kv_mb: float = 6.0
+    kv_mb: float = 8.0
     """Of a server's cache: with less than all clients need it evicts by itself."""
     calm: bool = False
     """Whether there is peace once there were enough faults; else they go on to the end."""
-    pace: float = 1.0
+    pace: float = 1.5
     """Stretches the times of the faults."""
     seed: int = 0
     cap_s: float = 1800.0

@@ -80,6 +80,10 @@ class AheadDraft:
     def prepare(self) -> None:
         self._inner.prepare()
 
+    def first_token(self, context: int) -> int:
+        """See ``VlmDraft.first_token``."""
+        return self._inner.first_token(context)
+
     def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         inner, grown = self._inner, self._ahead
         if len(grown) and growth is not self._growth:  # what is there was grown in another way

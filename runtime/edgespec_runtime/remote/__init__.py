@@ -2,7 +2,8 @@
 
 settings  where the servers are            transport  one call, its deadline, what failed
 checks    of every reply                   failover   which server next, and when to give up
-session   what is committed                verifier   the contract of every verifier, over these
+calls     what is asked of a server        session    what is committed
+pictures  as they travel                   verifier   the contract of every verifier, over these
 link      times as they are measured       outlook    tokens per millisecond, predicted
 modes     hybrid or remote-only, round by round
 

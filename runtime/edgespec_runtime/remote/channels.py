@@ -27,7 +27,9 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     # A server that comes back is noticed soon; what to do meanwhile is decided here, not by gRPC.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Whatever its name says, how long setting up a connection may take: a far or busy server needs
+    # several round trips.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
@@ -52,7 +54,7 @@ class Endpoint:
         self._settings = settings
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Any] = {}
-        self._lock = threading.Lock()  # around both
+        self._connecting = threading.Lock()
         bearer = f"Bearer {settings.token}"
         self._metadata = (("authorization", bearer),) if settings.token else ()
 
@@ -80,14 +82,14 @@ class Endpoint:
 
     def close(self) -> None:
         """Ends the connection and every call on it."""
-        with self._lock:
+        with self._connecting:
             channel, self._channel = self._channel, None
             self._methods.clear()
         if channel is not None:
             channel.close()
 
     def _method(self, name: str, kind: Callable[[grpc.Channel], Any]) -> Any:
-        with self._lock:
+        with self._connecting:
             if self._channel is None:
                 self._channel = _connect(self.address, self._settings)
             if name not in self._methods:

@@ -12,7 +12,7 @@ from edgespec_runtime.remote.channels import Endpoint
 from edgespec_runtime.remote.transport import Failure, Kind
 
 FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 1.0
 WORTH_SAYING_S = 1.0
 """Shorter pauses are not mentioned."""
 BELIEVED = 2

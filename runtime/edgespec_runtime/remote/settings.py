@@ -108,6 +108,12 @@ class RemoteSettings:
         return self.connect_s if self.local == "none" else min(self.fallback_s, self.connect_s)
 
     @property
+    def drafts(self) -> bool:
+        """Whether this device ever drafts: not where servers decode alone and nothing goes on
+        without them."""
+        return self.mode != "remote" or self.local != "none"
+
+    @property
     def tls(self) -> bool:
         return self.tls_ca is not None
 

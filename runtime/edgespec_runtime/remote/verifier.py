@@ -5,28 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from queue import SimpleQueue
 from time import perf_counter
-from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
 from edgespec.acceptance import Verdict
 from edgespec.tree import EMPTY, TokenTree
 from edgespec_runtime.remote.account import Account
+from edgespec_runtime.remote.calls import Calls, times_of
 from edgespec_runtime.remote.channels import Endpoint
-from edgespec_runtime.remote.checks import PROTOCOL, BadReply, Expected, Needs, unfit
-from edgespec_runtime.remote.failover import Failover
+from edgespec_runtime.remote.checks import BadReply, Expected, Needs, unfit
 from edgespec_runtime.remote.observer import Nobody, Observer
 from edgespec_runtime.remote.pictures import too_large
 from edgespec_runtime.remote.servers import Servers
 from edgespec_runtime.remote.session import Asked, Session
 from edgespec_runtime.remote.stream import ReplyStream
-from edgespec_runtime.remote.transport import Answer, Call, Failure, Kind, Transport
+from edgespec_runtime.remote.transport import Failure, Kind
 from edgespec_runtime.verifiers.base import Meanwhile
 from edgespec_runtime.wire import verifier_pb2 as pb
-
-Reply = TypeVar("Reply")
 
 
 class RemoteVerifier:
@@ -48,18 +44,15 @@ class RemoteVerifier:
         itself, one round trip for all of them."""
         self.account = Account()
         self._observer = observer or Nobody()
-        self._servers = servers
         self._settings = servers.settings
         self._asked, self._needs, self._stop_ids = asked, needs, tuple(stop_ids)
         self._session = Session(asked)
         self._expected = Expected(needs.vocab, asked.features, 0)  # until a session is open
-        self._transport = Transport(self.account)
-        self._failover = Failover(servers.ordered(), self._settings.notice)
+        self._calls = Calls(servers, self._session.id, self.account, self._observer)
         self._opened_at: set[Endpoint] = set()
         self._in_step = False  # whether the server's session is known to be ours
         self._stream: ReplyStream | None = None
         self._here_s = 0.0  # of the step at hand: the target's computing
-        self._pings: SimpleQueue[float] = SimpleQueue()
 
     @property
     def engine_s(self) -> float:
@@ -73,7 +66,7 @@ class RemoteVerifier:
     def begin(self) -> Verdict:
         """See ``Verifier.begin``. Raises RemoteError where no server answers, or none can
         serve this request."""
-        known = self._failover.endpoint.info is not None
+        known = self._calls.endpoint.info is not None
         settings = self._settings
         return self._persist(self._open, settings.wait_s if known else settings.first_wait_s)
 
@@ -87,7 +80,7 @@ class RemoteVerifier:
         """Tells the servers that the answer is over. Never raises and does not wait."""
         self._leave_stream()
         for endpoint in self._opened_at:
-            self._servers.send(endpoint, "Close", self._session.id, self._session.close())
+            self._calls.close(endpoint, self._session.close())
         self._opened_at.clear()
         self._in_step = False
 
@@ -109,23 +102,17 @@ class RemoteVerifier:
     def ping(self) -> None:
         """Has the round trip measured in the background; the observer is told of it in a later
         round."""
-        sent, arrived = perf_counter(), self._pings.put
-        self._greet(self._failover.endpoint, lambda: arrived(perf_counter() - sent))
+        self._calls.ping()
 
     def knock(self, answered: Callable[[], None]) -> None:
         """Asks every server in the background whether it is there; ``answered`` is called, on
         another thread, by each that is."""
-        for endpoint in self._servers.ordered():
-            self._greet(endpoint, answered)
-
-    def _greet(self, endpoint: Endpoint, answered: Callable[[], None]) -> None:
-        data = pb.InfoRequest(protocol=PROTOCOL).SerializeToString()
-        self._servers.send(endpoint, "GetInfo", self._session.id, data, answered)
+        self._calls.knock(answered)
 
     def _persist(self, step: Callable[[], Verdict], patience_s: float) -> Verdict:
         """Takes ``step``, on other servers and in new epochs if it must be."""
         started, self._here_s = perf_counter(), 0.0
-        self._failover.start(patience_s)
+        self._calls.failover.start(patience_s)
         while True:
             try:
                 verdict = step()
@@ -136,30 +123,24 @@ class RemoteVerifier:
             except BaseException:
                 self._fall_out()
                 raise
-        self._failover.done()
-        endpoint = self._failover.endpoint
-        self.account.endpoint = endpoint.address
-        self._servers.prefer(endpoint)
-        while not self._pings.empty():
-            self._observer.pinged(self._pings.get() * 1e3)
+        self._calls.settle()
         away_s = perf_counter() - started - self._here_s
         return replace(verdict, away_ms=max(away_s, 0.0) * 1e3)
 
     def _fail(self, failure: Failure) -> None:
-        asked = self._failover.endpoint
+        asked = self._calls.endpoint
         if failure.kind in (Kind.UNFIT, Kind.WRONG):
-            asked.info = None  # it may be another server by now
-        self._failover.failed(failure)
-        if self._failover.endpoint is not asked:
+            asked.info = None  # asked again before it is believed: it may be another server by now
+        self._calls.failover.failed(failure)
+        if self._calls.endpoint is not asked:
             self._observer.forget()
 
     def _open(self) -> Verdict:
-        endpoint, session = self._failover.endpoint, self._session
-        info = self._know(endpoint)
+        endpoint, session = self._calls.endpoint, self._session
+        info = self._fit()
         self.account.reopens += session.epoch > 0
         data = session.open(endpoint.pictures)
         if len(data) > info.limits.message_bytes:
-            endpoint.info = None
             raise Failure(
                 Kind.UNFIT,
                 f"it takes messages of {info.limits.message_bytes} bytes, opening this session "
@@ -168,7 +149,7 @@ class RemoteVerifier:
         self._opened_at.add(endpoint)
         digests = {shown.digest for shown in self._asked.shown}
         try:
-            answer = self._ask("Open", data, pb.OpenReply.FromString, self._open_deadline)
+            answer = self._calls.open(data)
         except Failure as failure:
             if failure.kind is Kind.PICTURES:
                 endpoint.lacks(digests)
@@ -181,7 +162,7 @@ class RemoteVerifier:
         self._in_step = True
         self._here_s += reply.compute_us / 1e6
         if not reply.replayed:
-            self._observer.opened(*_times(answer), answer.up, answer.down, cached=cached)
+            self._observer.opened(*times_of(answer), answer.up, answer.down, cached=cached)
         return verdict
 
     def _round(self, tree: TokenTree, waiting: list[Meanwhile]) -> Verdict:
@@ -192,46 +173,26 @@ class RemoteVerifier:
             self._open()
         if streaming:
             return self._streamed()
-        endpoint = self._failover.endpoint
-        answer = self._ask(
-            "Verify",
-            self._session.verify(tree),
-            pb.VerifyReply.FromString,
-            endpoint.rounds.deadline_s,
-            waiting.pop() if waiting else None,
-        )
-        endpoint.rounds.took(answer.took_s)
+        data, meanwhile = self._session.verify(tree), waiting.pop() if waiting else None
+        answer = self._calls.verify(data, meanwhile)
         verdict = self._commit(tree, answer.reply)
-        self.account.rounds += 1
-        if not answer.reply.replayed:
-            times = total, _, compute = _times(answer)
-            self.account.away_ms.append(total - compute)
-            self._observer.verified(len(tree) + 1, *times, answer.up, answer.down)
+        self._calls.verified(answer, len(tree) + 1)
         return verdict
 
     def _streamed(self) -> Verdict:
         """The next round that the server made by itself."""
-        endpoint = self._failover.endpoint
-        started, pace, fresh = perf_counter(), endpoint.replies, self._stream is None
+        first = self._stream is None
         if self._stream is None:
-            data = self._session.proceed(self._stop_ids)
-            self.account.bytes_up += len(data)
-            metadata = endpoint.metadata(self._session.id)
-            self._stream = ReplyStream(endpoint.streaming("Continue")(data, metadata=metadata))
-        came = self._stream.next(self._deadline(0) if fresh else pace.deadline_s())
-        waited = perf_counter() - started
-        self.account.wait_s += waited
+            self._stream = self._calls.proceed(self._session.proceed(self._stop_ids))
+        came = self._calls.next_of(self._stream, first=first)
         if came is None:
             self._leave_stream()
-            if fresh:
+            if first:
                 raise Failure(Kind.ELSEWHERE, "the stream ended before it began")
             return self._streamed()
-        if not fresh:
-            pace.took(waited)
         with _discarding():
             reply = pb.VerifyReply.FromString(came)
         verdict = self._commit(EMPTY, reply)
-        self.account.bytes_down += len(came)
         self.account.streamed += 1
         self._observer.streamed(reply.queue_us / 1e3, reply.compute_us / 1e3, len(came))
         return verdict
@@ -242,38 +203,12 @@ class RemoteVerifier:
         self._here_s += reply.compute_us / 1e6
         return verdict
 
-    def _know(self, endpoint: Endpoint) -> pb.InfoReply:
-        """What the server says of itself, asked once. Raises Failure for one that is of no use."""
-        if endpoint.info is None:
-            data = pb.InfoRequest(protocol=PROTOCOL).SerializeToString()
-            answer = self._ask("GetInfo", data, pb.InfoReply.FromString, self._deadline)
-            endpoint.info = answer.reply
-            self._failover.allow(self._settings.wait_s)  # somebody is there
-            self._observer.pinged(answer.took_s * 1e3, connecting=True)
-            curve = answer.reply.verify
-            self._observer.informed(curve.sizes, curve.median_ms)
-        reason = unfit(endpoint.info, self._needs)
-        if reason := reason or too_large(self._asked.shown, endpoint.info.limits):
-            endpoint.info = None  # asked again before it is believed
+    def _fit(self) -> pb.InfoReply:
+        """What the server at hand says of itself. Raises Failure for one that is of no use."""
+        info = self._calls.info()
+        if reason := unfit(info, self._needs) or too_large(self._asked.shown, info.limits):
             raise Failure(Kind.UNFIT, reason)
-        return endpoint.info
-
-    def _ask(
-        self,
-        method: str,
-        data: bytes,
-        parse: Callable[[bytes], Reply],
-        deadline_s: Callable[[int], float],
-        meanwhile: Meanwhile | None = None,
-    ) -> Answer[Reply]:
-        call = Call(method, self._session.id, data, parse, deadline_s)
-        return self._transport.ask(self._failover.endpoint, call, meanwhile)
-
-    def _deadline(self, attempt: int) -> float:
-        return self._settings.deadline_ms / 1e3
-
-    def _open_deadline(self, attempt: int) -> float:
-        return self._settings.open_deadline_ms / 1e3
+        return info
 
     def _fall_out(self) -> None:
         """What the server has of the session is not relied on any longer."""
@@ -284,12 +219,6 @@ class RemoteVerifier:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
-
-
-def _times(answer: Answer[pb.OpenReply] | Answer[pb.VerifyReply]) -> tuple[float, float, float]:
-    """Total, queue and compute, in milliseconds."""
-    reply = answer.reply
-    return answer.took_s * 1e3, reply.queue_us / 1e3, reply.compute_us / 1e3
 
 
 @contextmanager
