@@ -23,6 +23,7 @@ from edgespec.bundle import read_bundle
 from edgespec.cli import main
 from edgespec.errors import InputError
 from edgespec_runtime.server import serving
+from edgespec_runtime.server.health import MOST
 from edgespec_runtime.server.logs import open_log
 from edgespec_runtime.server.serving import drain, serve
 from edgespec_runtime.server.settings import Address, Bounds, Quota, ServeSettings
@@ -121,6 +122,18 @@ def test_health(caller: Caller) -> None:
     with pytest.raises(Refused) as caught:
         caller.raw("/grpc.health.v1.Health/Check", b"\xff")
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_watches_keep_no_check_out() -> None:
+    with scripted_server() as server, Caller(server.address) as caller:
+        watches = [caller.watch() for _ in range(MOST)]
+        assert [next(watch) for watch in watches] == [SERVING] * MOST
+        with pytest.raises(grpc.RpcError) as caught:
+            next(caller.watch())
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caller.health() == SERVING
+        for watch in watches:
+            watch.close()
 
 
 def test_metrics_count(server: RunningServer, caller: Caller) -> None:

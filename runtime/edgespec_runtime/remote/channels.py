@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from edgespec_runtime.wire import verifier_pb2 as pb
 SERVICE = "/edgespec.v1.Verifier/"
 MAX_REPLY_BYTES = 256 * 2**20
 """Room for the features of a long prompt."""
+MOST_PICTURES = 1024
+"""That are remembered as sent: more than a server keeps."""
 OPTIONS: tuple[tuple[str, Any], ...] = (
     # A dead peer is noticed after 3 s; without the ping timeout gRPC waits for a minute.
     ("grpc.keepalive_time_ms", 2_000),
@@ -44,8 +46,8 @@ class Endpoint:
         self.address = address
         self.info: pb.InfoReply | None = None
         """What it says of itself, once it was asked."""
-        self.pictures: set[bytes] = set()
-        """Digests of the pictures that it was sent."""
+        self.pictures: frozenset[bytes] = frozenset()
+        """Digests of pictures that it was sent. Replaced as a whole: requests share it."""
         self.rounds = Pace(settings.deadline_ms / 1e3)
         self.replies = Pace(settings.deadline_ms / 1e3)
         """Between the replies of a stream."""
@@ -67,6 +69,16 @@ class Endpoint:
     def metadata(self, session_id: bytes) -> tuple[tuple[str, str], ...]:
         """What goes with every call; a balancer keeps a session on one server by it."""
         return (*self._metadata, ("x-session-id", session_id.hex()))
+
+    def keeps(self, pictures: Collection[bytes]) -> None:
+        """It was sent ``pictures``. Where there are too many to remember, older ones are forgotten:
+        they are sent again."""
+        known = self.pictures.union(pictures)
+        self.pictures = known if len(known) <= MOST_PICTURES else frozenset(pictures)
+
+    def lacks(self, pictures: Collection[bytes]) -> None:
+        """It does not have one of ``pictures`` any more."""
+        self.pictures = self.pictures.difference(pictures)
 
     def close(self) -> None:
         """Ends the connection and every call on it."""

@@ -22,11 +22,11 @@ from edgespec_runtime.remote.outlook import Outlook, RemoteExperience
 
 MARGIN = 1.03
 """The other mode must be expected to be done sooner by this: a tie is not worth changing over."""
-EXPLORE = 0.015
+EXPLORE = 0.01
 """Of all time: what trials may lose."""
-PLAUSIBLE = 0.7
+PLAUSIBLE = 0.5
 """Of the mode at hand, what the other one must be expected to bring to be tried."""
-TRIAL = {Mode.HYBRID: 5, Mode.REMOTE: 6}
+TRIAL = {Mode.HYBRID: 6, Mode.REMOTE: 6}
 """Rounds for which a mode is kept once it was chosen."""
 SETTLED = {Mode.HYBRID: 2, Mode.REMOTE: 4}
 """Rounds until the choice is looked at again."""

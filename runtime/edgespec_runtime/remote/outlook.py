@@ -10,6 +10,7 @@ best depth there, so that it holds where the record was made and follows where i
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,9 @@ DOUBT, PACE = 0.3, 50.0
 """Of hybrid's rate: what it may be better than it was seen to be, over the root of the rounds and
 growing with the logarithm of the tokens that have gone by (the upper confidence bound of bandits:
 Auer et al., 2002); and the tokens at which that begins."""
+LATELY, OTHER = 5, 1.7
+"""Rounds that tell that a draft is better by now, and by how much more they must bring: three
+deviations of so many rounds."""
 SERVED = 16.0
 """Streamed tokens that the server's own figures are worth."""
 NEAR = 0.15
@@ -88,6 +92,7 @@ class Drafted:
     """Rounds ever,"""
     passed: int = 0
     """and tokens of all modes."""
+    _lately: deque[int] = field(default_factory=lambda: deque(maxlen=LATELY))
 
     def add(self, feedback: Feedback, expected: float) -> None:
         """Takes a drafted round of hybrid operation, of which ``expected`` milliseconds were
@@ -112,6 +117,21 @@ class Drafted:
             self.reach.add(could, len(feedback.rows))
         if feedback.prepare_ms > 0:
             self.prepare_ms = feedback.prepare_ms
+        self._lately.append(len(feedback.tokens))
+        self._follow()
+
+    def _follow(self) -> None:
+        """Forgets most of the past where the last rounds brought far more tokens: another kind of
+        text, or another draft. Where they brought fewer, the past just fades: bad luck must not
+        end drafting, after which nothing would be seen of it."""
+        lately = sum(self._lately) / len(self._lately)
+        usual = self.tokens / self.rounds
+        if len(self._lately) < LATELY or lately < usual * OTHER:
+            return
+        share = LATELY / self.rounds
+        for name in ("rounds", "own_ms", "away_ms", "draft_ms", "levels", "nodes"):
+            setattr(self, name, getattr(self, name) * share)
+        self.tokens, self.reach = lately * self.rounds, Reach()
 
 
 def _levels(feedback: Feedback) -> tuple[int, int]:

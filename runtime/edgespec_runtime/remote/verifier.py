@@ -129,6 +129,8 @@ class RemoteVerifier:
 
     def _fail(self, failure: Failure) -> None:
         asked = self._calls.endpoint
+        if failure.kind in (Kind.UNFIT, Kind.WRONG):
+            asked.info = None  # asked again before it is believed: it may be another server by now
         self._calls.failover.failed(failure)
         if self._calls.endpoint is not asked:
             self._observer.forget()
@@ -139,9 +141,10 @@ class RemoteVerifier:
         self.account.reopens += session.epoch > 0
         data = session.open(endpoint.pictures)
         if len(data) > info.limits.message_bytes:
-            raise self._useless(
+            raise Failure(
+                Kind.UNFIT,
                 f"it takes messages of {info.limits.message_bytes} bytes, opening this session "
-                f"needs {len(data)}; give fewer or smaller pictures"
+                f"needs {len(data)}; give fewer or smaller pictures",
             )
         self._opened_at.add(endpoint)
         digests = {shown.digest for shown in self._asked.shown}
@@ -149,13 +152,13 @@ class RemoteVerifier:
             answer = self._calls.open(data)
         except Failure as failure:
             if failure.kind is Kind.PICTURES:
-                endpoint.pictures -= digests
+                endpoint.lacks(digests)
             raise
         reply, cached = answer.reply, answer.reply.reused_rows >= session.context - 1
         self._expected = Expected(self._needs.vocab, self._asked.features, info.feature_width)
         with _discarding():
             verdict = session.opened(reply, self._expected)
-        endpoint.pictures |= digests
+        endpoint.keeps(digests)
         self._in_step = True
         self._here_s += reply.compute_us / 1e6
         if not reply.replayed:
@@ -204,12 +207,8 @@ class RemoteVerifier:
         """What the server at hand says of itself. Raises Failure for one that is of no use."""
         info = self._calls.info()
         if reason := unfit(info, self._needs) or too_large(self._asked.shown, info.limits):
-            raise self._useless(reason)
+            raise Failure(Kind.UNFIT, reason)
         return info
-
-    def _useless(self, reason: str) -> Failure:
-        self._calls.endpoint.info = None  # asked again before it is believed
-        return Failure(Kind.UNFIT, reason)
 
     def _fall_out(self) -> None:
         """What the server has of the session is not relied on any longer."""

@@ -8,10 +8,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from edgespec_runtime.wire import verifier_pb2 as pb
+from edgespec_runtime.wire.refusal import Reason, Refusal
 
 Bodies: TypeAlias = AsyncIterator[bytes]
+M = TypeVar("M", bound=Message)
+MOST_FIELDS = 256
+MOST_BYTES: dict[type[Message], int] = {
+    pb.InfoRequest: 1 << 10,
+    pb.VerifyRequest: 1 << 18,
+    pb.ContinueRequest: 1 << 14,
+    pb.CloseRequest: 1 << 10,
+}
+"""Opens bring pictures; nothing else is large."""
 VARINT, EIGHT, SIZED, FOUR = 0, 1, 2, 5
+
+
+async def read(kind: type[M], bodies: Bodies, turn: asyncio.Semaphore, within_s: float) -> M:
+    """The call's one message, read when it is its ``turn``. Raises Refusal INVALID where none comes
+    in time, and for bytes that are none."""
+    async with turn:
+        data = await first_of(bodies, within_s)
+    if data is None:
+        raise Refusal(Reason.INVALID, f"no message came within {within_s:g} s")
+    most = MOST_BYTES.get(kind, len(data))
+    if len(data) > most:
+        raise Refusal(Reason.INVALID, f"the message has {len(data)} bytes; {most} are enough")
+    try:
+        if field_count(data, MOST_FIELDS) > MOST_FIELDS:
+            raise Refusal(Reason.INVALID, f"the message has more than {MOST_FIELDS} fields")
+        return kind.FromString(data)
+    except (ValueError, DecodeError):
+        raise Refusal(Reason.INVALID, f"the message is no {kind.DESCRIPTOR.name}") from None
 
 
 async def first_of(bodies: Bodies, within_s: float) -> bytes | None:

@@ -18,8 +18,8 @@ def ran_out(error: Exception) -> bool:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """A refusal as it is; BUSY where memory ran out; else BROKEN. It is raised from ``error``, which
-    is logged."""
+    """A refusal as it is; BUSY where memory ran out; else BROKEN. Raised from ``error``, which is
+    logged."""
     if isinstance(error, Refusal):
         return error
     if ran_out(error):

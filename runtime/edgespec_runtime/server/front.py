@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from edgespec_runtime.server import checks
 from edgespec_runtime.server.backend import VerifierBackend
-from edgespec_runtime.server.bodies import Bodies, field_count, first_of
+from edgespec_runtime.server.bodies import Bodies, read
 from edgespec_runtime.server.logs import session_label, where
 from edgespec_runtime.server.metrics import Meter
 from edgespec_runtime.server.quotas import BUSY_MS, Account, Accounts
@@ -33,15 +33,6 @@ from edgespec_runtime.wire.refusal import DOMAIN, Reason, Refusal
 
 SERVICE = "edgespec.v1.Verifier"
 FAILED = Refusal(Reason.BROKEN, "the server failed at this request")
-
-MOST_FIELDS = 256
-MOST_BYTES: dict[type[Message], int] = {
-    pb.InfoRequest: 1 << 10,
-    pb.VerifyRequest: 1 << 18,
-    pb.ContinueRequest: 1 << 14,
-    pb.CloseRequest: 1 << 10,
-}
-"""Opens bring pictures; nothing else is large."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
@@ -92,7 +83,7 @@ class Front(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any]:
         async def handle(bodies: Bodies, context: Context) -> bytes:
             async with self._watched(method, context) as account:
-                request = await _read(kind, bodies, account, self.body_s)
+                request = await read(kind, bodies, account.reading, self.body_s)
                 reply = await answer(account, request)
                 return reply.SerializeToString()
             raise AssertionError("aborting raises")
@@ -101,7 +92,7 @@ class Front(grpc.GenericRpcHandler):
 
     async def _continue(self, bodies: Bodies, context: Context) -> AsyncIterator[bytes]:
         async with self._watched("Continue", context) as account:
-            request = await _read(pb.ContinueRequest, bodies, account, self.body_s)
+            request = await read(pb.ContinueRequest, bodies, account.reading, self.body_s)
             checks.check_continue(request, self._info.limits)
             names, authorization = _names(context), _authorization(context)
             replies = self._backend.proceed(account.tenant, request)
@@ -228,23 +219,6 @@ def status_of(refusal: Refusal) -> grpc.Status:
     detail.Pack(ErrorInfo(reason=refusal.reason.value, domain=DOMAIN, metadata=metadata))
     code = grpc.StatusCode[refusal.reason.status].value[0]
     return rpc_status.to_status(Status(code=code, message=refusal.message, details=[detail]))
-
-
-async def _read(kind: type[M], bodies: Bodies, account: Account, within_s: float) -> M:
-    """The call's one message. Raises Refusal INVALID for bytes that are none."""
-    async with account.reading:
-        data = await first_of(bodies, within_s)
-    if data is None:
-        raise Refusal(Reason.INVALID, f"no message came within {within_s:g} s")
-    most = MOST_BYTES.get(kind, len(data))
-    if len(data) > most:
-        raise Refusal(Reason.INVALID, f"the message has {len(data)} bytes; {most} are enough")
-    try:
-        if field_count(data, MOST_FIELDS) > MOST_FIELDS:
-            raise Refusal(Reason.INVALID, f"the message has more than {MOST_FIELDS} fields")
-        return kind.FromString(data)
-    except (ValueError, DecodeError):
-        raise Refusal(Reason.INVALID, f"the message is no {kind.DESCRIPTOR.name}") from None
 
 
 def _names(context: Context) -> list[str]:

@@ -14,7 +14,8 @@ from edgespec_runtime.server.bodies import Bodies, first_of
 
 PATH = "/grpc.health.v1.Health/"
 MOST = 32
-"""Checks and watches at once: a watch lasts as long as its client likes."""
+"""Checks at once, and watches: those last as long as their clients like, and must not keep checks
+out."""
 BODY_S = 3.0
 Answer = Callable[[health_pb2.HealthCheckRequest, Any], Awaitable[Any]]
 
@@ -25,14 +26,13 @@ class Health(grpc.GenericRpcHandler):
     def __init__(self, *services: str) -> None:
         self._servicer = aio.HealthServicer()
         self._services = services
-        self._open = 0
         written = health_pb2.HealthCheckResponse.SerializeToString
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             PATH + "Check": grpc.stream_unary_rpc_method_handler(
-                self._bounded(self._servicer.Check), response_serializer=written
+                _bounded(self._servicer.Check), response_serializer=written
             ),
             PATH + "Watch": grpc.stream_stream_rpc_method_handler(
-                self._bounded(self._servicer.Watch), response_serializer=written
+                _bounded(self._servicer.Watch), response_serializer=written
             ),
         }
 
@@ -49,18 +49,23 @@ class Health(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
 
-    def _bounded(self, answer: Answer) -> Callable[[Bodies, Any], Awaitable[Any]]:
-        async def handle(bodies: Bodies, context: Any) -> Any:
-            if self._open >= MOST:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many health checks")
-            self._open += 1
-            try:
-                data = await first_of(bodies, BODY_S)
-                return await answer(await _parsed(data, context), context)
-            finally:
-                self._open -= 1
 
-        return handle
+def _bounded(answer: Answer) -> Callable[[Bodies, Any], Awaitable[Any]]:
+    """At most ``MOST`` at once."""
+    under_way = 0
+
+    async def handle(bodies: Bodies, context: Any) -> Any:
+        nonlocal under_way
+        if under_way >= MOST:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many health checks")
+        under_way += 1
+        try:
+            data = await first_of(bodies, BODY_S)
+            return await answer(await _parsed(data, context), context)
+        finally:
+            under_way -= 1
+
+    return handle
 
 
 async def _parsed(data: bytes | None, context: Any) -> health_pb2.HealthCheckRequest:
