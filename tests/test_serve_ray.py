@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from edgespec.errors import ConfigError, MissingDependencyError
+from edgespec.errors import ConfigError, EngineError, MissingDependencyError
 from edgespec_runtime.entry import load
 from edgespec_runtime.remote import RemoteSettings
 from edgespec_runtime.server.backend import Gauges
@@ -29,6 +29,7 @@ from edgespec_runtime.server.ray_cluster import RaySettings, _keep_private, open
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from tests.support.calls import Caller, Refused
+from tests.support.haproxy import free_port
 from tests.support.replicas import replicas
 from tests.support.servers import RunningServer, running_server
 
@@ -46,6 +47,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for wrong, what in (
         ({"replicas": 0}, "at least 1"),
         ({"replicas": 3, "max_replicas": 2}, "at least --ray-replicas, 3"),
+        ({"address": "ray://head:10001"}, "on a node of the cluster"),
         ({"cpus": -1.0}, "--ray-cpus is -1.0"),
         ({"gpus": float("nan")}, "--ray-gpus is nan"),
     ):
@@ -56,10 +58,26 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in ("USAGE_STATS_ENABLED", "SERVE_USE_GRPC_BY_DEFAULT", "AUTH_MODE", "AUTH_TOKEN"):
+    names = ("USAGE_STATS_ENABLED", "SERVE_USE_GRPC_BY_DEFAULT", "AUTH_MODE", "AUTH_TOKEN")
+    for name in (*names, "SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"):
         monkeypatch.setenv(f"RAY_{name}", "0")  # else the call would set it for all tests
     with pytest.raises(MissingDependencyError, match=r"edgespec\[serve-ray\]"):
         open_ray_backend(lambda: pytest.fail("opened"), RaySettings())
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    for name in ("USAGE_STATS_ENABLED", "SERVE_USE_GRPC_BY_DEFAULT"):
+        monkeypatch.setenv(f"RAY_{name}", "0")
+    monkeypatch.setenv("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own modules, at their first import
+        pytest.importorskip("ray.serve")
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(EngineError, match="no Ray cluster answers at '127.0.0.1"):
+        open_ray_backend(lambda: pytest.fail("opened"), RaySettings(address))
 
 
 def test_what_libraries_print_becomes_entries_of_the_log() -> None:

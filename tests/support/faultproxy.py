@@ -32,6 +32,9 @@ CHUNK = 1 << 16
 PACKET = 1460
 IN_FLIGHT = 512
 """Packets on a line before the sender has to wait."""
+SETTLING_S = 0.005
+"""For connections that were just accepted to get as far as being handled: only then they can be
+ended."""
 Packets = asyncio.Queue[tuple[float, bytes]]
 """When each is due, and its bytes."""
 
@@ -217,6 +220,7 @@ class FaultProxy:
     async def _stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
+        await asyncio.sleep(SETTLING_S)
         for task in list(self._handlers):
             task.cancel()
         await asyncio.gather(*self._handlers, return_exceptions=True)
@@ -244,13 +248,13 @@ class FaultProxy:
         except asyncio.CancelledError:
             pass  # the proxy is stopping
         finally:
+            client.transport.abort()
             self._handlers.discard(task)
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         try:
             answers, server = await asyncio.open_connection(*self._upstream)
         except OSError:
-            client.transport.abort()
             return
         self.counters.connections += 1
         connection = Connection(client, server)

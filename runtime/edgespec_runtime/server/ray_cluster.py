@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edgespec_runtime.server.ray_backend import Opener, RayBackend, Replica
 
 APPLICATION = "edgespec"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+KNOCK_S = 5.0
 STORE_BYTES = 1 << 28
 """For objects between Ray's processes; messages do not pass through it."""
 ENVIRONMENT = {
@@ -52,6 +54,11 @@ class RaySettings:
             raise ConfigError(
                 f"--ray-max-replicas is {self.max_replicas}; it must be at least --ray-replicas, "
                 f"{self.replicas}"
+            )
+        if self.address.startswith("ray://"):
+            raise ConfigError(
+                f"--ray-address is '{self.address}'; run the server on a node of the cluster, and "
+                "give host:port, or auto"
             )
         for name in ("cpus", "gpus"):
             if not getattr(self, name) >= 0:
@@ -146,12 +153,20 @@ def _join(ray: Any, settings: RaySettings) -> None:
             )
         return
     try:
+        _knock(settings.address)
         ray.init(settings.address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(
             f"no Ray cluster answers at '{settings.address}': {error}; start one, or leave out "
             "--ray-address"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Ray would wait for minutes where nobody listens. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), KNOCK_S).close()
 
 
 def _keep_private(token: Path) -> None:
