@@ -249,7 +249,7 @@ def test_tokens_name_tenants(token_server: RunningServer) -> None:
 def test_wrong_tokens(token_server: RunningServer, token: str) -> None:
     error = turned_away(at(token_server, None, token=token))
     assert (error.code, error.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
-    assert error.details == "valid credentials are needed"
+    assert error.details == "valid credentials are needed (--token-file or --tls-cert)"
 
 
 @pytest.mark.parametrize(

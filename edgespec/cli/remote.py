@@ -15,6 +15,17 @@ from edgespec.errors import ConfigError
 if TYPE_CHECKING:
     from edgespec_runtime.remote import RemoteSettings
 
+DEFAULTS: dict[str, object] = {
+    "remote_mode": "auto",
+    "local": "none",
+    "fallback_s": 2.0,
+    "draft_ahead": "on",
+    "remote_features": "float16",
+    "embeddings": False,
+    "patience_s": 60.0,
+}
+"""Of ``add_remote``; anything else without ``--remote`` is a mistake."""
+
 
 def add_connection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Flags of anything that talks to servers; ``connection_of`` reads them."""
@@ -38,37 +49,33 @@ def add_connection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def add_remote(parser: argparse.ArgumentParser) -> None:
     """Flags of anything that may have its target elsewhere; ``remote_of`` reads them."""
     group = add_connection(parser)
+    parser.set_defaults(**DEFAULTS)
     group.add_argument(
         "--remote-mode",
         choices=("auto", "hybrid", "remote"),
-        default="auto",
         help="hybrid: draft here, verify there; remote: the server decodes alone; auto: what is "
         "faster as the network changes (default)",
     )
     group.add_argument(
         "--local",
         choices=("none", "draft", "target"),
-        default="none",
         help="what goes on where no server answers: none (default), the draft's own text, or the "
         "target, which is then loaded here too",
     )
     group.add_argument(
         "--fallback-s",
         type=float,
-        default=2.0,
         metavar="S",
         help="how long to go on trying before --local takes over (default: 2)",
     )
     group.add_argument(
         "--draft-ahead",
         choices=("on", "off"),
-        default="on",
         help="draft on while a verification is under way (default: on)",
     )
     group.add_argument(
         "--remote-features",
         choices=("float16", "int8"),
-        default="float16",
         help="how target features travel to a draft that feeds on them (default: float16)",
     )
     group.add_argument(
@@ -79,7 +86,6 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--patience-s",
         type=float,
-        default=60.0,
         metavar="S",
         help="how long to go on trying when no server answers (default: 60)",
     )
@@ -89,12 +95,7 @@ def remote_of(arguments: argparse.Namespace) -> RemoteSettings | None:
     """The settings asked for, None where the target runs here. Raises ConfigError."""
     connection = connection_of(arguments)
     if connection is None:
-        asked = (
-            ("embeddings", arguments.embeddings),
-            ("remote-mode", arguments.remote_mode != "auto"),
-            ("local", arguments.local != "none"),
-        )
-        _refuse(name for name, given in asked if given)
+        _refuse(name for name, usual in DEFAULTS.items() if getattr(arguments, name) != usual)
         return None
     return replace(
         connection,
@@ -114,7 +115,7 @@ def connection_of(arguments: argparse.Namespace) -> RemoteSettings | None:
     ConfigError."""
     if arguments.remote is None:
         names = ("tls_ca", "tls_cert", "tls_key", "token_file", "insecure")
-        _refuse(name.replace("_", "-") for name in names if getattr(arguments, name))
+        _refuse(name for name in names if getattr(arguments, name))
         return None
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says is told in our own words
     from edgespec_runtime.remote import RemoteSettings
@@ -130,8 +131,9 @@ def connection_of(arguments: argparse.Namespace) -> RemoteSettings | None:
     )
 
 
-def _refuse(flags: Iterable[str]) -> None:
-    for flag in flags:
+def _refuse(names: Iterable[str]) -> None:
+    for name in names:
+        flag = name.replace("_", "-")
         raise ConfigError(f"--{flag} is about servers, and --remote names none")
 
 

@@ -66,7 +66,9 @@ def _by_token(table: Table, authorization: Sequence[str]) -> str:
 
 
 def _stranger() -> Refusal:
-    return Refusal(Reason.UNAUTHENTICATED, "valid credentials are needed")
+    return Refusal(
+        Reason.UNAUTHENTICATED, "valid credentials are needed (--token-file or --tls-cert)"
+    )
 
 
 def _table(
