@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgespec_runtime.remote.link import Link
+from edgespec_runtime.remote.outlook import RemoteExperience
 from edgespec_runtime.remote.recent import Recent
 
 
@@ -99,3 +100,19 @@ def test_another_server_starts_anew() -> None:
     link.forget()
     assert not link.knows_compute and link.network() == 0.0
     assert link.up_bytes == 900, "what was sent stays sent"
+
+
+def test_a_curve_that_falls_was_disturbed() -> None:
+    link = Link(Clock())
+    link.informed((1, 8, 32), (60.0, 12.0, 20.0))
+    assert link.compute(1) == pytest.approx(12.0)
+
+
+def test_answers_that_have_lasted_are_likely_to_last() -> None:
+    known = RemoteExperience(Link(Clock()))
+    assert known.left(0) == 64
+    for length in (6, 6, 6, 100):
+        known.ended(length)
+    assert known.left(1) == pytest.approx(28.5)
+    assert known.left(50) == 50, "the long one's rest"
+    assert known.left(200) == 200

@@ -385,6 +385,23 @@ def test_no_round_is_committed_twice() -> None:
     check_no_round_is_committed_twice()
 
 
+def check_streamed_rounds_have_no_reply() -> None:
+    state = an_open_state()
+    claim = a_claim(state)
+    state.committed(claim, (6,), b"reply")
+    state.streamed((7,))
+    late = replace(claim, round=2, committed_len=state.committed_len)
+    for asked in (late, replace(late, prefix_hash=state.prefix_hash)):
+        with pytest.raises(Refusal) as refused:
+            state.admit(asked)
+        assert refused.value.reason is Reason.STALE_ROUND
+    assert state.admit(replace(a_claim(state), round=3)) is None
+
+
+def test_streamed_rounds_have_no_reply() -> None:
+    check_streamed_rounds_have_no_reply()
+
+
 # --- Defects that the machine sees ---------------------------------------------------------------
 
 
@@ -444,7 +461,7 @@ DEFECTS = {
     ),
     "a streamed round keeps the reply before it": (
         SessionState, "streamed", "self._apply(tokens, None)", "self._apply(tokens, self._last)",
-        check_sessions,
+        check_streamed_rounds_have_no_reply,
     ),
     "opens are answered again behind rounds": (
         SessionState, "_apply", "self._open = None", "pass", check_sessions,

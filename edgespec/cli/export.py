@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,9 @@ from edgespec.cli.common import add_command, add_config, needs_extra, note, prin
 
 if TYPE_CHECKING:
     from edgespec.bundle import Manifest
+    from edgespec_export.exporter import ExportRequest
+
+BUILTIN = "builtin"
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -22,12 +25,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--compressor pool:4 --out llava.bundle",
     )
     checkpoint = "a Hugging Face-format directory or a hub id"
-    parser.add_argument("--target", required=True, metavar="MODEL", help=f"target: {checkpoint}")
+    parser.add_argument(
+        "--target",
+        required=True,
+        metavar="MODEL",
+        help=f"target: {checkpoint}; or {BUILTIN}, the small family that edgespec brings along",
+    )
     parser.add_argument(
         "--draft",
         metavar="MODEL",
         help="a small LLaVA, or a feature-level draft (EAGLE-1/2/3, EagleVLM, MSD, ViSpec, "
-        f"SpecVLM): {checkpoint}",
+        f"SpecVLM): {checkpoint}; with --target {BUILTIN} also draft (its default), eaglevlm, "
+        "vispec or specvlm",
     )
     parser.add_argument(
         "--draft-variant",
@@ -79,9 +88,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    request = request_of(arguments)
+    manifest = export_with_progress(request)
+    report(manifest, request.out, arguments.json)
+    return 0
+
+
+def request_of(arguments: argparse.Namespace) -> ExportRequest:
+    """What was asked for. The built-in family comes with the draft, the compressor and the words
+    that belong to it, as far as nothing else was named."""
     with needs_extra("edgespec export", "export"):
         from edgespec_export.exporter import ExportRequest
-    request = ExportRequest(
+        from edgespec_export.family import DRAFTS, checkpoint_path, export_request
+    asked = ExportRequest(
         target=arguments.target,
         out=Path(arguments.out),
         draft=arguments.draft,
@@ -95,9 +114,19 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         parity=arguments.parity,
     )
-    manifest = export_with_progress(request)
-    report(manifest, request.out, arguments.json)
-    return 0
+    if asked.target != BUILTIN:
+        return asked
+    role = asked.draft or "draft"
+    if role not in dict(DRAFTS):  # one of the user's own
+        return replace(asked, target=str(checkpoint_path("target")))
+    family = export_request(role, asked.out)
+    return replace(
+        asked,
+        target=family.target,
+        draft=family.draft,
+        compressor=asked.compressor or family.compressor,
+        draft_vocab=asked.draft_vocab or family.draft_vocab,
+    )
 
 
 def export_with_progress(request: Any) -> Manifest:

@@ -59,9 +59,10 @@ class Link:
     # --- what is told
 
     def informed(self, sizes: Sequence[int], median_ms: Sequence[float]) -> None:
-        """Takes the server's own verify curve, by rows; empty where it has none."""
+        """Takes the server's own verify curve, by rows; empty where it has none. Fewer rows never
+        take longer: where they did, something else ran when they were measured."""
         if sizes:
-            row = tuple(float(ms) for ms in median_ms)
+            row = tuple(min(map(float, median_ms[i:])) for i in range(len(sizes)))
             self._curve = Curve(tuple(sizes), (0,), (row,), (row,))
 
     def pinged(self, total: float, *, connecting: bool = False) -> None:

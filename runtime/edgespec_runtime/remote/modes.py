@@ -34,8 +34,6 @@ HOPELESS, ENOUGH = 2.0, 2
 """A draft's trial ends so many rounds early where the server by itself is faster by this."""
 HORIZON = 256
 """Tokens ahead for which a network may be expected to stay as it is."""
-LENGTH = 64
-"""Tokens of an answer, before any ended."""
 STALE = 1.0
 """Seconds after which a round trip is measured anew while the server streams."""
 
@@ -162,9 +160,7 @@ class Modes:
 
     def _left(self, root: Root) -> float:
         """Tokens that the answer is expected to have still."""
-        lengths = self._experience.lengths
-        usual = lengths.mean or LENGTH
-        return float(min(root.depth_left + 1, max(usual - root.emitted, usual / 2), HORIZON))
+        return float(min(root.depth_left + 1, self._experience.left(root.emitted), HORIZON))
 
     # --- while drafting
 
@@ -198,5 +194,5 @@ class Modes:
             self._experience.interval.add(served, feedback.round_ms)
 
     def finish(self, emitted: int, ended: bool) -> None:
-        self._experience.lengths.add(emitted)
+        self._experience.ended(emitted)
         self.inner.finish(emitted, ended)

@@ -19,7 +19,6 @@ from edgespec.latency.curve import Floats
 from edgespec.sizing import Feedback, Setting
 from edgespec.sizing.rates import Rate
 from edgespec_runtime.remote.link import Link
-from edgespec_runtime.remote.recent import Recent
 
 HALF_LIFE = 64.0
 """Rounds after which one counts half."""
@@ -31,6 +30,8 @@ DOUBT, PACE = 0.3, 50.0
 """Of hybrid's rate: what it may be better than it was seen to be, over the root of the rounds and
 growing with the logarithm of the tokens that have gone by (the upper confidence bound of bandits:
 Auer et al., 2002); and the tokens at which that begins."""
+LENGTH, LENGTHS = 64, 64
+"""Tokens of an answer before any ended; answers whose lengths are remembered."""
 LATELY, OTHER = 5, 1.7
 """Rounds that tell that a draft is better by now, and by how much more they must bring: three
 deviations of so many rounds."""
@@ -154,13 +155,24 @@ class RemoteExperience:
         self.link = link
         self.interval = Rate(HALF_LIFE)
         """Of streamed tokens: the server's work (as ``tokens``) over the time they took."""
-        self.lengths = Recent(33)
-        """Of answers, tokens."""
+        self._lengths: deque[int] = deque(maxlen=LENGTHS)
         self.local = Drafted()
         """Rounds of this device's own target."""
         self.allowance_ms = 0.0
         """Time that may still be lost on trying what looks worse."""
         self._drafted: dict[object, Drafted] = {}
+
+    def ended(self, tokens: int) -> None:
+        """An answer was so long."""
+        self._lengths.append(tokens)
+
+    def left(self, emitted: int) -> float:
+        """Tokens that an answer is expected to have still: as those before that were longer had;
+        one longer than all of them has lasted, and is likely to last."""
+        longer = [length - emitted for length in self._lengths if length > emitted]
+        if longer:
+            return sum(longer) / len(longer)
+        return float(max(emitted, 1)) if self._lengths else float(max(LENGTH - emitted, LENGTH / 2))
 
     def drafted(self, setting: Setting) -> Drafted:
         """Hybrid rounds with the setting's drafter and temperature, with pictures or without."""
