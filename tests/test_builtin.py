@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import edgespec_runtime
+from edgespec.bundle import Manifest, read_bundle
+from edgespec.cli import main
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import DRAFTS, checkpoint_path, export_request, sample_folder
 from edgespec_runtime import Model
@@ -104,6 +106,24 @@ def test_speculation_pays(model: Model) -> None:
         for image, prompt in questions("in_domain", "detailed", 10)
     ]
     assert sum(lengths) / len(lengths) > 3
+
+
+def test_the_command_exports_the_family_as_it_was_trained(
+    builtin_bundle: Path, tmp_path: Path
+) -> None:
+    def exported(*words: str) -> Manifest:
+        out = tmp_path / f"{len(words)}"
+        assert main(["export", "--target", "builtin", "--out", str(out), *words]) == 0
+        return read_bundle(out).manifest
+
+    usual = read_bundle(builtin_bundle).manifest
+    assert exported().files == usual.files
+    device = exported("--part", "device")
+    assert device.models == usual.models and set(device.files) < set(usual.files)
+    assert exported("--part", "device", "--draft", "vispec").variant == "vispec"
+    own = str(checkpoint_path("draft"))  # a path is the user's own draft, whatever lies there
+    made = exported("--part", "device", "--draft", own, "--compressor", "pool:2")
+    assert made.draft_compressor == "pool:2" and "draft.ids.npy" not in made.files
 
 
 @pytest.mark.parametrize("role", [role for role, _ in DRAFTS])

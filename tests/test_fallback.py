@@ -250,3 +250,10 @@ def test_the_command_says_whose_text_it_is(
     result = json.loads(capsys.readouterr().out)
     assert result["text_source"] == "target"
     assert set(result["remote"]["mode_rounds"]) == {"local"}
+    for where, said in (
+        ("draft", "written by the draft alone: NOT the target's text"),
+        ("target", "verified on this device"),
+    ):
+        assert main([*words, "--local", where]) == 0
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("verified by no server: 0 rounds") and said in line

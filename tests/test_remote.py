@@ -585,7 +585,10 @@ def test_generate_with_a_remote_target(
     [
         (["--remote", "orin:1"], 2, "plaintext"),
         (["--remote", "orin"], 2, "host:port"),
+        (["--remote", "a b:1"], 2, "host:port"),
         (["--tls-ca", "ca.pem"], 2, "--remote names none"),
+        (["--local", "draft"], 2, "--local is about servers, and --remote names none"),
+        (["--remote", "127.0.0.1:9", "--tls-ca", "/nowhere"], 2, "'/nowhere' cannot be read"),
         (["--remote", "127.0.0.1:9", "--token-file", "/nowhere"], 2, "/nowhere"),
     ],
 )

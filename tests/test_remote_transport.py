@@ -5,18 +5,21 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 from edgespec.errors import ConfigError, RemoteError
 from edgespec_runtime.remote.account import Account
 from edgespec_runtime.remote.channels import Endpoint
 from edgespec_runtime.remote.failover import LONGEST_PAUSE_S, Failover
 from edgespec_runtime.remote.pace import FLOOR_S, Pace
+from edgespec_runtime.remote.servers import Servers
 from edgespec_runtime.remote.settings import RemoteSettings, is_loopback, parse_endpoints
 from edgespec_runtime.remote.stream import ReplyStream
 from edgespec_runtime.remote.transport import Answer, Call, Failure, Kind, Transport
@@ -168,7 +171,94 @@ def test_nobody_there_is_noticed_at_once() -> None:
         with pytest.raises(Failure) as failed:
             verify(nowhere, transport())
         nowhere.close()
-    assert failed.value.kind is Kind.AGAIN and "unavailable" in failed.value.message
+    assert failed.value.kind is Kind.AGAIN
+    assert failed.value.message.startswith("nothing listens there")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Certificates on disk: ca.pem, other.pem (another authority), server.pem and server.key."""
+
+    path: Path
+    server: grpc.ServerCredentials
+
+    def __call__(self, name: str) -> str:
+        return str(self.path / name)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    path = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(path / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(path / "other.pem")
+    own = authority.issue_cert("127.0.0.1")
+    key, chain = own.private_key_pem, own.cert_chain_pems[0]
+    key.write_to_path(path / "server.key")
+    chain.write_to_path(path / "server.pem")
+    asks = authority.cert_pem.bytes()
+    served = grpc.ssl_server_credentials([(key.bytes(), chain.bytes())], asks, True)
+    return Folder(path, served)
+
+
+@pytest.fixture(scope="module")
+def tls_port(certificates: Folder) -> Iterator[int]:
+    """Of a server that wants TLS and a certificate of its clients, and answers nothing."""
+    with ThreadPoolExecutor(1) as pool:
+        found = grpc.server(pool)
+        port = found.add_secure_port("127.0.0.1:0", certificates.server)
+        found.start()
+        yield port
+        found.stop(0).wait()
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "words"),
+    [
+        ("127.0.0.1", {}, "it closed the connection at once, as servers do that want TLS"),
+        ("127.0.0.1", {"tls_ca": "other.pem"}, "its certificate is not of the given authority"),
+        ("localhost", {"tls_ca": "ca.pem"}, "its certificate is for another name"),
+        ("127.0.0.1", {"tls_ca": "ca.pem"}, "or a certificate of this device"),
+    ],
+)
+def test_connections_that_come_to_nothing_say_why(
+    certificates: Folder, tls_port: int, host: str, given: dict[str, str], words: str
+) -> None:
+    address = f"{host}:{tls_port}"
+    files = {name: certificates(file) for name, file in given.items()}
+    asked = Endpoint(address, RemoteSettings((address,), **files))
+    with pytest.raises(Failure, match=words) as failed:
+        verify(asked, transport())
+    asked.close()
+    assert failed.value.kind is Kind.AGAIN
+
+
+def test_tls_to_a_server_without(certificates: Folder, server: Middleman) -> None:
+    settings = RemoteSettings((server.address,), tls_ca=certificates("ca.pem"))
+    asked = Endpoint(server.address, settings)
+    with pytest.raises(Failure, match="does not speak TLS"):
+        verify(asked, transport())
+    asked.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tls_ca": "server.key"}, r"server.key' \(--tls-ca\) holds no certificate"),
+        ({"tls_ca": "nothing.pem"}, "nothing.pem' cannot be read: No such file"),
+        (
+            {"tls_ca": "ca.pem", "tls_cert": "other.pem", "tls_key": "server.key"},
+            "other.pem' and '.*server.key' are no certificate and its key",
+        ),
+    ],
+)
+def test_certificates_that_are_no_good_are_told_before_anything_is_sent(
+    certificates: Folder, given: dict[str, str], words: str
+) -> None:
+    files = {name: certificates(file) for name, file in given.items()}
+    with pytest.raises(ConfigError, match=words):
+        Servers(RemoteSettings(("127.0.0.1:9",), **files))
+    Servers(RemoteSettings(("127.0.0.1:9",), tls_ca=certificates("ca.pem"))).close()
 
 
 def test_what_is_done_meanwhile_is_done_once_and_can_see_the_answer_come(
@@ -282,7 +372,7 @@ class Course:
 def test_another_server_is_asked_at_once_and_the_same_one_after_a_pause() -> None:
     two = Course("a", "b")
     assert two.fail(Kind.AGAIN, took_s=2.1) == "b:1" and not two.pauses
-    assert two.said == ["no answer from a:1 for 2.1 s; trying b:1"]
+    assert two.said == ["no answer from a:1 for 2.1 s (AGAIN it said); trying b:1"]
     two.failover.done()
     assert two.said[1:] == ["going on with b:1 after 2.1 s"]
     two.failover.start(60)

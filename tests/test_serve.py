@@ -421,6 +421,28 @@ def test_a_port_in_use_is_named(
     assert f"edgespec: {flag}" in capsys.readouterr().err
 
 
+def test_what_needs_no_target_is_told_before_one_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("no digest\n")
+    start = ["serve", "--bundle", "no-such-bundle"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main([*start, "--listen", f"127.0.0.1:{taken.getsockname()[1]}"]) == 2
+    assert "cannot be listened on" in capsys.readouterr().err
+    assert main([*start, "--listen", "127.0.0.1:0", "--tokens-file", str(tokens)]) == 2
+    assert "line 1: it must hold a sha256" in capsys.readouterr().err
+
+
+def test_a_devices_part_is_nothing_to_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "device.bundle")
+    assert main(["export", "--target", "builtin", "--part", "device", "--out", out]) == 0
+    assert main(["serve", "--bundle", out, "--listen", "127.0.0.1:0"]) == 2
+    assert "holds no target; serve the whole bundle" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("package", ["grpc", "structlog", "prometheus_client", "grpc_health"])
 def test_a_missing_extra_is_named(package: str, builtin_bundle: Path) -> None:
     words = ["serve", "--bundle", str(builtin_bundle)]

@@ -99,9 +99,14 @@ def _generate(model: Model, arguments: argparse.Namespace, prompt: str) -> int:
         print_json(model.generate(arguments.image, prompt, **settings).as_json())
         return 0
     request = model.stream(arguments.image, prompt, **settings)
-    for record in request:
-        print(record.text, end="", flush=True)
-    print()
+    begun = False
+    try:
+        for record in request:
+            begun = True
+            print(record.text, end="", flush=True)
+    finally:  # what ends an answer early is told on a line of its own
+        if begun:
+            print()
     note(describe(request.stats))
     if request.remote:
         note(describe_remote(request.remote))
@@ -115,10 +120,13 @@ def _generate(model: Model, arguments: argparse.Namespace, prompt: str) -> int:
 
 def describe_remote(remote: dict[str, Any]) -> str:
     """One line about the servers for the human."""
-    trip, ahead = remote["round_trip_ms"], remote["drafted_ahead"]
+    trip, ahead, by_mode = remote["round_trip_ms"], remote["drafted_ahead"], remote["mode_rounds"]
+    alone, here = by_mode.get("draft", 0), by_mode.get("local", 0)
     return (
-        f"verified by {remote['endpoint']}: {remote['rounds']} rounds asked for, "
+        f"verified by {remote['endpoint'] or 'no server'}: {remote['rounds']} rounds asked for, "
         f"{remote['streamed']} streamed"
+        + (f", {here} verified on this device" if here else "")
+        + (f", {alone} written by the draft alone: NOT the target's text" if alone else "")
         + (f", round trip {trip:.1f} ms" if trip is not None else "")
         + f"; {remote['bytes_up']} bytes up, {remote['bytes_down']} down; "
         f"{remote['retries']} retries, {remote['reopens']} reopens"

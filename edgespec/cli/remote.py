@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,10 +87,14 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 def remote_of(arguments: argparse.Namespace) -> RemoteSettings | None:
     """The settings asked for, None where the target runs here. Raises ConfigError."""
-    if arguments.remote is None and arguments.embeddings:
-        raise ConfigError("--embeddings is about servers, and --remote names none")
     connection = connection_of(arguments)
     if connection is None:
+        asked = (
+            ("embeddings", arguments.embeddings),
+            ("remote-mode", arguments.remote_mode != "auto"),
+            ("local", arguments.local != "none"),
+        )
+        _refuse(name for name, given in asked if given)
         return None
     return replace(
         connection,
@@ -107,11 +113,10 @@ def connection_of(arguments: argparse.Namespace) -> RemoteSettings | None:
     """The servers asked for and how to reach them, None without ``--remote``. Raises
     ConfigError."""
     if arguments.remote is None:
-        for name in ("tls_ca", "tls_cert", "tls_key", "token_file", "insecure"):
-            if getattr(arguments, name):
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} is about servers, and --remote names none")
+        names = ("tls_ca", "tls_cert", "tls_key", "token_file", "insecure")
+        _refuse(name.replace("_", "-") for name in names if getattr(arguments, name))
         return None
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says is told in our own words
     from edgespec_runtime.remote import RemoteSettings
     from edgespec_runtime.remote.settings import parse_endpoints
 
@@ -123,6 +128,11 @@ def connection_of(arguments: argparse.Namespace) -> RemoteSettings | None:
         token=_token(arguments.token_file),
         insecure=arguments.insecure,
     )
+
+
+def _refuse(flags: Iterable[str]) -> None:
+    for flag in flags:
+        raise ConfigError(f"--{flag} is about servers, and --remote names none")
 
 
 def _token(path: str | None) -> str:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         import asyncio
 
         from edgespec_runtime.server.logs import Lines, open_log
-        from edgespec_runtime.server.serving import serve
+        from edgespec_runtime.server.serving import check, serve
         from edgespec_runtime.server.settings import Address
         from edgespec_runtime.wire import verifier_pb2 as pb
 
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         stdout.flush()
 
     settings = settings_of(arguments)
+    check(settings)  # a large target takes minutes to load
     stdout, log = sys.stdout, open_log(sys.stderr, arguments.log_level)
     with redirect_stdout(Lines(log)):  # engines may print; stdout holds the one line alone
         with _ended_by_sigterm():

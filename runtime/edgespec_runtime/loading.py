@@ -68,8 +68,9 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
     for role in sorted(set(roles) - {*graphs, *steps}, reverse=True):
         if bundle.manifest.graph("target") is None:
             raise BundleError(
-                f"{bundle.path} is a device's part without a '{role}' graph: its target is a "
-                "server's; give --remote, or export the whole bundle"
+                f"{bundle.path} is a device's part without a '{role}' graph, which is needed here; "
+                "have the target verified elsewhere (--remote, without --local target and "
+                "--embeddings), or export the whole bundle"
             )
         raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
     # Plain views of the mapped files: numpy's memmap class makes every lookup slower.

@@ -70,7 +70,7 @@ class Model:
         self.draft_left_out = ""
         if self.manifest.graph("draft"):
             alone = remote is not None and not remote.settings.drafts
-            why = "servers decode alone (mode 'remote')" if alone else ""
+            why = "the draft is not loaded: servers decode alone (mode 'remote')" if alone else ""
             self.draft_left_out = why or why_draft_is_left_out(self.budget, profile)
         """Why the bundle's draft was not loaded; empty where it was, or where there is none."""
         roles = roles_for(

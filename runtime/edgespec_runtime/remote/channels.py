@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -108,6 +109,26 @@ def _connect(address: str, settings: RemoteSettings) -> grpc.Channel:
         _pem(settings.tls_ca), _pem(settings.tls_key), _pem(settings.tls_cert)
     )
     return grpc.secure_channel(address, credentials, options)
+
+
+def check_files(settings: RemoteSettings) -> None:
+    """Raises ConfigError for certificates that cannot be used; gRPC would only never connect."""
+    _pem(settings.tls_ca)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if settings.tls_ca is not None:
+        try:
+            context.load_verify_locations(settings.tls_ca)
+        except OSError:
+            raise ConfigError(f"'{settings.tls_ca}' (--tls-ca) holds no certificate") from None
+    cert, key = settings.tls_cert, settings.tls_key
+    if _pem(cert) is not None and _pem(key) is not None and cert is not None:
+        try:
+            context.load_cert_chain(cert, key, password="")  # else OpenSSL would ask for one
+        except OSError as error:
+            raise ConfigError(
+                f"'{cert}' and '{key}' are no certificate and its key in PEM: "
+                f"{error.strerror or error}"
+            ) from None
 
 
 def _pem(path: str | Path | None) -> bytes | None:

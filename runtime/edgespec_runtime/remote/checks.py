@@ -77,9 +77,12 @@ def unfit(info: pb.InfoReply, needs: Needs) -> str:
         if wanted > most:
             return f"it takes {most} {what}, this request needs {wanted}; ask for less"
     if needs.features and not info.feature_width:
-        return "it hands out no target features, and this bundle's draft feeds on them"
+        return (
+            "it hands out no target features, and this bundle's draft feeds on them; serve a "
+            "bundle that was exported with such a draft"
+        )
     if needs.embeddings and not info.embeddings:
-        return "it takes no visual embeddings; send pictures"
+        return "it takes no visual embeddings; send pictures, or serve with --allow-embeddings"
     return ""
 
 

@@ -112,10 +112,11 @@ class Failover:
         if self.endpoint is asked and (waited < WORTH_SAYING_S or self._said):
             return
         self._said = True
-        what = f"no answer from {asked.address} for {waited:.1f} s"
-        if failure.kind is not Kind.AGAIN:
-            what = f"{asked.address}: {failure.message}"
-        self._notice(f"{what}; trying {self.endpoint.address}")
+        what = f"{asked.address}: {failure.message}"
+        if failure.kind is Kind.AGAIN:
+            what = f"no answer from {asked.address} for {waited:.1f} s ({failure.message})"
+        whom = "again" if self.endpoint is asked else self.endpoint.address
+        self._notice(f"{what}; trying {whom}")
 
     def _pause(self, failure: Failure) -> None:
         """None before a server that has not failed yet, or that only lost the session."""

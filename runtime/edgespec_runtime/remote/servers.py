@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from edgespec_runtime.remote.channels import Endpoint
+from edgespec_runtime.remote.channels import Endpoint, check_files
 from edgespec_runtime.remote.settings import RemoteSettings
 
 FAREWELL_S = 1.0
@@ -20,6 +20,8 @@ class Servers:
     """Endpoints in the order of preference, the one that answered last first."""
 
     def __init__(self, settings: RemoteSettings) -> None:
+        """Raises ConfigError for files of certificates that are no good."""
+        check_files(settings)
         self.settings = settings
         self._endpoints = [Endpoint(address, settings) for address in settings.endpoints]
         self._preferred = self._endpoints[0]

@@ -79,9 +79,9 @@ class RemoteSettings:
 
     def _check_security(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigError("a client certificate and its key are given together or not at all")
+            raise ConfigError("--tls-cert and --tls-key belong together; one of them is missing")
         if self.tls_cert is not None and not self.tls:
-            raise ConfigError("a client certificate needs TLS; give the servers' authority as well")
+            raise ConfigError("--tls-cert needs TLS; give the servers' --tls-ca as well")
         if not self.token.isascii() or any(c.isspace() for c in self.token):
             raise ConfigError("the token holds spaces, line ends or letters beyond ASCII")
         outside = [address for address in self.endpoints if not is_loopback(address)]
@@ -90,7 +90,7 @@ class RemoteSettings:
         if not self.insecure:
             raise ConfigError(
                 f"'{outside[0]}' is another machine and TLS is off; give the file of its "
-                "certificate authority, or allow plaintext explicitly (insecure)"
+                "certificate authority (--tls-ca), or allow plaintext explicitly (--insecure)"
             )
         if self.token:
             raise ConfigError(
@@ -138,6 +138,6 @@ def _split(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     fine = colon and bare and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-    if not fine or "/" in bare or (":" in bare and bare == host):
+    if not fine or any(c in "/@" or c.isspace() for c in bare) or (":" in bare and bare == host):
         raise ConfigError(f"'{address}' is no server address; give host:port, as in orin:50051")
     return bare, int(port)

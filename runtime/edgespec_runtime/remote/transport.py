@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from edgespec_runtime.remote.account import Account
+from edgespec_runtime.remote.causes import in_words
 from edgespec_runtime.remote.channels import Endpoint
 from edgespec_runtime.verifiers.base import Meanwhile
 from edgespec_runtime.wire.refusal import DOMAIN, Reason
@@ -86,7 +87,10 @@ def classify(error: Any) -> Failure:
         kind = _CODES.get(code, Kind.AGAIN) if reason is None else _KINDS.get(reason, Kind.REOPEN)
         wait = info.metadata.get("retry_after_ms", "")
         return Failure(kind, details, int(wait) / 1e3 if wait.isdecimal() else 0.0)
-    return Failure(_CODES.get(code, Kind.AGAIN), f"{_name(code)}: {details}".rstrip(": "))
+    said = in_words(details)
+    if said == details:
+        said = f"{_name(code)}: {details}".rstrip(": ")
+    return Failure(_CODES.get(code, Kind.AGAIN), said)
 
 
 _REASONS = {reason.value: reason for reason in Reason}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from edgespec.bundle import GraphSpec
 from edgespec.errors import ConfigError
@@ -46,11 +47,11 @@ class Capacity:
     def __post_init__(self) -> None:
         for name in ("kv_mb", "lease_s"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name):g}; it must be above 0")
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name):g}; it must be above 0")
         if self.lease_s > LONGEST_LEASE_S:
-            raise ConfigError(f"lease_s is {self.lease_s:g}; at most {LONGEST_LEASE_S} are kept")
+            raise ConfigError(f"--lease-s is {self.lease_s:g}; at most {LONGEST_LEASE_S} will do")
         if not self.image_mb >= 0:
-            raise ConfigError(f"image_mb is {self.image_mb:g}; it must be at least 0")
+            raise ConfigError(f"--image-mb is {self.image_mb:g}; it must be at least 0")
         sizes = ("batch", "nodes", "depth", "image_bytes", "image_pixels", "message_bytes")
         for name in (*sizes, "decoders"):
             if getattr(self, name) < 1:
@@ -83,7 +84,11 @@ class Capacity:
         slots = int(self.kv_mb * MB) // (rows * row_bytes)
         if slots < 1:
             raise ConfigError(
-                f"a KV cache of {self.kv_mb:g} MB was asked for; one session of {rows} rows takes "
-                f"{rows * row_bytes / MB:.0f} MB: raise the budget, or lower the context"
+                f"--kv-mb is {self.kv_mb:g}; one session of {rows} rows takes "
+                f"{ceil(rows * row_bytes / MB)} MB: give at least that"
             )
         return slots
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -120,7 +120,9 @@ def exposed(meter: Meter, address: Address | None) -> Iterator[Address | None]:
         server, thread = start_http_server(address.port, address.host, meter.registry)
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
-        raise InputError(f"--metrics {address} cannot be listened on: {said}") from None
+        raise InputError(
+            f"--metrics {address} cannot be listened on: {said}; give another address"
+        ) from None
     try:
         yield address.at(server.server_port)
     finally:

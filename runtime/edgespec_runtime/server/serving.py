@@ -33,6 +33,14 @@ SENT_S = 0.5
 POLL_S = 0.02
 
 
+def check(settings: ServeSettings) -> None:
+    """Raises InputError, as ``serve`` would, for what can be told before a target is loaded: files
+    that are no good, an address that is taken."""
+    for take in (Tenants, credentials):
+        take(settings.identity, lambda text: None)
+    _try_to_bind(settings.listen)
+
+
 async def serve(
     backend: VerifierBackend,
     settings: ServeSettings,

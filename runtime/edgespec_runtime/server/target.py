@@ -74,6 +74,11 @@ def load_target(bundle: Bundle, engine: Engine, *, together: bool = True) -> Tar
     graphs: dict[str, Graph] = {}
     for role in ("vision", "projector", "target"):
         spec = bundle.manifest.graph(role)
+        if spec is None and bundle.manifest.graph("target") is None:
+            raise BundleError(
+                f"{bundle.path} is a device's part and holds no target; serve the whole bundle "
+                "(`edgespec export` without --part)"
+            )
         if spec is None:
             raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
         if role == "target":
