@@ -46,4 +46,6 @@ def main(bundle: str, servers: str, image: str, question: str, patience_s: float
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]) if len(sys.argv) == 5 else __doc__)
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4]))

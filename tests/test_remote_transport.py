@@ -225,7 +225,7 @@ def test_connections_that_come_to_nothing_say_why(
     certificates: Folder, tls_port: int, host: str, given: dict[str, str], words: str
 ) -> None:
     address = f"{host}:{tls_port}"
-    files = {name: certificates(file) for name, file in given.items()}
+    files: dict[str, Any] = {name: certificates(file) for name, file in given.items()}
     asked = Endpoint(address, RemoteSettings((address,), **files))
     with pytest.raises(Failure, match=words) as failed:
         verify(asked, transport())
@@ -255,7 +255,7 @@ def test_tls_to_a_server_without(certificates: Folder, server: Middleman) -> Non
 def test_certificates_that_are_no_good_are_told_before_anything_is_sent(
     certificates: Folder, given: dict[str, str], words: str
 ) -> None:
-    files = {name: certificates(file) for name, file in given.items()}
+    files: dict[str, Any] = {name: certificates(file) for name, file in given.items()}
     with pytest.raises(ConfigError, match=words):
         Servers(RemoteSettings(("127.0.0.1:9",), **files))
     Servers(RemoteSettings(("127.0.0.1:9",), tls_ca=certificates("ca.pem"))).close()
