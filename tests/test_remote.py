@@ -32,7 +32,16 @@ from edgespec_runtime.remote.pictures import as_file
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason
 from tests.support.compare import assert_same_tokens
-from tests.support.middleman import Middleman, bend, fail, lose, middleman, pass_on, refuse
+from tests.support.middleman import (
+    Middleman,
+    Visit,
+    bend,
+    fail,
+    lose,
+    middleman,
+    pass_on,
+    refuse,
+)
 from tests.support.servers import RunningServer, running_server
 from tests.support.zoo import Zoo
 
@@ -351,6 +360,27 @@ def test_a_fault_in_a_round_costs_no_token(
     assert_same_tokens(here, [], PROMPT, sampling, plain.token_ids, told.token_ids)
     assert told.remote is not None
     assert told.remote["retries"] + told.remote["reopens"] >= 2
+
+
+def test_an_epoch_that_was_spoilt_on_its_way_locks_nobody_out(
+    zoo: Zoo, here: Model, between: Middleman
+) -> None:
+    """The server then knows a later epoch than the client ever opened."""
+
+    def spoilt(visit: Visit) -> bytes:
+        message = pb.OpenRequest.FromString(visit.data)
+        message.epoch = 1 << 40
+        visit.spoil(message.SerializeToString())
+        visit.context.abort(Code.UNAVAILABLE, "its reply was lost as well")
+        raise AssertionError
+
+    plain = text(here, draft="none", max_new_tokens=12)
+    with remote(zoo, between.address, patience_s=5.0) as model:
+        between.script("Open", spoilt)
+        between.script("Verify", pass_on, refuse(Reason.REOPEN))
+        told = text(model, draft="none", max_new_tokens=12)
+    assert told.token_ids == plain.token_ids
+    assert len({pb.OpenRequest.FromString(v.data).session_id for v in between.seen("Open")}) == 2
 
 
 def test_a_reply_lost_after_the_commit_is_replayed_not_computed_anew(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,12 @@ from edgespec_runtime.remote import RemoteSettings
 from edgespec_runtime.server.backend import Gauges
 from edgespec_runtime.server.logs import Lines, open_log
 from edgespec_runtime.server.ray_backend import RayBackend
-from edgespec_runtime.server.ray_cluster import RaySettings, _keep_private, open_ray_backend
+from edgespec_runtime.server.ray_cluster import (
+    RaySettings,
+    _keep_private,
+    _undisturbed,
+    open_ray_backend,
+)
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason, Refusal
 from tests.support.calls import Caller, Refused
@@ -131,6 +137,21 @@ def ask(backend: RayBackend, tenant: str = "a", session: bytes = b"s") -> pb.Ver
     import asyncio
 
     return asyncio.run(backend.verify(tenant, pb.VerifyRequest(session_id=session)))
+
+
+def test_a_signal_amid_rays_calls_is_heeded_behind_them() -> None:
+    def heed(number: int, frame: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGTERM, heed)
+    done = []
+    try:
+        with pytest.raises(InterruptedError), _undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("the call")
+        assert done and signal.getsignal(signal.SIGTERM) is heed
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_routing_keys_tell_nothing_and_differ_by_tenant_session_and_secret() -> None:

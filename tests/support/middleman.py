@@ -30,6 +30,8 @@ class Visit:
     context: Any
     forward: Callable[[], bytes]
     """The real server's reply."""
+    spoil: Callable[[bytes], bytes]
+    """The same to other bytes."""
 
 
 Step = Callable[[Visit], bytes]
@@ -121,18 +123,18 @@ class Middleman(grpc.GenericRpcHandler):
     def _unary(self, method: str, data: bytes, context: Any) -> bytes:
         metadata = [(k, v) for k, v in context.invocation_metadata() if k == "x-session-id"]
         call: Any = self._channel.unary_unary(SERVICE + method)
-        forward = partial(_as_told, call, data, metadata, context)
-        return self._step(method)(self._visit(method, data, context, forward))
+        ask = partial(_as_told, call, metadata=metadata, context=context)
+        return self._step(method)(self._visit(method, data, context, ask))
 
     def _continue(self, data: bytes, context: Any) -> Iterator[bytes]:
         """Every reply of a stream is a call of "Reply"; its step may end the stream."""
-        self._visit("Continue", data, context, lambda: b"")
+        self._visit("Continue", data, context, lambda _: b"")
         method: Any = self._channel.unary_stream(SERVICE + "Continue")
         call = method(data)
         context.add_callback(call.cancel)
         try:
             for reply in call:
-                visit = self._visit("Reply", data, context, partial(bytes, reply))
+                visit = self._visit("Reply", data, context, lambda _, came=reply: bytes(came))
                 yield self._step("Reply")(visit)
         except grpc.RpcError as error:
             told: Any = error
@@ -140,8 +142,9 @@ class Middleman(grpc.GenericRpcHandler):
         finally:
             call.cancel()
 
-    def _visit(self, method: str, data: bytes, context: Any, forward: Any) -> Visit:
-        visit = Visit(method, data, dict(context.invocation_metadata()), context, forward)
+    def _visit(self, method: str, data: bytes, context: Any, ask: Any) -> Visit:
+        headers = dict(context.invocation_metadata())
+        visit = Visit(method, data, headers, context, partial(ask, data), ask)
         self.visits.append(visit)
         return visit
 

@@ -85,6 +85,11 @@ class Session:
         message.accepted_ids.extend(self.tokens)
         return message.SerializeToString()
 
+    def rename(self) -> None:
+        """Goes on as another session, whose epochs begin anew."""
+        self.id = secrets.token_bytes(16)
+        self.epoch = 0
+
     def opened(self, reply: pb.OpenReply, expected: Expected) -> Verdict:
         """Commits what an open brought. Raises BadReply, and then nothing has changed."""
         verdict = check_open(reply, self.epoch, self.tokens, self._prefix, self.context, expected)

@@ -138,7 +138,7 @@ class RemoteVerifier:
     def _open(self) -> Verdict:
         endpoint, session = self._calls.endpoint, self._session
         info = self._fit()
-        self.account.reopens += session.epoch > 0
+        again = session.epoch > 0
         data = session.open(endpoint.pictures)
         if len(data) > info.limits.message_bytes:
             raise Failure(
@@ -153,12 +153,16 @@ class RemoteVerifier:
         except Failure as failure:
             if failure.kind is Kind.PICTURES:
                 endpoint.lacks(digests)
+            elif failure.kind is Kind.REOPEN:
+                # The server knows a later epoch than ours ever was: a number was spoilt on its way.
+                session.rename()
             raise
         reply, cached = answer.reply, answer.reply.reused_rows >= session.context - 1
         self._expected = Expected(self._needs.vocab, self._asked.features, info.feature_width)
         with _discarding():
             verdict = session.opened(reply, self._expected)
         endpoint.keeps(digests)
+        self.account.reopens += again
         self._in_step = True
         self._here_s += reply.compute_us / 1e6
         if not reply.replayed:

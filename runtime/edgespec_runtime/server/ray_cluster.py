@@ -10,7 +10,11 @@ import logging
 import math
 import os
 import secrets
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +91,10 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
     instance: Any = serve
     if not local:
         _keep_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")))
+    heeded = signal.getsignal(signal.SIGTERM)
     _join(ray, settings)
+    if _is_main():
+        signal.signal(signal.SIGTERM, heeded)  # Ray has put its own in its place
 
     def shut_down() -> None:
         if local:
@@ -101,18 +108,41 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
     logger.handlers.clear()
     logger.setLevel(logging.WARNING)
     logger.propagate = True
+    deployment = instance.deployment(Replica).options(name="verifier", **_options(settings))
     try:
-        instance.start(proxy_location="Disabled")  # no entrance but the front's
-        deployment = instance.deployment(Replica).options(name="verifier", **_options(settings))
-        handle = instance.run(deployment.bind(opener), name=APPLICATION, route_prefix=None)
+        with _undisturbed():
+            instance.start(proxy_location="Disabled")  # no entrance but the front's
+            handle = instance.run(deployment.bind(opener), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         said = _said(instance.status()) or str(error)
         shut_down()
         raise EngineError(f"the replicas did not start: {said}") from None
-    except BaseException:  # a signal's: a cluster would keep what was begun
+    except BaseException:  # of a signal: a cluster would keep what was begun
         shut_down()
         raise
     return RayBackend(handle, secrets.token_bytes(32), shut_down)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGTERM is heeded at the end of the block: an exception amid Ray's calls aborts the whole
+    process."""
+    if not _is_main():
+        yield
+        return
+    came: list[int] = []
+    heeded = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, heeded)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _is_main() -> bool:
+    """Whether signals are this thread's."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _said(status: Any) -> str:
