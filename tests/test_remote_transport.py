@@ -372,7 +372,7 @@ class Course:
 def test_another_server_is_asked_at_once_and_the_same_one_after_a_pause() -> None:
     two = Course("a", "b")
     assert two.fail(Kind.AGAIN, took_s=2.1) == "b:1" and not two.pauses
-    assert two.said == ["no answer from a:1 for 2.1 s (AGAIN it said); trying b:1"]
+    assert two.said == ["no answer from a:1 for 2.1 s: AGAIN it said; trying b:1"]
     two.failover.done()
     assert two.said[1:] == ["going on with b:1 after 2.1 s"]
     two.failover.start(60)

@@ -395,6 +395,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no metrics": (["--metrics", "nowhere"], "HOST:PORT"),
     "no grace": (["--grace-s", "-1"], "--grace-s"),
     "no room": (["--kv-mb", "0.001"], "MB"),
+    "no graph for it": (["--batching", "engine"], "export it with --sessions"),
     "no rate": (["--quota-rounds-per-s", "nan"], "--quota-rounds-per-s"),
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgespec.cli.common import needs_extra, print_json
 from edgespec.cli.serve_flags import build_parser, settings_of
+from edgespec.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgespec_runtime.server.backend import VerifierBackend
@@ -75,10 +76,17 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> VerifierBackend:
-    """The backend that ``--engine`` names."""
+    """The backend that ``--engine`` names. Raises InputError."""
+    from edgespec.bundle import read_bundle
     from edgespec_runtime.server.capacity import Capacity
     from edgespec_runtime.server.embedded import open_backend
 
+    manifest = read_bundle(arguments.bundle, check_hashes=False).manifest
+    if arguments.batching == "engine" and manifest.graph("target_packed") is None:
+        raise ConfigError(
+            f"--batching engine was asked for, and {arguments.bundle} has no graph for several "
+            "sessions; export it with --sessions, or leave --batching out"
+        )
     bounds = settings.bounds
     capacity = Capacity(
         kv_mb=arguments.kv_mb,
@@ -107,7 +115,6 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
 def _open_ray(
     arguments: argparse.Namespace, opener: Callable[[], VerifierBackend]
 ) -> VerifierBackend:
-    from edgespec.bundle import read_bundle
     from edgespec_runtime.server.ray_cluster import RaySettings, open_ray_backend
 
     settings = RaySettings(
@@ -117,5 +124,4 @@ def _open_ray(
         cpus=arguments.ray_cpus,
         gpus=arguments.ray_gpus,
     )
-    read_bundle(arguments.bundle, check_hashes=False)  # a bad one is told before Ray is started
     return open_ray_backend(opener, settings)

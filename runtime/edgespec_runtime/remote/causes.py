@@ -5,7 +5,7 @@ from __future__ import annotations
 _CONNECTING = "failed to connect to all addresses"
 _RESOLVING = "errors resolving"
 _CAUSES = (
-    ("Connection refused", "nothing listens there; is the server running, and is it this port?"),
+    ("Connection refused", "nothing listens there; start the server, or name its port"),
     (
         "Hostname Verification",
         "its certificate is for another name; call it by one that the certificate holds",

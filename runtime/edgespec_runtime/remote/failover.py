@@ -114,7 +114,7 @@ class Failover:
         self._said = True
         what = f"{asked.address}: {failure.message}"
         if failure.kind is Kind.AGAIN:
-            what = f"no answer from {asked.address} for {waited:.1f} s ({failure.message})"
+            what = f"no answer from {asked.address} for {waited:.1f} s: {failure.message}"
         whom = "again" if self.endpoint is asked else self.endpoint.address
         self._notice(f"{what}; trying {whom}")
 
