@@ -44,6 +44,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("--bundle", type=Path, help="default: exports the built-in family")
+    parser.add_argument(
+        "--profile", type=Path, help="of modes and ahead: the client's, measured with --threads 1"
+    )
     parser.add_argument("--prompts", type=int, default=1, help="per task and set (default: 1)")
     parser.add_argument("--passes", type=int, default=3, help="after warming up (default: 3)")
     parser.add_argument("--tokens", type=int, default=96, help="most per answer (default: 96)")
@@ -185,7 +188,7 @@ def _sweep(
     """Runs ``asked`` and the local target at every round trip; how many answers were not plain
     decoding's. Every round trip gets models of its own, which know nothing of others."""
     different = 0
-    with rig(bundle) as here, here.client(local=True) as local:
+    with rig(bundle, profile=given.profile) as here, here.client(local=True) as local:
         for rtt in given.rtt:
             here.network.shape(rtt, given.uplink_kbps)
             with ExitStack() as stack:
@@ -271,7 +274,7 @@ def serving(bundle: Path, given: argparse.Namespace) -> tuple[Figures, bool]:
     figures: Figures = {"cells": []}
     with ExitStack() as stack:
         rigs = {batch: stack.enter_context(rig(bundle, "--batch", batch)) for batch in (1, 8)}
-        scripts = Scripts.record(rigs[1], rows_of(given), given.tokens)
+        scripts = Scripts.record(rigs[1], rows_of(given), given.tokens).long()
         for sessions in given.sessions:
             for batch, here in rigs.items():
                 cell = {"batch": batch, **load(here, scripts, sessions, given.seconds)}

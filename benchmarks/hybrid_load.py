@@ -50,6 +50,11 @@ class Scripts:
     def __getitem__(self, number: int) -> Script:
         return self._scripts[number % len(self._scripts)]
 
+    def long(self) -> Scripts:
+        """Those of long answers: of short ones a server does little but open sessions."""
+        most = max(len(script.tokens) for script in self._scripts)
+        return Scripts([script for script in self._scripts if 2 * len(script.tokens) >= most])
+
     @staticmethod
     def record(here: Rig, rows: Sequence[Row], tokens: int) -> Scripts:
         """Asks the server once; keeps what a client sent it first."""
@@ -102,10 +107,17 @@ async def _loops(
     address: str, scripts: Scripts, sessions: int, seconds: float, tally: Tally
 ) -> None:
     start = time.perf_counter() + WARM_S
-    async with grpc.aio.insecure_channel(address) as channel:
+    own = [("grpc.use_local_subchannel_pool", 1)]  # devices do not share a connection
+    channels = [grpc.aio.insecure_channel(address, own) for _ in range(sessions)]
+    try:
         await asyncio.gather(
-            *(_loop(channel, scripts, number, start, seconds, tally) for number in range(sessions))
+            *(
+                _loop(channel, scripts, number, start, seconds, tally)
+                for number, channel in enumerate(channels)
+            )
         )
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
 
 
 async def _loop(

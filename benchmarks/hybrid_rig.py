@@ -97,21 +97,28 @@ class Rig:
     bundle: Path
     server: RunningServer
     network: Network
+    profile: Path | None = None
+    """The device's: trees are then sized by measured cost."""
 
     @contextmanager
     def client(self, *spares: Rig, local: bool = False, **settings: Any) -> Iterator[Model]:
         """A model of this process: the target is here with ``local``, else at the server, and at
         ``spares`` where that one does not answer."""
         if local:
-            yield edgespec_runtime.load(self.bundle, threads=1, check_hashes=False)
+            yield self._load()
             return
         addresses = (self.network.address, *(spare.network.address for spare in spares))
         remote = RemoteSettings(addresses, **settings)
-        model = edgespec_runtime.load(self.bundle, threads=1, check_hashes=False, remote=remote)
+        model = self._load(remote)
         try:
             yield model
         finally:
             model.close()
+
+    def _load(self, remote: RemoteSettings | None = None) -> Model:
+        return edgespec_runtime.load(
+            self.bundle, threads=1, check_hashes=False, profile=self.profile, remote=remote
+        )
 
     def scrape(self, name: str) -> float:
         """One of the server's metrics."""
@@ -123,7 +130,7 @@ class Rig:
 
 
 @contextmanager
-def rig(bundle: Path, *flags: object) -> Iterator[Rig]:
+def rig(bundle: Path, *flags: object, profile: Path | None = None) -> Iterator[Rig]:
     """A server of ``bundle`` on the first core, with one engine thread; the rest of this process
     gets the second one."""
     servers, clients = cores()
@@ -133,7 +140,7 @@ def rig(bundle: Path, *flags: object) -> Iterator[Rig]:
         way = stack.enter_context(network(server.address))
         os.sched_setaffinity(way.pid, {servers, clients})
         stack.enter_context(pinned(clients))
-        yield Rig(bundle, server, way)
+        yield Rig(bundle, server, way, profile)
 
 
 def builtin(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,12 +19,14 @@ from edgespec_runtime.server.scheduler import Done, Scheduler
 
 
 class Pool:
-    """Records which sessions every call served; ``bad`` ones fail the whole call."""
+    """Records which sessions every call served, each in ``seconds``; ``bad`` ones fail the whole
+    call."""
 
     engine_s = 0.0
 
-    def __init__(self, batch: int, bad: Sequence[int] = ()) -> None:
+    def __init__(self, batch: int, bad: Sequence[int] = (), seconds: float = 0.0) -> None:
         self.batch = batch
+        self._seconds = seconds
         self.bad = set(bad)
         self.calls: list[Any] = []
 
@@ -33,6 +36,7 @@ class Pool:
     def step(self, asks: Sequence[tuple[StepSession, Ask]]) -> list[list[Any]]:
         names: list[Any] = [session for session, _ in asks]
         self.calls.append(names)
+        time.sleep(self._seconds)
         if self.bad.intersection(names):
             raise RuntimeError(f"broken: {names}")
         return [[np.full(1, name)] for name in names]
@@ -118,6 +122,7 @@ def test_long_work_and_rounds_take_turns() -> None:
     def prefill() -> Iterator[str]:
         for chunk in "abc":
             pool.calls.append(chunk)
+            time.sleep(0.02)  # longer than a round: one chunk a turn
             yield chunk
 
     with scheduler(pool, 1) as (running, go):
@@ -130,6 +135,22 @@ def test_long_work_and_rounds_take_turns() -> None:
     assert [call for call in pool.calls if isinstance(call, str)] == ["a", "b", "c"]
     places = [pool.calls.index(chunk) for chunk in "abc"]
     assert all(later - earlier == 2 for earlier, later in zip(places, places[1:], strict=False))
+
+
+def test_prefills_get_as_much_time_as_rounds() -> None:
+    pool = Pool(batch=1, seconds=0.05)
+
+    def prefill() -> Iterator[str]:
+        pool.calls.append("open")
+        yield "opened"
+
+    with scheduler(pool, 1) as (running, go):
+        opens = [running.steps(prefill()) for _ in range(4)]
+        rounds = [running.verify(Asker(i), EMPTY) for i in range(3)]
+        go.set()
+        assert [future.result(20).value for future in opens] == ["opened"] * 4
+        assert [value(future) for future in rounds] == [0, 1, 2]
+    assert pool.calls[0] == [0] and pool.calls[1:5] == ["open"] * 4
 
 
 def test_waiting_and_running_are_told_apart() -> None:

@@ -1,8 +1,8 @@
 """The engine's one thread: verifications as they come, and prefills a chunk at a time in between.
 
 Whenever the engine is free it takes every verification that waits, as many as one call serves;
-nothing waits for a batch to fill. After each such call one chunk of the oldest prefill runs, so
-neither kind of work starves.
+nothing waits for a batch to fill. After each such call prefills run, the oldest first, a chunk at a
+time and for as long as that call took: neither kind of work starves.
 """
 
 from __future__ import annotations
@@ -127,12 +127,19 @@ class Scheduler:
                 self._wake.wait_for(lambda: self._rounds or self._long or self._stopped)
                 most = min(self._width, len(self._rounds))
                 batch = [self._rounds.popleft() for _ in range(most)]
-                long = self._long[0] if self._long else None
+                if not batch and not self._long:
+                    return
+            started = perf_counter()
             if batch:
                 self._verify(batch)
-            if long:
-                self._advance(long)
-            if not batch and not long:
+            self._prefill(perf_counter() - started)
+
+    def _prefill(self, seconds: float) -> None:
+        """A chunk of what waits longest, and more until ``seconds`` are over."""
+        end = perf_counter() + seconds
+        while self._long:  # only this thread takes from it
+            self._advance(self._long[0])
+            if perf_counter() >= end:
                 return
 
     def _verify(self, batch: list[_Verification]) -> None:
