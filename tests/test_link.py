@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from edgespec.sizing import Setting
+from edgespec_runtime.remote.experience import RemoteExperience
 from edgespec_runtime.remote.link import Link
-from edgespec_runtime.remote.outlook import RemoteExperience
 from edgespec_runtime.remote.recent import Recent
 
 
@@ -109,10 +110,42 @@ def test_a_curve_that_falls_was_disturbed() -> None:
 
 
 def test_answers_that_have_lasted_are_likely_to_last() -> None:
-    known = RemoteExperience(Link(Clock()))
+    known = RemoteExperience(Link(Clock())).asked(Setting())
     assert known.left(0) == 64
     for length in (6, 6, 6, 100):
         known.ended(length)
     assert known.left(1) == pytest.approx(28.5)
     assert known.left(50) == 50, "the long one's rest"
     assert known.left(200) == 200
+
+
+def test_questions_are_told_apart() -> None:
+    known = RemoteExperience(Link(Clock()))
+    yes_or_no, describe = Setting(question=(1, 2)), Setting(question=(1, 3))
+    for _ in range(3):
+        known.asked(yes_or_no).ended(4)
+        known.asked(describe).ended(90)
+    assert (known.asked(yes_or_no).left(0), known.asked(describe).left(0)) == (4, 90)
+    assert known.asked(Setting(question=(7,))).left(0) == 47, "of all, for a new one"
+
+
+def test_a_question_begins_with_what_is_known_of_all() -> None:
+    known = RemoteExperience(Link(Clock()))
+    general = known.drafted(Setting())
+    general.rounds, general.tokens, general.own_ms = 40.0, 200.0, 400.0
+    general.reach.tried[0], general.reach.kept[0] = 40.0, 30.0
+    own = known.drafted(Setting(question=(5,)))
+    assert own is known.drafted(Setting(question=(5,))) and own.general is general
+    assert (own.rounds, own.tokens, own.own_ms) == (4.0, 20.0, 40.0)
+    assert own.reach.kept[0] / own.reach.tried[0] == pytest.approx(0.75)
+    own.went_by(9)
+    assert general.passed == 9, "what one question teaches is taught of all"
+
+
+def test_only_so_many_questions_are_remembered() -> None:
+    known = RemoteExperience(Link(Clock()))
+    for number in range(100):
+        known.asked(Setting(question=(number,))).ended(3)
+    known.asked(Setting(question=(99,))).ended(3)
+    assert known.asked(Setting(question=(99,))).left(0) == 3
+    assert len(known._asked) == 64

@@ -362,6 +362,19 @@ def test_a_fault_in_a_round_costs_no_token(
     assert told.remote["retries"] + told.remote["reopens"] >= 2
 
 
+def test_the_way_there_is_measured_ahead_of_pictures(
+    zoo: Zoo, here: Model, between: Middleman
+) -> None:
+    """By the first choice between drafting and streaming the round trip is known, and it is not
+    what sending a picture took."""
+    with remote(zoo, between.address) as model:
+        text(model, [zoo.picture(NAME, 3)], max_new_tokens=4)
+        text(model, [zoo.picture(NAME, 3)], max_new_tokens=4)
+    methods = [visit.method for visit in between.visits]
+    assert methods[:3].count("GetInfo") == 2 and methods.count("GetInfo") == 3
+    assert methods.index("Open") <= 2
+
+
 def test_an_epoch_that_was_spoilt_on_its_way_locks_nobody_out(
     zoo: Zoo, here: Model, between: Middleman
 ) -> None:

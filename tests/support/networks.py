@@ -11,9 +11,9 @@ import numpy as np
 from edgespec.sizing import Eagle2, Feedback, Growth, Policy, Root, Setting, Sized
 from edgespec.sizing.contract import Steady
 from edgespec.tree import ROOT, Candidates
+from edgespec_runtime.remote.experience import RemoteExperience
 from edgespec_runtime.remote.link import Link, Mode
 from edgespec_runtime.remote.modes import Modes
-from edgespec_runtime.remote.outlook import RemoteExperience
 
 HEADER, NODE, REPLY = 60, 4, 40
 

@@ -17,8 +17,9 @@ from typing import Protocol
 
 from edgespec.sizing import Feedback, Growth, Policy, Root, Setting, Sized, Sizer
 from edgespec.tree import Candidates
+from edgespec_runtime.remote.experience import RemoteExperience
 from edgespec_runtime.remote.link import Mode
-from edgespec_runtime.remote.outlook import Outlook, RemoteExperience
+from edgespec_runtime.remote.outlook import Outlook
 
 MARGIN = 1.03
 """The other mode must be expected to be done sooner by this: a tie is not worth changing over."""
@@ -72,7 +73,7 @@ class Modes:
         self._link = experience.link
         self._switch = switch
         self._pinned = pinned
-        self._drafted = experience.drafted(setting)
+        self._asked, self._drafted = experience.asked(setting), experience.drafted(setting)
         self._outlook = Outlook(
             experience, setting, levels=policy.levels, adapts=isinstance(policy, Sized)
         )
@@ -160,7 +161,7 @@ class Modes:
 
     def _left(self, root: Root) -> float:
         """Tokens that the answer is expected to have still."""
-        return float(min(root.depth_left + 1, self._experience.left(root.emitted), HORIZON))
+        return float(min(root.depth_left + 1, self._asked.left(root.emitted), HORIZON))
 
     # --- while drafting
 
@@ -177,7 +178,7 @@ class Modes:
         if self._alone or self._switch.lost:
             self.inner.learn(feedback)
             return
-        self._drafted.passed += feedback.emitted
+        self._drafted.went_by(feedback.emitted)
         self._experience.allowance_ms += EXPLORE * feedback.round_ms
         if self._mode is Mode.REMOTE:
             if not fresh:
@@ -194,5 +195,5 @@ class Modes:
             self._experience.interval.add(served, feedback.round_ms)
 
     def finish(self, emitted: int, ended: bool) -> None:
-        self._experience.ended(emitted)
+        self._asked.ended(emitted)
         self.inner.finish(emitted, ended)

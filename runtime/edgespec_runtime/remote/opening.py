@@ -10,11 +10,11 @@ from edgespec.latency import Curve, DeviceProfile
 from edgespec.sizing import Setting, Sizer
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.remote.checks import Needs
+from edgespec_runtime.remote.experience import RemoteExperience
 from edgespec_runtime.remote.fallback import DEPTH, DraftText, Fallback, TargetHere, Writer
 from edgespec_runtime.remote.link import Link, Mode
 from edgespec_runtime.remote.modes import Modes
 from edgespec_runtime.remote.observer import Observer
-from edgespec_runtime.remote.outlook import RemoteExperience
 from edgespec_runtime.remote.pictures import Shown, as_embeddings, as_file
 from edgespec_runtime.remote.routed import Outage, RoutedVerifier
 from edgespec_runtime.remote.servers import Servers

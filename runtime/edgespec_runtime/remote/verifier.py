@@ -139,6 +139,8 @@ class RemoteVerifier:
         endpoint, session = self._calls.endpoint, self._session
         info = self._fit()
         again = session.epoch > 0
+        if not again:
+            self.ping()  # ahead of the pictures: what it takes is the way there and nothing else
         data = session.open(endpoint.pictures)
         if len(data) > info.limits.message_bytes:
             raise Failure(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from edgespec.acceptance import Verdict
 from edgespec.sizing.experience import Experience
 from edgespec.tree import EMPTY, TokenTree
+from edgespec_runtime.remote.experience import RemoteExperience
 from edgespec_runtime.remote.link import Link, Mode
-from edgespec_runtime.remote.outlook import RemoteExperience
 from edgespec_runtime.simulate.clock import Clock, Meter
 from edgespec_runtime.simulate.lines import Line
 from edgespec_runtime.simulate.network import NODE_BYTES, REQUEST_BYTES, Network
