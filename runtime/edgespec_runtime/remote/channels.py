@@ -27,11 +27,12 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.http2.ping_timeout_ms", 1_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A server that comes back is noticed soon; what to do meanwhile is decided here, not by gRPC.
+    # While gRPC holds back its next try, calls fail by what was true at its last one.
     ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 200),
     # Whatever its name says, how long setting up a connection may take: a far or busy server needs
     # several round trips.
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.use_local_subchannel_pool", 1),

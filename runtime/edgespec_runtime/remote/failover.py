@@ -12,7 +12,7 @@ from edgespec_runtime.remote.channels import Endpoint
 from edgespec_runtime.remote.transport import Failure, Kind
 
 FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 0.5
 WORTH_SAYING_S = 1.0
 """Shorter pauses are not mentioned."""
 BELIEVED = 2
@@ -40,6 +40,9 @@ class Failover:
         self._patience_s = 0.0
         self._failed: dict[str, Failure] = {}
         self._failures = 0
+        self._lost: Counter[str] = (
+            Counter()
+        )  # times that a server had lost the session or a picture
         self._breaks = self._wrongs = 0
         self._said = False
 
@@ -53,6 +56,7 @@ class Failover:
         self._started = self._clock()
         self._patience_s = patience_s
         self._failed, self._failures, self._said = {}, 0, False
+        self._lost.clear()
         self._breaks = self._wrongs = 0
 
     def allow(self, patience_s: float) -> None:
@@ -76,11 +80,13 @@ class Failover:
         self._unfit[here.address] += failure.kind is Kind.UNFIT
         self._check(failure)
         # A lost state or picture is nothing against the server, unless it happens again and again.
-        stays = failure.kind in (Kind.REOPEN, Kind.PICTURES) and self._failures % 3
-        if not stays:
+        lost = failure.kind in (Kind.REOPEN, Kind.PICTURES)
+        self._lost[here.address] += lost
+        if not lost or self._lost[here.address] % 3 == 0:
             self._move()
         self._say(here, failure)
-        self._pause(failure)
+        if not lost or self._lost[here.address] > 1:
+            self._pause()
 
     def _check(self, failure: Failure) -> None:
         here = self.endpoint.address
@@ -118,10 +124,9 @@ class Failover:
         whom = "again" if self.endpoint is asked else self.endpoint.address
         self._notice(f"{what}; trying {whom}")
 
-    def _pause(self, failure: Failure) -> None:
-        """None before a server that has not failed yet, or that only lost the session."""
-        fresh = self.endpoint.address not in self._failed
-        if fresh or (self._failures == 1 and failure.kind in (Kind.REOPEN, Kind.PICTURES)):
+    def _pause(self) -> None:
+        """None before a server that has not failed yet."""
+        if self.endpoint.address not in self._failed:
             return
         pause = min(FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_S)
         asked = max(self._failed[self.endpoint.address].retry_s, pause * (0.5 + self._chance()))
