@@ -127,6 +127,11 @@ def test_nothing_is_lost_doubled_or_wrong_through_a_dozen_faults(zoo: Zoo) -> No
 
 @pytest.mark.slow
 def test_without_the_checks_of_rounds_and_prefixes_the_same_run_fails(zoo: Zoo) -> None:
-    report = run(zoo.bundle("gqa", sessions=4), replace(SHORT, checks=False))
-    found = report.findings
-    assert found.lost + found.doubled + found.wrong > 0
+    """Faults strike at chance moments: in so short a run all of them may happen to do no harm, in
+    four of them they cannot."""
+    bundle = zoo.bundle("gqa", sessions=4)
+    for seed in range(4):
+        found = run(bundle, replace(SHORT, checks=False, seed=seed)).findings
+        if found.lost + found.doubled + found.wrong:
+            return
+    pytest.fail("nothing was lost, doubled or wrong without the checks")
