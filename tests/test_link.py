@@ -63,7 +63,7 @@ def test_the_server_s_curve_is_corrected_by_what_it_takes_now() -> None:
 
 def test_without_a_curve_the_sizes_seen_make_one() -> None:
     link = Link(Clock())
-    assert not link.knows_compute and link.compute(4) == 0.0
+    assert link.compute(4) == 0.0
     link.verified(11, 50.0, 0.0, 30.0, 100, 40)
     link.streamed(0.0, 20.0, 40)
     assert link.compute(6) == pytest.approx(25.0)
@@ -99,7 +99,7 @@ def test_another_server_starts_anew() -> None:
     link.informed((1, 8), (10.0, 12.0))
     feed(link, 20.0)
     link.forget()
-    assert not link.knows_compute and link.network() == 0.0
+    assert link.compute(4) == 0.0 and link.network() == 0.0
     assert link.up_bytes == 900, "what was sent stays sent"
 
 

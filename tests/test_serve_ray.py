@@ -80,7 +80,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
     monkeypatch.setenv("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's own modules, at their first import
-        pytest.importorskip("ray.serve")
+        pytest.importorskip("ray.serve", reason="needs edgespec[serve-ray]")
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(EngineError, match="no Ray cluster answers at '127.0.0.1"):
         open_ray_backend(lambda: pytest.fail("opened"), RaySettings(address))
@@ -166,7 +166,7 @@ def test_routing_keys_tell_nothing_and_differ_by_tenant_session_and_secret() -> 
 def test_errors_of_rays_mean_try_again_and_bugs_do_not() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own modules, at their first import
-        pytest.importorskip("ray.serve.exceptions")
+        pytest.importorskip("ray.serve.exceptions", reason="needs edgespec[serve-ray]")
     from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
     from ray.serve.exceptions import BackPressureError
 
@@ -204,7 +204,7 @@ def test_gauges_add_up_and_counts_outlive_a_replica() -> None:
 
 @pytest.fixture(scope="module")
 def server(zoo: Zoo) -> Iterator[RunningServer]:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs edgespec[serve-ray]")
     flags = ("--engine", "ray", "--ray-replicas", 2, "--kv-mb", 64, "--grace-s", 0)
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)  # its sockets need a short path

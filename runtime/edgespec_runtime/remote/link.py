@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import Enum
 from time import monotonic
-from typing import Any
 
 import numpy as np
 
@@ -143,11 +142,6 @@ class Link:
         """The server's own verify curve, as it told it."""
         return self._curve
 
-    @property
-    def knows_compute(self) -> bool:
-        """Whether anything is known of the server's times."""
-        return self._curve is not None or bool(self._computed)
-
     def compute(self, rows: int) -> float:
         """What the server will need for ``rows`` rows: its own curve, corrected; without one, what
         was measured, between the sizes that were seen; 0 where nothing was."""
@@ -171,14 +165,3 @@ class Link:
         sizes = sorted(computed)
         row = tuple(max(computed[size].median, 1e-3) for size in sizes)
         return Curve(tuple(sizes), (0,), (row,), (row,))
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json`` and logs."""
-        return {
-            "round_trip_ms": self.network(),
-            "round_trip_spread_ms": self.round_trip.spread,
-            "queue_ms": self.queue.median,
-            "compute_ms": self.compute(1),
-            "up_bytes": self.up_bytes,
-            "down_bytes": self.down_bytes,
-        }
