@@ -36,6 +36,7 @@ def blank_rows(shape: CacheShape, capacity: int, batch: int = 1) -> npt.NDArray[
 class Cache(ABC):
     """Rows below ``length`` are committed; ``pending`` rows behind them belong to a tree."""
 
+    shape: CacheShape
     capacity: int
     length = 0
     pending = 0
@@ -59,6 +60,10 @@ class Cache(ABC):
         self.pending = 0
 
     @abstractmethod
+    def fill(self, row: npt.NDArray[np.float32]) -> None:
+        """Puts ``row`` [layers, 2, B, KV, 1, D] into every row: for measurements."""
+
+    @abstractmethod
     def _gather(self, kept: Sequence[int]) -> None:
         """Moves the pending rows ``kept`` together, the first to row ``length``."""
 
@@ -79,7 +84,11 @@ class KVCache(Cache):
 
     def _hold(self, rows: npt.NDArray[np.float32]) -> None:
         self.rows = rows
+        self.shape = CacheShape(rows.shape[0], rows.shape[3], rows.shape[5])
         self.capacity = rows.shape[4]
+
+    def fill(self, row: npt.NDArray[np.float32]) -> None:
+        self.rows[:] = row
 
     def _gather(self, kept: Sequence[int]) -> None:
         start = self.length

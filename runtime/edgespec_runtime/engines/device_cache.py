@@ -10,19 +10,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
 from edgespec_runtime.engines.memory import SIZES, Memory, Shelf
-from edgespec_runtime.kv import BLOCK, Cache
+from edgespec_runtime.kv import BLOCK, Cache, CacheShape
 
 
 @dataclass(frozen=True)
-class DeviceShape:
+class DeviceShape(CacheShape):
     """Of a cache [layers, 2, 1, KV, capacity, D], B being 1 on a device."""
 
-    layers: int
-    kv_heads: int
-    head_dim: int
     dtype: str
 
     @classmethod
@@ -49,7 +50,7 @@ class DeviceCache(Cache):
 
     def __init__(self, memory: Memory, shelf: Shelf, shape: DeviceShape, capacity: int) -> None:
         """``capacity`` is rounded up to whole blocks of ``BLOCK`` rows."""
-        self.shape = shape
+        self.shape: DeviceShape = shape
         self.capacity = -(-capacity // BLOCK) * BLOCK
         self.pitch = self.capacity * shape.row
         """Bytes from one head's rows to the next one's."""
@@ -79,6 +80,24 @@ class DeviceCache(Cache):
             self.shape.slices,
         )
 
+    def fill(self, row: npt.NDArray[np.float32]) -> None:
+        shape, memory = self.shape, self._memory
+        one = np.ascontiguousarray(row[..., 0, :])
+        raw = as_stored(one, shape.dtype).reshape(-1).view(np.uint8)
+        with memory.lock:
+            staged, block = memory.pinned(raw.size), memory.allocate(raw.size)
+            staged[:] = raw
+            memory.upload(block.pointer, staged)
+            to, size = self.block.pointer, shape.row
+            memory.copy_rows(to, self.pitch, block.pointer, size, size, shape.slices)
+            done = 1
+            while done < self.capacity:
+                more = min(done, self.capacity - done)
+                at = to + done * size
+                memory.copy_rows(at, self.pitch, to, self.pitch, more * size, shape.slices)
+                done += more
+            memory.synchronise()
+
     def _gather(self, kept: Sequence[int]) -> None:
         row, slices = self.shape.row, self.shape.slices
         start = self.block.pointer + self.length * row
@@ -86,6 +105,13 @@ class DeviceCache(Cache):
             for target, source, rows in moves(kept):
                 to, at = start + target * row, start + source * row
                 self._memory.copy_rows(to, self.pitch, at, self.pitch, rows * row, slices)
+
+
+def as_stored(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+    """Float32 in another type; bfloat16, which numpy lacks, as the upper halves (uint16)."""
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(dtype)
 
 
 def moves(kept: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -70,12 +70,11 @@ class DeviceCall:
 
     def _place_inputs(self, specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> None:
         shapes = [sized(tensor, sizes) for tensor in specs]
-        total = sum(aligned(_bytes(t.dtype, s)) for t, s in zip(specs, shapes, strict=True))
+        lengths = [_bytes(t.dtype, shape) for t, shape in zip(specs, shapes, strict=True)]
+        total = sum(aligned(length) for length in lengths)
         self._staged = self._memory.pinned(total)
         self._given = self._memory.allocate(total)
-        parts = pieces(
-            self._staged, *(_bytes(t.dtype, s) for t, s in zip(specs, shapes, strict=True))
-        )
+        parts = pieces(self._staged, lengths)
         self._inputs: dict[str, Tensor] = {}
         offset = 0
         for tensor, shape, part in zip(specs, shapes, parts, strict=True):

@@ -6,7 +6,7 @@ that everything but CUDA itself runs without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -65,7 +65,7 @@ class Memory(Protocol):
         """Enqueues zeros over all of it."""
 
     def pinned(self, size: int) -> Array:
-        """``size`` bytes [size] uint8 of the host, zeros, which the device reads and writes itself."""
+        """``size`` bytes [size] uint8 of the host, zeros, within the device's own reach."""
 
     def upload(self, pointer: int, source: Array) -> None:
         """Enqueues a copy of pinned ``source``, which must not change before ``synchronise``."""
@@ -80,7 +80,7 @@ class Memory(Protocol):
         sources and targets must not overlap."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Records what ``work`` enqueues, without running it; what is returned enqueues it again."""
+        """Records what ``work`` enqueues, which does not run; the result enqueues it again."""
 
     def synchronise(self) -> None:
         """Waits for everything enqueued so far. Raises EngineError for what failed in it."""
@@ -111,7 +111,7 @@ class Shelf:
         del self._free[: -self._spare]
 
 
-def pieces(block: Array, *sizes: int) -> list[Array]:
+def pieces(block: Array, sizes: Sequence[int]) -> list[Array]:
     """Consecutive parts of a [size] uint8 array, of ``sizes`` bytes rounded up to ``ALIGNED``."""
     ends = np.cumsum([aligned(size) for size in sizes]).tolist()
     starts = [0, *ends[:-1]]
