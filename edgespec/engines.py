@@ -1,8 +1,8 @@
 """TensorRT engines beside a bundle's graphs: what was built, from which files, for which machine.
 
-``engines/<tag>/`` holds one ``<role>.plan`` per graph and ``engines.json``. A plan runs where it was
-built for and nowhere else, so it is no part of what the manifest lists: `edgespec build` makes it on
-the device, and a bundle without it is whole. Knows files and versions; knows no TensorRT.
+``engines/<tag>/`` holds one ``<role>.plan`` per graph and ``engines.json``. A plan runs where it
+was built for and nowhere else, so it is no part of what the manifest lists: `edgespec build` makes
+it on the device, and a bundle without it is whole. Knows files and versions; knows no TensorRT.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Plan:
     sources: Mapping[str, str]
     """sha256 of what it was built from: the ONNX file and the files of its weights."""
     profiles: tuple[Profile, ...]
+    decomposed: bool
+    """Whether its attention had to be taken apart, as no fused kernel takes it: slower."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def parse_engines(folder: Path) -> BuiltEngines:
         version = data.pop("format_version")
         if version != FORMAT_VERSION:
             raise BundleError(
-                f"{path} has format version {version}, this edgespec reads {FORMAT_VERSION}; {again}"
+                f"{path} has format version {version}, this edgespec reads {FORMAT_VERSION}; "
+                f"{again}"
             )
         unknown = sorted(set(data) - {f.name for f in fields(BuiltEngines)})
         if unknown:
