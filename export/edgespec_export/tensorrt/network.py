@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,8 @@ def build_plan(
     """
     for decomposed in (False, True):
         network = parse(tensorrt, source)
-        if decomposed and not _mark_decomposable(network.value):
-            break
+        if decomposed:
+            _mark_decomposable(tensorrt.module, network.value)
         plan = _build(tensorrt, network, source, profiles, settings, tell)
         if plan is not None:
             return plan, decomposed
@@ -178,14 +178,13 @@ def _profile(network: Network, profile: Profile, source: Source) -> Any:
     return made
 
 
-def _mark_decomposable(network: Any) -> bool:
-    """Lets every attention of the network be taken apart; whether there is one."""
-    found = False
-    for index in range(network.num_layers):
-        attention = getattr(network.get_layer(index), "attention", None)
-        if attention is not None:
-            attention.decomposable = found = True
-    return found
+def _mark_decomposable(module: Any, network: Any) -> None:
+    """Lets every attention of the network be taken apart."""
+    attention = module.LayerType.ATTENTION_INPUT
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    for layer in [layer for layer in layers if layer.type == attention]:
+        layer.__class__ = module.IAttentionInputLayer  # how its bindings tell kinds of layers
+        layer.attention.decomposable = True
 
 
 def _use_timing_cache(config: Any, path: Path) -> None:
@@ -251,5 +250,3 @@ def _failure(tensorrt: TensorRT, source: Source, log: Log) -> str:
 def _says(text: str, name: str) -> bool:
     at = text.find(name)
     return at >= 0 and not text[at + len(name) : at + len(name) + 1].isalnum()
-
-

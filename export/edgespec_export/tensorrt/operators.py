@@ -153,7 +153,9 @@ def _one_output(node: NodeProto, constants: Mapping[str, Array | None]) -> str |
 
 
 def _no_reduction(node: NodeProto, constants: Mapping[str, Array | None]) -> str | None:
-    return "reduction is not supported" if _attribute(node, "reduction", b"none") != b"none" else None
+    return (
+        "reduction is not supported" if _attribute(node, "reduction", b"none") != b"none" else None
+    )
 
 
 def _dequantize(node: NodeProto, constants: Mapping[str, Array | None]) -> str | None:
@@ -165,9 +167,8 @@ def _dequantize(node: NodeProto, constants: Mapping[str, Array | None]) -> str |
     return None
 
 
-
 def _cast(node: NodeProto, constants: Mapping[str, Array | None]) -> str | None:
-    to = _attribute(node, "to", 0)
+    to = next((a.i for a in node.attribute if a.name == "to"), 0)
     return None if to in TABLE["Cast"] else f"it cannot cast to {_spoken(to)}"
 
 
@@ -210,5 +211,5 @@ def _constants(model: onnx.ModelProto) -> dict[str, Array | None]:
     return found
 
 
-def _spoken(*kinds: object) -> str:
+def _spoken(*kinds: int) -> str:
     return ", ".join(TensorProto.DataType.Name(kind).lower() for kind in kinds)

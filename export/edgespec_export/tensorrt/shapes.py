@@ -46,7 +46,8 @@ def sizes_of(
         raise ConfigError(f"--context {context} is more than the model's {longest} positions")
     if spare and 2 * max_rows > spare:
         raise ConfigError(
-            f"--max-rows {max_rows} is too many: the graphs have {spare} spare rows, two trees' worth"
+            f"--max-rows {max_rows} is too many: two trees have to fit into the {spare} spare rows "
+            "of the graphs"
         )
     if prefill_rows > context:
         raise ConfigError(f"--prefill-rows {prefill_rows} is more than the context of {context}")
