@@ -52,6 +52,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     for flag, what in rows:
         parser.add_argument(flag, type=positive_int, metavar="N", help=what)
     parser.add_argument(
+        "--profiles",
+        metavar="NAME,...",
+        help="sizes that kernels are chosen for: prefill,tree,single (default; with TensorRT-RTX "
+        "prefill,tree, as single stores all weights a second time there)",
+    )
+    parser.add_argument(
         "--timing-cache", metavar="FILE", help="kernel timings, kept for later builds"
     )
     for flag, what in SWITCHES:
@@ -101,6 +107,7 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         context=arguments.context,
         prefill_rows=arguments.prefill_rows,
         max_rows=arguments.max_rows,
+        profiles=tuple(arguments.profiles.split(",") if arguments.profiles else ()),
         roles=tuple(arguments.role or ()),
         library=arguments.library,
         settings=Settings(
@@ -147,7 +154,7 @@ def report(outcome: Outcome, as_json: bool) -> None:
              "compute_capabilities": list(engines.compute_capabilities),
              "device": engines.device, "l4t": engines.l4t, "context": engines.context,
              "capacity": engines.capacity, "prefill_rows": engines.prefill_rows,
-             "max_rows": engines.max_rows, "flags": list(engines.flags), "plans": plans}
+             "max_rows": engines.max_rows, "profiles": list(engines.profiles), "flags": list(engines.flags), "plans": plans}
         )  # fmt: skip
         return
     for plan in engines.plans:

@@ -9,14 +9,14 @@ from pathlib import Path
 from time import perf_counter
 
 from edgespec.bundle import ENGINES, Bundle, GraphSpec, read_bundle
-from edgespec.engines import BuiltEngines, Plan
+from edgespec.engines import STEPS, BuiltEngines, Plan
 from edgespec.errors import BundleError, ConfigError, EngineError
 from edgespec.flavour import Flavour
 from edgespec.nvidia import Gpu, TensorRT, find_gpu, find_tensorrt, l4t_release
 from edgespec_export.tensorrt.folder import Workshop, sole_builder
 from edgespec_export.tensorrt.graph import Source, read_source
 from edgespec_export.tensorrt.network import NATIVE_FROM, Settings, build_plan, check_settings
-from edgespec_export.tensorrt.shapes import Sizes, profiles_of, sizes_of, static_axes
+from edgespec_export.tensorrt.shapes import NEEDED, Sizes, profiles_of, sizes_of, static_axes
 
 NOT_BUILT = ("target_packed",)
 """Graphs for servers: they split rows by counts that come with the call, which TensorRT cannot."""
@@ -35,6 +35,8 @@ class BuildRequest:
     context: int | None = None
     prefill_rows: int | None = None
     max_rows: int | None = None
+    profiles: tuple[str, ...] = ()
+    """Of the step graphs; without any what suits the library (``suitable_profiles``)."""
     roles: tuple[str, ...] = ()
     """Graphs to build; all of the flavour where there is none."""
     library: str = "auto"
@@ -70,7 +72,7 @@ def build_engines(
     bundle = bundle.only(choose_flavour(bundle, tensorrt, request.flavour))
     check_settings(tensorrt, request.settings)
     graphs = chosen_graphs(bundle, request.roles)
-    sizes = sizes_of(bundle.manifest, request.context, request.prefill_rows, request.max_rows)
+    sizes = request_sizes(bundle, request, tensorrt)
     wanted = _wanted(bundle, tensorrt, sizes, request.settings, find_gpu())
     seconds = {}
     with sole_builder(bundle, wanted.folder):
@@ -83,6 +85,24 @@ def build_engines(
             _build_one(workshop, bundle, graph, tensorrt, sizes, request.settings, progress)
             seconds[graph.role] = perf_counter() - started
         return Outcome(workshop.publish(), seconds)
+
+
+def request_sizes(bundle: Bundle, request: BuildRequest, tensorrt: TensorRT | None) -> Sizes:
+    """How large everything gets. Raises ConfigError."""
+    return sizes_of(
+        bundle.manifest,
+        request.context,
+        request.prefill_rows,
+        request.max_rows,
+        request.profiles or suitable_profiles(tensorrt),
+    )
+
+
+def suitable_profiles(tensorrt: TensorRT | None) -> tuple[str, ...]:
+    """All of them, but with TensorRT-RTX no profile for single rows: it would store the weights a
+    second time (measured, docs/tensorrt.md), and it compiles kernels for the sizes it meets."""
+    rtx = tensorrt is not None and tensorrt.library == "tensorrt_rtx"
+    return NEEDED if rtx else STEPS
 
 
 def _build_one(
@@ -180,6 +200,7 @@ def _wanted(
         capacity=sizes.capacity,
         prefill_rows=sizes.prefill_rows,
         max_rows=sizes.max_rows,
+        profiles=sizes.profiles,
         flags=tuple(sorted(settings.flags)),
         plans=(),
     )

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EngineError
 from edgespec.nvidia import TensorRT, find_tensorrt
-from edgespec_export.tensorrt.build import BuildRequest, choose_flavour, chosen_graphs
+from edgespec_export.tensorrt.build import (
+    BuildRequest,
+    choose_flavour,
+    chosen_graphs,
+    request_sizes,
+)
 from edgespec_export.tensorrt.graph import read_source
 from edgespec_export.tensorrt.network import parse
 from edgespec_export.tensorrt.operators import check_operators
-from edgespec_export.tensorrt.shapes import sizes_of, static_axes
+from edgespec_export.tensorrt.shapes import static_axes
 
 TABLE = "operator table of TensorRT 10.3"
 
@@ -41,7 +46,7 @@ def check_graphs(request: BuildRequest) -> list[Checked]:
 
 
 def _judge(bundle: Bundle, tensorrt: TensorRT | None, request: BuildRequest) -> list[list[Checked]]:
-    sizes = sizes_of(bundle.manifest, request.context, request.prefill_rows, request.max_rows)
+    sizes = request_sizes(bundle, request, tensorrt)
     found = []
     for graph in chosen_graphs(bundle, request.roles):
         source = read_source(bundle, graph, static_axes(graph, sizes))

@@ -146,5 +146,6 @@ def _read(folder: Path) -> BuiltEngines | None:
 def _options(built: BuiltEngines) -> str:
     """The part of the rebuild command that tells its options."""
     words = [f"--context {built.context}", f"--max-rows {built.max_rows}"]
-    words += [f"--prefill-rows {built.prefill_rows}", *(f"--{flag}" for flag in built.flags)]
+    words += [f"--prefill-rows {built.prefill_rows}", f"--profiles {','.join(built.profiles)}"]
+    words += [f"--{flag}" for flag in built.flags]
     return " ".join(words)

@@ -14,6 +14,7 @@ IMAGES = 4
 """Most pictures of one call of a vision graph."""
 PREFILL_ROWS = 1024
 MAX_ROWS = 128
+NEEDED = ("prefill", "tree")
 WHOLE = "whole"
 
 
@@ -26,6 +27,8 @@ class Sizes:
     prefill_rows: int
     max_rows: int
     visual_tokens: int
+    profiles: tuple[str, ...] = STEPS
+    """Of the step graphs."""
 
 
 def sizes_of(
@@ -33,9 +36,15 @@ def sizes_of(
     context: int | None = None,
     prefill_rows: int | None = None,
     max_rows: int | None = None,
+    profiles: tuple[str, ...] = STEPS,
 ) -> Sizes:
     """What was asked for, or else the whole context, prompts in calls of up to 1024 rows and trees
     of up to 128 rows. Raises ConfigError for more than the graphs can do."""
+    if not set(NEEDED) <= set(profiles) <= set(STEPS):
+        raise ConfigError(
+            f"--profiles {','.join(profiles)}: there are {', '.join(STEPS)}, of which single may "
+            "be left out"
+        )
     steps = [graph.meta for graph in manifest.graphs if is_step(graph)]
     longest = min((int(meta["max_positions"]) for meta in steps), default=1)
     spare = min((int(meta["tree_rows"]) for meta in steps), default=0)
@@ -53,7 +62,9 @@ def sizes_of(
         raise ConfigError(f"--prefill-rows {prefill_rows} is more than the context of {context}")
     # A tree being verified and the next one drafted ahead of it may lie behind the context.
     capacity = -(-(context + 2 * max_rows) // BLOCK) * BLOCK
-    return Sizes(context, capacity, prefill_rows, max_rows, _visual_tokens(manifest))
+    named = tuple(name for name in STEPS if name in profiles)
+    visual = _visual_tokens(manifest)
+    return Sizes(context, capacity, prefill_rows, max_rows, visual, named)
 
 
 def is_step(graph: GraphSpec) -> bool:
@@ -62,7 +73,7 @@ def is_step(graph: GraphSpec) -> bool:
 
 
 def profiles_of(graph: GraphSpec, sizes: Sizes) -> tuple[Profile, ...]:
-    """The profiles of a graph: prefill, tree and single step, or one for a graph without steps."""
+    """The profiles of a graph: those of ``sizes``, or one for a graph without steps."""
     if not is_step(graph):
         axes = {"N": (1, 1, IMAGES), "P": (1, sizes.visual_tokens, sizes.visual_tokens)}
         return (_profile(WHOLE, graph, axes),)
@@ -72,7 +83,9 @@ def profiles_of(graph: GraphSpec, sizes: Sizes) -> tuple[Profile, ...]:
         "tree": (tree, tree),
         "single": ((1, 1, 1), (1, 1, 1)),
     }
-    return tuple(_profile(name, graph, _step_axes(graph, sizes, *rows[name])) for name in STEPS)
+    return tuple(
+        _profile(name, graph, _step_axes(graph, sizes, *rows[name])) for name in sizes.profiles
+    )
 
 
 def static_axes(graph: GraphSpec, sizes: Sizes) -> dict[str, int]:
