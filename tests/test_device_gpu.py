@@ -10,6 +10,7 @@ import pytest
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EdgespecError, EngineError
+from edgespec.flavour import Flavour
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import open_engine
@@ -38,7 +39,7 @@ def memory() -> CudaMemory:
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("native") / "builtin.bundle"
-    export_bundle(replace(export_request("draft", out), lowering="native"))
+    export_bundle(replace(export_request("draft", out), flavours=(Flavour("native"),)))
     return read_bundle(out)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EngineError
+from edgespec.flavour import Flavour
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import StepSession, open_engine
@@ -32,7 +33,7 @@ Floats = npt.NDArray[np.float32]
 @pytest.fixture(scope="module")
 def bundles(builtin_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     native = tmp_path_factory.mktemp("native") / "builtin.bundle"
-    export_bundle(replace(export_request("draft", native), lowering="native"))
+    export_bundle(replace(export_request("draft", native), flavours=(Flavour("native"),)))
     return {"ort": read_bundle(builtin_bundle), "native": read_bundle(native)}
 
 

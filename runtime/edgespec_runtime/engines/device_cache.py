@@ -59,6 +59,11 @@ class DeviceCache(Cache):
         self._memory = memory
         weakref.finalize(self, shelf.give_back, self.block)
 
+    @property
+    def slice_shape(self) -> tuple[int, ...]:
+        """Of one graph input: [1, KV, capacity, D]."""
+        return (1, self.shape.kv_heads, self.capacity, self.shape.head_dim)
+
     def pointers(self) -> Iterator[tuple[str, int]]:
         """("key.0", pointer), ("value.0", pointer), ... of the inputs [1, KV, capacity, D]."""
         pointer = self.block.pointer

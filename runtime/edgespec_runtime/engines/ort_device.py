@@ -15,10 +15,10 @@ import numpy as np
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError, MissingDependencyError
 from edgespec.latency import EngineFacts
+from edgespec_runtime.engines.device_graph import DeviceGraph
 from edgespec_runtime.engines.device_step import DeviceStepGraph
 from edgespec_runtime.engines.executor import Tensor
 from edgespec_runtime.engines.memory import Memory
-from edgespec_runtime.engines.ort import OrtGraph
 from edgespec_runtime.engines.ort_step import short
 
 CUDA = "CUDAExecutionProvider"
@@ -44,21 +44,32 @@ class OrtDeviceEngine:
             )
         self._name, self._provider, self._memory = name, provider, memory()
         self._threads = threads or len(os.sched_getaffinity(0))
+        self.notes: list[str] = []
+        """What the user should know of graphs loaded so far."""
 
     @property
     def facts(self) -> EngineFacts:
         where = f"{self._provider} on {self._memory.card}"
         return EngineFacts(self._name, self._ort.__version__, where, self._threads)
 
-    def load(self, spec: GraphSpec, folder: Path) -> OrtGraph:
-        return OrtGraph(self._session(spec, folder, recorded=False))
+    def load(self, spec: GraphSpec, folder: Path) -> DeviceGraph:
+        session = self._session(spec, folder, recorded=False)
+        executor = OrtExecutor(self._ort, session, spec, self._memory.device, recorded=False)
+        return DeviceGraph(spec, executor, self._memory)
 
     def load_step(
         self, spec: GraphSpec, folder: Path, packed: GraphSpec | None = None
     ) -> DeviceStepGraph:
         # Where the mask is as long as the rows in use, shapes are new at every step.
         recorded = spec.meta["mask_span"] != "total" and self._memory.device == "cuda"
-        session = self._session(spec, folder, recorded)
+        try:
+            session = self._session(spec, folder, recorded)
+        except EngineError as error:
+            if not recorded:
+                raise
+            recorded = False
+            session = self._session(spec, folder, recorded)
+            self.notes.append(f"{spec.file}: launches are not recorded, which is slower ({error})")
         executor = OrtExecutor(self._ort, session, spec, self._memory.device, recorded)
         return DeviceStepGraph(spec, executor, self._memory)
 
