@@ -91,6 +91,6 @@ class KVCache(Cache):
         self.rows[:] = row
 
     def _gather(self, kept: Sequence[int]) -> None:
-        start = self.length
+        start, count = self.length, len(kept)
         source = [start + i for i in kept]
-        self.rows[..., start : start + len(kept), :] = self.rows[..., source, :]
+        self.rows[..., start : start + count, :] = self.rows[..., source, :]
