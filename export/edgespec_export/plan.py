@@ -175,8 +175,8 @@ def step_meta(text: TextGeometry, lowering: Lowering, **more: Any) -> dict[str, 
     """What the runtime must know of a step graph."""
     if lowering.name in ("ort", "cuda") and text.head_dim % 16:
         raise ConfigError(
-            f"lowering '{lowering.name}' needs a head size that is a multiple of 16, this model has "
-            f"{text.head_dim}; use --lowering native"
+            f"lowering '{lowering.name}' needs a head size that is a multiple of 16, this model "
+            f"has {text.head_dim}; use --lowering native"
         )
     return {
         "hidden": text.hidden,
