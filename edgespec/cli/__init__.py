@@ -16,6 +16,8 @@ from edgespec.cli import (
     bench,
     demo,
     distill,
+    doctor,
+    env,
     export,
     frequencies,
     generate,
@@ -26,7 +28,19 @@ from edgespec.cli import (
 from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
-COMMANDS = (export, generate, serve, profile, bench, simulate, distill, frequencies, demo)
+COMMANDS = (
+    export,
+    generate,
+    serve,
+    profile,
+    bench,
+    simulate,
+    distill,
+    frequencies,
+    demo,
+    env,
+    doctor,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
