@@ -111,10 +111,10 @@ class Machine:
             self.write(f"sys/class/devfreq/{gpu}/{name}_freq", f"{value * 1000}\n")
 
 
-def orin_nano(root: Path, **changes: bool) -> Machine:
+def orin_nano(root: Path, sees_system: bool = True) -> Machine:
     """JetPack 6.2 as flashed: 25 W, clocks free, zram, TensorRT of the system."""
     machine = _jetson(
-        Machine(root, **changes),
+        Machine(root, sees_system=sees_system),
         model="NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
         chip="tegra234",
         release=("36", "4.3"),
@@ -139,10 +139,10 @@ def orin_nano(root: Path, **changes: bool) -> Machine:
     return machine
 
 
-def agx_orin(root: Path, **changes: bool) -> Machine:
+def agx_orin(root: Path, sees_system: bool = True) -> Machine:
     """JetPack 6.2 made ready: MAXN, clocks locked, cuda-python."""
     machine = _jetson(
-        Machine(root, **changes),
+        Machine(root, sees_system=sees_system),
         model="NVIDIA Jetson AGX Orin Developer Kit",
         chip="tegra234",
         release=("36", "4.3"),
@@ -159,11 +159,11 @@ def agx_orin(root: Path, **changes: bool) -> Machine:
     return machine
 
 
-def thor(root: Path, **changes: bool) -> Machine:
+def thor(root: Path, sees_system: bool = True) -> Machine:
     """JetPack 7.2, no JetPack package: known by its Jetson Linux. The second power mode and the
     driver's version are assumed."""
     machine = _jetson(
-        Machine(root, python="3.12.3", **changes),
+        Machine(root, python="3.12.3", sees_system=sees_system),
         model="NVIDIA Jetson AGX Thor Developer Kit",
         chip="tegra264",
         release=("39", "2.0"),
