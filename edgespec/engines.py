@@ -22,7 +22,8 @@ FORMAT_VERSION = 1
 VERSION_COMPATIBLE = "version-compatible"
 
 STEPS = ("prefill", "tree", "single")
-"""Profiles of a step graph, in the order of their indices in the plan; other graphs have one."""
+"""Profiles that a step graph may have; a plan has prefill and tree at least, and the tree profile
+takes a single row too. Other graphs have one profile."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class BuiltEngines:
     """Most rows of a prefill call; longer prompts take several."""
     max_rows: int
     """Most rows of a call that verifies or drafts."""
+    profiles: tuple[str, ...]
+    """Profiles of the step graphs, in the order of their indices in a plan."""
     flags: tuple[str, ...]
     """Flags of `edgespec build`, sorted: refit, strip, version-compatible, weight-streaming."""
     plans: tuple[Plan, ...]
@@ -111,7 +114,7 @@ class BuiltEngines:
         words += ["--flavour", self.flavour, "--library", self.library]
         words += ["--context", str(self.context), "--max-rows", str(self.max_rows)]
         words += ["--prefill-rows", str(self.prefill_rows)]
-        words += [f"--{flag}" for flag in self.flags]
+        words += ["--profiles", ",".join(self.profiles), *(f"--{flag}" for flag in self.flags)]
         return shlex.join([*words, "--overwrite"])
 
 
@@ -147,7 +150,7 @@ def parse_engines(folder: Path) -> BuiltEngines:
             raise BundleError(f"{path} has unknown keys: {', '.join(unknown)}; {again}")
         data["plans"] = tuple(_plan(plan) for plan in data["plans"])
         data["compute_capabilities"] = tuple(data["compute_capabilities"])
-        data["flags"] = tuple(data["flags"])
+        data["profiles"], data["flags"] = tuple(data["profiles"]), tuple(data["flags"])
         return BuiltEngines(folder=folder, **data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} cannot be read ({error}); {again}") from None

@@ -28,8 +28,8 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
 "auto" takes."""
 
 HOW_TO_GET = (
-    "on a Jetson it is JetPack's (sudo apt install nvidia-jetpack) and a virtual environment sees it "
-    "if made with --system-site-packages; on a PC with an RTX GPU: "
+    "on a Jetson it is JetPack's (sudo apt install nvidia-jetpack), which a virtual environment "
+    "sees if made with --system-site-packages; on a PC with an RTX GPU: "
     "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
 )
 

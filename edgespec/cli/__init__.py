@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from edgespec import __version__
 from edgespec.cli import (
     bench,
+    build,
     demo,
     distill,
     doctor,
@@ -29,18 +30,9 @@ from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
 COMMANDS = (
-    export,
-    generate,
-    serve,
-    profile,
-    bench,
-    simulate,
-    distill,
-    frequencies,
-    demo,
-    env,
-    doctor,
-)
+    export, build, generate, serve, profile, bench, simulate, distill, frequencies, demo,
+    env, doctor,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
