@@ -110,6 +110,14 @@ def test_a_machine_without_a_gpu_is_complete_with_onnxruntime(tmp_path: Path) ->
     assert set(checks) == {"python", "engine", "memory"}
 
 
+def test_what_building_needs(tmp_path: Path) -> None:
+    machine = agx_orin(tmp_path)
+    machine.package("edgespec", "0.1.0", ['onnx>=1.16; extra == "export"'])
+    assert found(machine)["build"].commands == ("pip install 'edgespec[export]'",)
+    machine.package("onnx", "1.20.0")
+    assert "build" not in found(machine)
+
+
 def test_no_engine_at_all(tmp_path: Path) -> None:
     machine = pc(tmp_path, gpu=False)
     shutil.rmtree(machine.site)
@@ -192,9 +200,21 @@ def engines(bundle: Path, built_for: str = "8.7", version: str = "10.3.0") -> Bu
     sources = {"target.onnx": files["target.onnx"].sha256}
     plan = Plan("target", "target.plan", 4, "0" * 64, sources, (), False)
     built = BuiltEngines(
-        folder, "tensorrt", version, (built_for,), "Orin", "R36.4.3", "portable:fp16", 1024, 1088,
-        64, 65, (), (plan,)
-    )  # fmt: skip
+        folder=folder,
+        library="tensorrt",
+        version=version,
+        compute_capabilities=(built_for,),
+        device="Orin",
+        l4t="R36.4.3",
+        flavour="portable:fp16",
+        context=1024,
+        capacity=1088,
+        prefill_rows=64,
+        max_rows=65,
+        profiles=("prefill", "tree", "single"),
+        flags=(),
+        plans=(plan,),
+    )
     write_index(built, folder)
     return built
 
@@ -202,22 +222,36 @@ def engines(bundle: Path, built_for: str = "8.7", version: str = "10.3.0") -> Bu
 def test_a_bundle_on_a_machine_with_onnxruntime(builtin_bundle: Path, tmp_path: Path) -> None:
     checks = of_bundle(facts_of(pc(tmp_path, gpu=False).place), builtin_bundle)
     assert {check.result for check in checks.values()} == {"ok"}
-    assert checks["lowering"].found == "ort by onnxruntime" and "room" in checks
+    assert checks["flavours"].found == "ort:fp32 by onnxruntime" and "room" in checks
 
 
 def test_a_bundle_that_no_engine_here_takes(builtin_bundle: Path, tmp_path: Path) -> None:
     """Graphs for onnxruntime, TensorRT 10.3 alone: another lowering has to be exported."""
-    check = of_bundle(facts_of(agx_orin(tmp_path).place), builtin_bundle)["lowering"]
+    check = of_bundle(facts_of(agx_orin(tmp_path).place), builtin_bundle)["flavours"]
     assert check.result == "problem"
     assert check.commands == ("on the host: edgespec export --lowering portable:fp16 ...",)
-    check = of_bundle(facts_of(thor(tmp_path / "thor").place), builtin_bundle)["lowering"]
+    check = of_bundle(facts_of(thor(tmp_path / "thor").place), builtin_bundle)["flavours"]
     assert check.commands == ("on the host: edgespec export --lowering native:fp16 ...",)
+
+
+def test_a_bundle_for_every_device(tmp_path: Path) -> None:
+    """Each machine takes what its TensorRT takes; weights that flavours share count once."""
+    bundle = tmp_path / "both.bundle"
+    words = ["export", "--target", "builtin", "--lowering", "native:fp16"]
+    assert main([*words, "--lowering", "portable:fp16", "--out", str(bundle)]) == 0
+    facts = facts_of(agx_orin(tmp_path / "orin").place)
+    checks = of_bundle(facts, bundle)
+    assert checks["flavours"] == ok("flavours", "portable:fp16 by TensorRT")
+    megabytes = sum(path.stat().st_size for path in bundle.glob("*.bin")) >> 20
+    assert checks["room"].found.startswith(f"weights of {megabytes} MB")
+    check = of_bundle(facts_of(thor(tmp_path / "thor").place), bundle)["flavours"]
+    assert check.found == "native:fp16 by TensorRT; portable:fp16 by TensorRT"
 
 
 def test_a_bundle_that_the_gpu_does_not_take(builtin_bundle: Path, tmp_path: Path) -> None:
     machine = agx_orin(tmp_path)
     machine.onnxruntime("onnxruntime", "1.31.1")
-    check = of_bundle(facts_of(machine.place), builtin_bundle)["lowering"]
+    check = of_bundle(facts_of(machine.place), builtin_bundle)["flavours"]
     assert check.result == "warning" and "portable:fp16" in check.commands[0]
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.errors import ConfigError
+from edgespec.flavour import PRECISIONS
 from edgespec.latency.files import check_version, containers, read_text
 from edgespec.latency.strict import read
 
 KIND = "datasheet"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 HERE = Path(__file__).resolve().parent
 PLACES = (HERE.parent / "devices", HERE.parent.parent / "configs" / "devices")
 """Where device files lie: inside an installed package, and in a checkout."""

@@ -26,7 +26,7 @@ def bundle_checks(
         bundle = read_bundle(path)
     except BundleError as error:
         return (problem("bundle", str(error)),)
-    checks = [ok("bundle", f"{path}, {size_mb(bundle):,} MB, whole"), _lowerings(facts, bundle)]
+    checks = [ok("bundle", f"{path}, {size_mb(bundle):,} MB, whole"), _flavours(facts, bundle)]
     checks += [*_engines(facts, bundle), _room(facts, bundle)]
     if profile:
         checks.append(_profile(bundle, profile, root))
@@ -52,23 +52,20 @@ def runs(facts: Facts, lowering: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _lowerings(facts: Facts, bundle: Bundle) -> Check:
-    """Whether an engine here takes one of the bundle's graphs, and whether it is the GPU's."""
-    found = {g.lowering: g.precision for g in bundle.manifest.graphs}
-    usable = {lowering: runs(facts, lowering) for lowering in found}
-    has = ", ".join(f"{lowering}:{precision}" for lowering, precision in found.items())
+def _flavours(facts: Facts, bundle: Bundle) -> Check:
+    """Whether an engine here takes one of the bundle's flavours, and whether it is the GPU's."""
+    usable = {flavour: runs(facts, flavour.lowering) for flavour in bundle.manifest.flavours}
+    has = ", ".join(map(str, usable))
     export = f"on the host: edgespec export --lowering {_wanted(facts)} ..."
     if not any(usable.values()):
-        return problem("lowering", f"it has {has}, which no engine installed here takes", export)
+        return problem("flavours", f"it has {has}, which no engine installed here takes", export)
     tensorrt = facts.tensorrt
     if (tensorrt.module or tensorrt.rtx) and not any(
         name.startswith("TensorRT") for names in usable.values() for name in names
     ):
-        return warning("lowering", f"it has {has}, which TensorRT here does not take", export)
-    return ok(
-        "lowering",
-        "; ".join(f"{name} by {' or '.join(by)}" for name, by in usable.items() if by),
-    )
+        return warning("flavours", f"it has {has}, which TensorRT here does not take", export)
+    taken = (f"{flavour} by {' or '.join(by)}" for flavour, by in usable.items() if by)
+    return ok("flavours", "; ".join(taken))
 
 
 def _wanted(facts: Facts) -> str:
@@ -116,7 +113,7 @@ def _misfit(facts: Facts, built: BuiltEngines) -> str:
 
 
 def _room(facts: Facts, bundle: Bundle) -> Check:
-    """Whether the largest set of weights fits: one lowering runs, and files may be shared."""
+    """Whether the weights of the largest flavour fit; one runs."""
     memory, weights = facts.memory, _largest_mb(bundle)
     found = f"weights of {weights:,} MB, {memory.available_mb:,} MB of memory available"
     plan = f"edgespec plan --bundle {bundle.path}"
@@ -129,15 +126,15 @@ def _room(facts: Facts, bundle: Bundle) -> Check:
 
 
 def _largest_mb(bundle: Bundle) -> int:
-    """Weights of the lowering and precision that reads most."""
+    """Weights of the flavour that reads most; those that it has no file of its own for, it shares
+    with the first."""
     files = bundle.manifest.files
-    by_kind: dict[tuple[str, str], set[str]] = {}
-    for graph in bundle.manifest.graphs:
-        stem = graph.file.rsplit(".", 1)[0]
-        names = {name for name in (f"{stem}.bin", graph.file) if name in files}
-        by_kind.setdefault((graph.lowering, graph.precision), set()).update(names)
-    sizes = (sum(files[name].size for name in names) for names in by_kind.values())
-    return max(sizes, default=0) >> 20
+    sizes = [0]
+    for flavour in bundle.manifest.flavours:
+        graphs = bundle.only(flavour).manifest.graphs
+        names = {f"{g.stem if f'{g.stem}.bin' in files else g.role}.bin" for g in graphs}
+        sizes.append(sum(files[name].size for name in names if name in files))
+    return max(sizes) >> 20
 
 
 def _profile(bundle: Bundle, profile: str, root: Path) -> Check:

@@ -23,7 +23,13 @@ SLOW_W = 15
 def machine_checks(facts: Facts) -> tuple[Check, ...]:
     """In the order in which they are mended."""
     checks = [_python(facts), _driver(facts.gpu), _engine(facts), _one_onnxruntime(facts)]
-    checks += [_kernels(facts), _cuda_libraries(facts), _tensorrt(facts), _bindings(facts)]
+    checks += [
+        _kernels(facts),
+        _cuda_libraries(facts),
+        _tensorrt(facts),
+        _bindings(facts),
+        _builder(facts),
+    ]
     checks += [*_power(facts.jetson), _clocks(facts), _memory(facts), _swap(facts)]
     return tuple(check for check in checks if check)
 
@@ -144,6 +150,14 @@ def _bindings(facts: Facts) -> Check | None:
     if runtime and bindings.split(".")[0] != runtime:
         return problem("cuda-python", f"{bindings} with CUDA {facts.cuda.runtime}", command)
     return ok("cuda-python", bindings)
+
+
+def _builder(facts: Facts) -> Check | None:
+    """``edgespec build`` reads and changes ONNX files."""
+    if not (facts.tensorrt.module or facts.tensorrt.rtx) or facts.packages.get("onnx") != "":
+        return None
+    found = "the package onnx is not installed; `edgespec build` needs it"
+    return warning("build", found, "pip install 'edgespec[export]'")
 
 
 def _power(jetson: Jetson | None) -> Iterator[Check]:
