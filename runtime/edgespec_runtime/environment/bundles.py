@@ -45,9 +45,11 @@ def runs(facts: Facts, lowering: str) -> tuple[str, ...]:
     if ort.providers and (lowering != "native" or _numbers(ort.version) >= NATIVE_ONNXRUNTIME):
         names.append("onnxruntime")
     least = {"native": NATIVE_TENSORRT, "portable": PORTABLE_TENSORRT}.get(lowering)
-    if least and tensorrt.module and _numbers(tensorrt.library or tensorrt.module) >= least:
+    if not (least and facts.builds_engines):
+        return tuple(names)
+    if tensorrt.module and _numbers(tensorrt.library or tensorrt.module) >= least:
         names.append("TensorRT")
-    if least and tensorrt.rtx:
+    if tensorrt.rtx:
         names.append("TensorRT-RTX")
     return tuple(names)
 
@@ -59,8 +61,7 @@ def _flavours(facts: Facts, bundle: Bundle) -> Check:
     export = f"on the host: edgespec export --lowering {_wanted(facts)} ..."
     if not any(usable.values()):
         return problem("flavours", f"it has {has}, which no engine installed here takes", export)
-    tensorrt = facts.tensorrt
-    if (tensorrt.module or tensorrt.rtx) and not any(
+    if facts.builds_engines and not any(
         name.startswith("TensorRT") for names in usable.values() for name in names
     ):
         return warning("flavours", f"it has {has}, which TensorRT here does not take", export)
@@ -70,22 +71,21 @@ def _flavours(facts: Facts, bundle: Bundle) -> Check:
 
 def _wanted(facts: Facts) -> str:
     """The lowering and precision for this machine's TensorRT, or for onnxruntime."""
-    tensorrt = facts.tensorrt
-    if not (tensorrt.module or tensorrt.rtx):
+    if not facts.builds_engines:
         return "ort"
+    tensorrt = facts.tensorrt
     version = _numbers(tensorrt.library or tensorrt.module)
     native = bool(tensorrt.rtx) or version >= NATIVE_TENSORRT
     return "native:fp16" if native else "portable:fp16"
 
 
 def _engines(facts: Facts, bundle: Bundle) -> Iterator[Check]:
-    tensorrt = facts.tensorrt
     try:
         built = read_engines(bundle, check_hashes=False)
     except BundleError as error:
         yield problem("engines", str(error))
         return
-    if not built and (tensorrt.module or tensorrt.rtx):
+    if not built and facts.builds_engines:
         command = f"edgespec build --bundle {bundle.path}"
         yield warning("engines", "TensorRT is here, and nothing was built for it", command)
     fitting = [item for item in built if not _misfit(facts, item)]

@@ -64,12 +64,14 @@ def _driver(gpu: Gpu | None) -> Check | None:
 def _engine(facts: Facts) -> Check:
     """Whether anything can run a graph, and whether it is the GPU where there is one."""
     ort, tensorrt = facts.onnxruntime, facts.tensorrt
-    if not (ort.providers or tensorrt.module or tensorrt.rtx):
+    if not (ort.providers or facts.builds_engines):
         return problem("engine", "nothing that runs a graph is installed", *remedies.engine(facts))
     names = [f"onnxruntime {ort.version}".strip()] if ort.providers else []
-    names += [f"TensorRT {tensorrt.library or tensorrt.module}"] if tensorrt.module else []
-    names += [f"TensorRT-RTX {tensorrt.rtx}"] if tensorrt.rtx else []
-    if facts.gpu and not (ort.cuda or tensorrt.module or tensorrt.rtx):
+    if facts.builds_engines and tensorrt.module:
+        names.append(f"TensorRT {tensorrt.library or tensorrt.module}")
+    if facts.builds_engines and tensorrt.rtx:
+        names.append(f"TensorRT-RTX {tensorrt.rtx}")
+    if facts.gpu and not (ort.cuda or facts.builds_engines):
         found = f"{names[0]} runs on the processor only, and there is a GPU"
         commands = remedies.engine(facts)
         if not facts.jetson:  # both builds write one folder
@@ -141,7 +143,7 @@ def _tensorrt(facts: Facts) -> Check | None:
 
 def _bindings(facts: Facts) -> Check | None:
     """TensorRT's engines need them to allocate and copy."""
-    if not (facts.tensorrt.module or facts.tensorrt.rtx) or facts.gpu is None:
+    if not facts.builds_engines:
         return None
     bindings, command = facts.cuda.bindings, remedies.cuda_python(facts)
     if not bindings:
@@ -154,7 +156,7 @@ def _bindings(facts: Facts) -> Check | None:
 
 def _builder(facts: Facts) -> Check | None:
     """``edgespec build`` reads and changes ONNX files."""
-    if not (facts.tensorrt.module or facts.tensorrt.rtx) or facts.packages.get("onnx") != "":
+    if not facts.builds_engines or facts.packages.get("onnx") != "":
         return None
     found = "the package onnx is not installed; `edgespec build` needs it"
     return warning("build", found, "pip install 'edgespec[export]'")

@@ -60,6 +60,11 @@ class Facts:
     packages: dict[str, str]
     """Versions of our dependencies, "" for what is not installed."""
 
+    @property
+    def builds_engines(self) -> bool:
+        """Whether there are a GPU and a TensorRT of either kind for it."""
+        return self.gpu is not None and bool(self.tensorrt.module or self.tensorrt.rtx)
+
     def as_json(self) -> dict[str, Any]:
         """Plain containers; keys as the fields are named."""
         values = asdict(self)
