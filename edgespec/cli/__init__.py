@@ -19,6 +19,7 @@ from edgespec.cli import (
     export,
     frequencies,
     generate,
+    plan,
     profile,
     serve,
     simulate,
@@ -26,7 +27,9 @@ from edgespec.cli import (
 from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
-COMMANDS = (export, generate, serve, profile, bench, simulate, distill, frequencies, demo)
+COMMANDS = (
+    export, plan, generate, serve, profile, bench, simulate, distill, frequencies, demo,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
