@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--context",
         type=positive_int,
         metavar="N",
-        help="tokens of prompt, pictures and answer together (default: 2048, if the model has them)",
+        help="tokens of prompt, picture and answer (default: 2048, or the most there is)",
     )
     parser.add_argument(
         "--precision",

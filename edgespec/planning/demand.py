@@ -72,7 +72,7 @@ def capacity(tokens: int, nodes: int) -> int:
 
 
 def tokens_in(inventory: Inventory, role: str, context: int) -> int:
-    """Tokens of a context with one picture in that decoder's cache; a draft sees fewer visual ones."""
+    """Tokens in that decoder's cache of a context with one picture, of which a draft sees less."""
     if role == "target":
         return context
     saved = inventory.visual_tokens - inventory.draft_visual_tokens

@@ -240,8 +240,8 @@ def _refused(inventory: Inventory, device: Device, setting: Setting, rows: Seque
     alone = largest_context(inventory.without_draft(), device, last)
     if inventory.graph("draft") and alone > max(best.largest_context, inventory.visual_tokens):
         hopes.append(
-            f"{last.precision} without the draft does up to {alone} tokens (export without --draft; "
-            "generate with --draft ngram)"
+            f"{last.precision} without the draft does up to {alone} tokens (export without "
+            "--draft, generate with --draft ngram)"
         )
     hopes += _elsewhere(inventory, device, setting, rows)
     said = f"nothing fits at a context of {setting.context}"
