@@ -1,4 +1,4 @@
-"""Memory planning: figures that follow from sizes are exact, estimates stay near what is measured."""
+"""Memory planning: what follows from sizes is exact, estimates stay near what is measured."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_llava_7b_has_seven_billion_parameters() -> None:
     )
     table = 32064 * 4096
     assert numbers / 2 + table == pytest.approx(7.06e9, rel=0.005)
-    # 32 layers x key and value x 32 heads x 128 x 2 bytes x (2048 tokens, 65 of a tree, whole blocks)
+    # 32 layers x key and value x 32 heads x 128 x 2 bytes; 2048 tokens and 65 rows in whole blocks
     assert item(demand(llava(), Setting("fp16", 2048)), "cache", "target").nbytes == 524288 * 2176
 
 
