@@ -68,7 +68,7 @@ class ExportRequest:
     """``FILE[:N]``: a frequency list, of which the draft proposes the N most frequent tokens."""
     part: str = "whole"
     configs: bool = False
-    """Whether the target's configuration files are copied as well, for transformers' Auto classes."""
+    """Whether the target's configuration files are copied as well, as transformers reads them."""
 
 
 Progress = Callable[[str, int], None]

@@ -1,5 +1,5 @@
-"""``optimum-cli export edgespec``: found here by optimum, which looks into this namespace (it has no
-``__init__.py`` anywhere, PEP 420). Nothing of edgespec is imported unless optimum-cli runs.
+"""``optimum-cli export edgespec``: optimum looks for commands in this namespace, which has no
+``__init__.py`` anywhere (PEP 420). Nothing of edgespec is imported unless optimum-cli runs.
 """
 
 from __future__ import annotations
