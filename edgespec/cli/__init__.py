@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from edgespec import __version__
 from edgespec.cli import (
     bench,
+    build,
     demo,
     distill,
+    doctor,
+    env,
     export,
     frequencies,
     generate,
@@ -28,7 +31,8 @@ from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
 COMMANDS = (
-    export, plan, generate, serve, profile, bench, simulate, distill, frequencies, demo,
+    export, plan, build, generate, serve, profile, bench, simulate, distill, frequencies, demo,
+    env, doctor,
 )  # fmt: skip
 
 

@@ -29,7 +29,6 @@ from edgespec_export.plan import (
 def plan_vlm(
     draft: Model,
     target: Model,
-    lowering: Lowering,
     compression: Compression | None,
     vocabulary: Sequence[int] | None,
 ) -> DraftPlan:
@@ -53,7 +52,7 @@ def plan_vlm(
     return DraftPlan(
         variant="vlm",
         description=f"stand-alone LLaVA, {'shared' if shared else 'own'} vision tower",
-        graphs=tuple(_graphs(draft, lowering, compression, proposer, shared)),
+        compose=lambda lowering: _graphs(draft, lowering, compression, proposer, shared),
         identity=draft.identity,
         table=embedding_table(draft),
         proposer=proposer,
@@ -87,11 +86,10 @@ def _graphs(
     step = build_decoder(checkpoint, text, proposer, lowering, name="draft", top_k=top_k)
     meta = step_meta(text, lowering, variant="vlm", top_k=top_k, proposed=proposer.size)
     yield PlannedGraph("draft", step, meta)
-    if lowering.chains:
-        chain = build_chain(
-            checkpoint, text, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
-        )
-        yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
+    chain = build_chain(
+        checkpoint, text, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
+    )
+    yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
 
 
 def _check_pair(target: Model, draft: Model) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import pytest
 from PIL.Image import Image
 
 import edgespec_runtime
+from edgespec.flavour import Flavour
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_runtime import Model
 from tests.support.checkpoints import (
@@ -26,6 +28,12 @@ from tests.support.random_heads import write_random_head
 ORT_VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 HAS_NATIVE = ORT_VERSION >= (1, 24)
 NATIVE_REASON = "lowering 'native' needs onnxruntime >= 1.24"
+LOWERINGS = [
+    "ort",
+    pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON)),
+    "portable",
+]
+"""Of every decoder graph, each a test case."""
 DRAFT_NOISE = 0.08
 """Disturbs the target so far that about every second guess of the draft holds."""
 
@@ -74,7 +82,7 @@ class Zoo:
                 out=out,
                 draft=None if draft == "none" else str(self.checkpoint(name, draft)),
                 compressor=None if draft == "none" else "pool:4",
-                lowering=lowering,
+                flavours=(Flavour.parse(lowering),),
                 sessions=sessions,
             )
             export_bundle(request)
@@ -99,7 +107,7 @@ class Zoo:
             out = self._folder / f"{folder.name}-{lowering}.bundle"
             asked = compressor if variant != "specvlm" else ""
             request = ExportRequest(
-                str(target), out, str(folder), asked or None, lowering=lowering,
+                str(target), out, str(folder), asked or None, flavours=(Flavour.parse(lowering),),
                 draft_variant=variant,
             )  # fmt: skip
             export_bundle(request)
