@@ -16,14 +16,17 @@ import edgespec_runtime
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.cli import main
 from edgespec.errors import BundleError, ConfigError
+from edgespec.flavour import Flavour
 from edgespec.latency import device_files
-from edgespec.latency.geometry import Decoder, Geometry, Tower, load_geometry
+from edgespec.latency.geometry import TREE_ROWS, Decoder, Geometry, Tower, load_geometry
 from edgespec.latency.lookup import sheet_for
 from edgespec.planning.demand import Item, Setting, demand, total
 from edgespec.planning.inventory import Inventory, of_bundle, of_geometry
 from edgespec.planning.plan import Device, device_of, largest_context, needed_mb, plan
 from edgespec.planning.stored import bytes_of, stored_tensors
-from edgespec.planning.weights import Weights, matrix_bytes
+from edgespec.planning.weights import FLOAT_BYTES, Weights, matrix_bytes
+from edgespec_export.exporter import export_bundle
+from edgespec_export.family import export_request
 from edgespec_runtime import Model
 from edgespec_runtime.kv import BLOCK as CACHE_BLOCK
 from edgespec_runtime.prefill import CHUNK as PREFILL_CHUNK
@@ -180,14 +183,56 @@ def test_a_model_by_its_sizes_is_near_its_bundle(inventory: Inventory) -> None:
         for role in ("target", "draft"):
             known, computed = inventory.graph(role), by_sizes.graph(role)
             assert known is not None and computed is not None
-            # Rotary tables have spare rows in a bundle, its draft a trimmed head.
-            extra = known.weights.fixed - computed.weights.fixed
-            extra += (1536 - 515) * 192 * (4 if precision == "fp32" else 2) * -(role == "draft")
-            wanted = known.weights.nbytes(precision) - extra
+            # A bundle's rotary tables have more spare rows, its draft's head is trimmed.
+            extra = (1024 - TREE_ROWS) * 64 - (1536 - 515) * 192 * (role == "draft")
+            wanted = known.weights.nbytes(precision) - extra * FLOAT_BYTES[precision]
             assert computed.weights.nbytes(precision) == pytest.approx(wanted, rel=0.01)
     setting = Setting("fp16", 700)
     caches = [item(demand(i, setting), "cache", "target") for i in (inventory, by_sizes)]
     assert caches[0] == caches[1]
+
+
+@pytest.fixture(scope="module")
+def flavours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inventory]:
+    """The built-in family in all precisions together, and in int4 alone."""
+    folder = tmp_path_factory.mktemp("flavours")
+    asked = {
+        "all": ["native:fp16", "portable:int8", "portable:int4"],
+        "int4": ["portable:int4"],
+    }
+    for name, words in asked.items():
+        request = export_request("draft", folder / name)
+        flavours = tuple(Flavour.parse(word) for word in words)
+        export_bundle(replace(request, flavours=flavours))
+    return {name: of_bundle(read_bundle(folder / name)) for name in asked}
+
+
+def test_computed_precisions_are_what_an_export_writes(
+    inventory: Inventory, flavours: dict[str, Inventory]
+) -> None:
+    """From float32 files alone, and from int4 files alone, the others follow; small constants that
+    stay in float32 make less than half a kilobyte."""
+    real = flavours["all"]
+    assert real.exported == ("fp16", "int8", "int4")
+    for known in (inventory, flavours["int4"]):
+        for graph in known.graphs:
+            wanted = real.graph(graph.role)
+            assert wanted is not None and graph.shape == wanted.shape
+            for precision in real.exported:
+                off = graph.weights.nbytes(precision) - wanted.loaded_bytes(precision)
+                assert abs(off) < 512, (graph.role, precision)
+    caches = [item(demand(real, Setting(p, 512)), "cache", "target").nbytes for p in real.exported]
+    assert 2 * caches[0] == item(demand(inventory, Setting("fp32", 512)), "cache", "target").nbytes
+    assert len(set(caches)) == 1
+
+
+def test_flavours_are_told_apart_from_what_is_computed(flavours: dict[str, Inventory]) -> None:
+    rows = plan(flavours["all"], device()).rows
+    assert [(row.precision, row.exported) for row in rows] == [
+        ("fp32", False), ("fp16", True), ("int8", True), ("int4", True),
+    ]  # fmt: skip
+    on_cpu = plan(flavours["int4"], device(gpu=False)).advice
+    assert on_cpu.endswith("export with --precision fp32")
 
 
 def test_llava_7b_has_seven_billion_parameters() -> None:
@@ -279,7 +324,7 @@ def test_a_target_without_its_draft_may_fit() -> None:
 
 def test_advice_names_the_export_that_is_missing(inventory: Inventory) -> None:
     said = plan(inventory, device()).advice
-    assert "take fp16" in said and "export with --precision fp16" in said
+    assert "take fp16" in said and "export with --lowering native:fp16 (portable:fp16 for" in said
     assert "export with" not in plan(inventory, device(gpu=False)).advice
 
 

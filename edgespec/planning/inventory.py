@@ -185,7 +185,8 @@ def _held(
     """``found``: the tensors of every graph, by precision and role."""
     tensors, step = found[base][spec.role], "layers" in spec.meta
     own = {p: _own(roles, spec.role) for p, roles in found.items() if spec.role in roles}
-    vocabularies = {_logits(spec), int(manifest.text["vocab_size"])}
+    proposed = int(spec.meta.get("proposed", 0))  # by a draft whose head was trimmed
+    vocabularies = {_logits(spec), proposed, int(manifest.text["vocab_size"])}
     weights = weights_of(tensors, vocabularies, quantised=step)
     shape: Step | Encoder | None = None
     if spec.role in CACHED:
@@ -216,7 +217,7 @@ def _own(roles: Mapping[str, tuple[Tensor, ...]], role: str) -> tuple[Tensor, ..
 def _step(spec: GraphSpec, weights: Weights, tensors: tuple[Tensor, ...]) -> Step:
     meta = spec.meta
     width = int(meta["head_dim"])
-    out = next((t.dims[0] for t in tensors if t.name.endswith(".o.weight")), int(meta["hidden"]))
+    out = next((t.dims[0] for t in tensors if ".o.weight" in t.name), int(meta["hidden"]))
     return Step(
         layers=int(meta["layers"]),
         hidden=int(meta["hidden"]),
@@ -302,7 +303,7 @@ def _decoder(role: str, decoder: Decoder) -> Held:
         (decoder.intermediate, decoder.hidden),
     )
     head = prod((decoder.hidden, decoder.vocab))
-    rotary = 4 * (decoder.max_positions + TREE_ROWS) * width
+    rotary = (decoder.max_positions + TREE_ROWS) * width
     shape = Step(
         layers=decoder.layers,
         hidden=decoder.hidden,
@@ -313,5 +314,5 @@ def _decoder(role: str, decoder: Decoder) -> Held:
         logits=decoder.vocab,
         max_positions=decoder.max_positions,
     )
-    weights = Weights(layer * decoder.layers, head, rotary)
+    weights = Weights(layer * decoder.layers, head + rotary)
     return Held(role, weights, weights, shape=shape)

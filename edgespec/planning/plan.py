@@ -219,7 +219,7 @@ def _taking(inventory: Inventory, device: Device, setting: Setting, row: Row) ->
     if row.largest_context > setting.context:
         said += f"; up to {row.largest_context} tokens of context fit"
     if inventory.exported and not row.exported:
-        said += f". The bundle does not hold it yet: export with --precision {row.precision}"
+        said += f". The bundle does not hold it yet: export with {_export_flag(device, row)}"
     if row.build == NOT:
         said += (
             ". Building its TensorRT engines is expected to need more than the device has: add "
@@ -228,6 +228,16 @@ def _taking(inventory: Inventory, device: Device, setting: Setting, row: Row) ->
     elif row.build == TIGHT:
         said += ". Building its TensorRT engines may need swap"
     return said
+
+
+def _export_flag(device: Device, row: Row) -> str:
+    """What exports the precision for the engines of the device."""
+    if not device.gpu:
+        return f"--precision {row.precision}"
+    return (
+        f"--lowering native:{row.precision} (portable:{row.precision} for TensorRT before 10.15, "
+        "as of JetPack 6)"
+    )
 
 
 def _refused(inventory: Inventory, device: Device, setting: Setting, rows: Sequence[Row]) -> str:

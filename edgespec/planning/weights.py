@@ -26,9 +26,9 @@ class Weights:
     matrices: tuple[tuple[int, int], ...] = ()
     """[in, out] of the products that int8 and int4 quantise;"""
     floats: int = 0
-    """the numbers that stay floating point there (heads, norms, towers, biases);"""
+    """the numbers that stay floating point there (heads, norms, towers, rotary tables);"""
     fixed: int = 0
-    """and the bytes that are the same in every precision (rotary tables, indices)."""
+    """and the bytes that are the same in every precision (indices)."""
 
     def nbytes(self, precision: str) -> int:
         """Bytes stored, the padding between tensors left out."""
@@ -61,17 +61,16 @@ def weights_of(
     """Sorts tensors: ``quantised`` for a decoder, whose matrices take part in it except those with
     as many rows or columns as a vocabulary (head, token table); a tower's all stay floating point.
 
-    Where the matrices are integers already, their scales count among the floats.
+    Of matrices that are integers already the scales are left out: ``matrix_bytes`` adds them.
     """
     flat = [t for t in tensors if len(t.dims) == 2 and not t.name.startswith(ROTARY)]
     products = [t for t in flat if quantised and not set(vocabularies) & set(t.dims)]
     integers = [t for t in products if t.kind in INTEGERS]
     matrices = integers or [t for t in products if t.is_float]
-    others = [t for t in tensors if t not in matrices]
-    floats = [t for t in others if t.is_float and not t.name.startswith(ROTARY)]
-    fixed = [t for t in others if t not in floats]
+    scales = {f"{t.name}.scale" for t in integers}
+    others = [t for t in tensors if t not in matrices and t.name not in scales]
     return Weights(
         tuple((t.dims[0], t.dims[1]) for t in matrices),
-        sum(t.count for t in floats),
-        sum(t.nbytes for t in fixed),
+        sum(t.count for t in others if t.is_float),
+        sum(t.nbytes for t in others if not t.is_float),
     )
