@@ -20,9 +20,12 @@ from edgespec.flavour import Flavour
 from edgespec.latency import device_files
 from edgespec.latency.geometry import TREE_ROWS, Decoder, Geometry, Tower, load_geometry
 from edgespec.latency.lookup import sheet_for
+from edgespec.planning.by_sizes import of_geometry
 from edgespec.planning.demand import Item, Setting, demand, total
-from edgespec.planning.inventory import Inventory, of_bundle, of_geometry
-from edgespec.planning.plan import Device, device_of, largest_context, needed_mb, plan
+from edgespec.planning.exported import of_bundle
+from edgespec.planning.inventory import Inventory
+from edgespec.planning.plan import plan
+from edgespec.planning.room import Device, device_of, largest_context, needed_mb
 from edgespec.planning.stored import bytes_of, stored_tensors
 from edgespec.planning.weights import FLOAT_BYTES, Weights, matrix_bytes
 from edgespec_export.exporter import export_bundle

@@ -70,8 +70,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     from edgespec.latency.lookup import sheet_for
-    from edgespec.planning.plan import device_of, plan
+    from edgespec.planning.plan import plan
     from edgespec.planning.report import plain_of, text_of
+    from edgespec.planning.room import device_of
 
     device = device_of(sheet_for(arguments.device), arguments.usable_mb)
     answer = plan(
@@ -92,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _inventory(arguments: argparse.Namespace) -> Inventory:
     from edgespec.bundle import read_bundle
     from edgespec.latency.geometry import load_geometry
-    from edgespec.planning.inventory import of_bundle, of_geometry
+    from edgespec.planning.by_sizes import of_geometry
+    from edgespec.planning.exported import of_bundle
 
     if bool(arguments.bundle) == bool(arguments.model):
         raise ConfigError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from edgespec.planning.plan import MB, NOT, Plan, Row
+from edgespec.planning.plan import Plan
+from edgespec.planning.room import MB, NOT, Row
 
 KINDS = {
     "weights": "weights",
