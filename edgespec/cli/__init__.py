@@ -22,6 +22,7 @@ from edgespec.cli import (
     export,
     frequencies,
     generate,
+    plan,
     profile,
     serve,
     simulate,
@@ -30,7 +31,7 @@ from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
 COMMANDS = (
-    export, build, generate, serve, profile, bench, simulate, distill, frequencies, demo,
+    export, plan, build, generate, serve, profile, bench, simulate, distill, frequencies, demo,
     env, doctor,
 )  # fmt: skip
 
