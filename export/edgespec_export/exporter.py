@@ -161,7 +161,8 @@ def export_bundle(
         if request.part == "whole":
             _write_table(writer, embedding_table(plan.target), "target")
         _write_json(writer, "tokenizer.json", assets.tokenizer)
-        _write_json(writer, "preprocessor_config.json", assets.processor)
+        if assets.processor is not None:
+            _write_json(writer, "preprocessor_config.json", assets.processor)
         if plan.draft:
             _write_table(writer, plan.draft.table, "draft")
             if plan.draft.proposer.ids is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from edgespec_runtime.loading import (
     roles_for,
     vocabulary,
 )
-from edgespec_runtime.prompt import Prompt, build_prompt
+from edgespec_runtime.prompt import ImageMark, Prompt, build_prompt
 from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
 from edgespec_runtime.template import ChatTemplate, Message
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
     from edgespec_runtime.remote.opening import RemoteTarget
 
+Asked: TypeAlias = "str | Sequence[Message] | Sequence[int]"
+"""A user's text, messages, or token ids, which are taken as they are."""
 # Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
 # built-in family (docs/performance.md).
 DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
@@ -143,7 +145,7 @@ class Model:
     def stream(
         self,
         images: ImageSource | Sequence[ImageSource] | None,
-        prompt: str | Sequence[Message],
+        prompt: Asked,
         *,
         draft: str = "auto",
         policy: Policy | str | None = None,
@@ -160,6 +162,7 @@ class Model:
     ) -> Request:
         """Starts a request; iterate over it for records.
 
+        ``prompt``: a text, messages, or token ids, which no template touches.
         ``images``: none, one or several (paths, bytes, PIL images, [H, W, 3] uint8 arrays).
         ``draft``: "auto" (the bundle's, if it has one), "none" (plain decoding), "model", "ngram"
         (look-up in the text so far; needs no draft in the bundle) or "model+ngram".
@@ -222,7 +225,7 @@ class Model:
         verifier, sizer = self._open(question, own, policy.start(setting), setting)
         return Request(
             verifier,
-            choice.complete(own, built.ids.tolist(), self.manifest.text["image_token_id"]),
+            choice.complete(own, built.ids.tolist(), self.manifest.text.get("image_token_id")),
             sizer,
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
@@ -234,7 +237,7 @@ class Model:
     def generate(
         self,
         images: ImageSource | Sequence[ImageSource] | None,
-        prompt: str | Sequence[Message],
+        prompt: Asked,
         **settings: Any,
     ) -> Generation:
         """Runs ``stream`` to its end and joins it; takes the same arguments."""
@@ -258,17 +261,19 @@ class Model:
         if self._remote is not None:
             self._remote.close()
 
-    def _prompt(self, prompt: str | Sequence[Message], pictures: int) -> Prompt:
+    def _prompt(self, prompt: Asked, pictures: int) -> Prompt:
         text = self.manifest.text
         return build_prompt(
             prompt,
             pictures,
             self._template,
             self.tokenizer,
-            image_token=text["image_token"],
-            image_token_id=text["image_token_id"],
-            image_seq_len=text["visual_tokens"],
+            image=ImageMark(text["image_token"], text["image_token_id"], text["visual_tokens"])
+            if "image_token" in text
+            else None,
+            adds_special_tokens=text.get("adds_special_tokens"),
             max_context=text["max_positions"] - 1,
+            vocabulary=text["vocab_size"],
         )
 
     def _load(self, prompt: Prompt, choice: DraftChoice, emitted: int) -> Load:
@@ -296,6 +301,7 @@ class Model:
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
         if not pictures or not {"vision", "draft_vision"} & set(self._graphs):
             return VisualInputs(self._graphs, None, None)  # nobody here looks at them
+        assert self._processor is not None and self._draft_processor is not None
         pixels = preprocess(pictures, self._processor)
         own_tower = speculate and "draft_vision" in self._graphs
         draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None
