@@ -340,9 +340,13 @@ class BundleWriter:
             if p.is_file()
         }
         manifest = Manifest(format_version=FORMAT_VERSION, files=files, **parts)
+        self.write(manifest)
+        return manifest
+
+    def write(self, manifest: Manifest) -> None:
+        """Writes the manifest, in place of one that was written before."""
         text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
         (self.folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        return manifest
 
 
 def _parse(path: Path) -> Manifest:

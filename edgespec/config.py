@@ -11,6 +11,23 @@ from typing import Any
 from edgespec.errors import ConfigError
 
 
+class Assignments(argparse.Action):
+    """A flag of ``NAME=VALUE,...``; settings files may give it as a mapping."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+
+    @staticmethod
+    def joined(mapping: Mapping[str, Any]) -> str:
+        return ",".join(f"{name}={value}" for name, value in mapping.items())
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """A YAML mapping from a file. Raises ConfigError for anything else."""
     import yaml
@@ -60,6 +77,8 @@ def _checked(
     if isinstance(action, argparse._AppendAction):
         items = value if isinstance(value, list) else [value]
         return [_converted(action, item, where) for item in items]
+    if isinstance(value, dict) and isinstance(action, Assignments):
+        value = action.joined(value)
     return _converted(action, value, where)
 
 

@@ -81,7 +81,7 @@ def test_an_engine_reads_the_numbers_that_were_written(
     b = GraphBuilder("layer", 21, KNOWN[precision])
     x = b.given("x", ["N", inputs])
     weight = Weight(exact.shape, FLOATS, lambda: exact)
-    b.give(b.node("MatMul", x, b.matrix("w", weight, quantised=True)), "y", ["N", 24])
+    b.give(b.node("MatMul", x, b.matrix("w", weight, bits=KNOWN[precision].bits)), "y", ["N", 24])
     assert b.multiplied == exact.size
     b.save(tmp_path, "layer")
     wanted = exact.astype(np.float16).astype(np.float32)
@@ -105,7 +105,9 @@ def test_same_weights_of_another_kind_are_written_again(tmp_path: Path) -> None:
         b = GraphBuilder("layer", 20, KNOWN[precision])
         x = b.given("x", ["N", 64])
         weight = Weight(exact.shape, FLOATS, lambda: exact)
-        b.give(b.node("MatMul", x, b.matrix("w", weight, quantised=True)), "y", ["N", 32])
+        b.give(
+            b.node("MatMul", x, b.matrix("w", weight, bits=KNOWN[precision].bits)), "y", ["N", 32]
+        )
         files.append(b.save(tmp_path, str(number), written_before=stored))
     sizes = [f[1].stat().st_size if len(f) > 1 else 0 for f in files]
     assert sizes == [64 * 32 * 4, 64 * 32 * 2, 64 * 32, 0]

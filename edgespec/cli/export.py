@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgespec.cli.common import add_command, add_config, needs_extra, note, print_json
+from edgespec.config import Assignments
 
 if TYPE_CHECKING:
     from edgespec.bundle import Manifest
@@ -69,8 +70,24 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         default="fp32",
-        help="of lowerings that name none: fp32 (default), fp16, bf16, int8 or int4 (weights; "
-        "their arithmetic is fp16)",
+        action=Assignments,
+        metavar="NAME | PART=NAME,...",
+        help="of lowerings that name none: fp32 (default), fp16, bf16, int8 or int4. By part, e.g. "
+        "target=int4,draft=int8,vision=fp16,head=int8,embedding=fp16,block=64 (block: inputs that "
+        "share a scale in int4); docs/precision.md",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE[:N]",
+        help="round int4 weights of the target by what its layers read on the first N questions "
+        "(default 128) of a file as `edgespec distill` takes them, better with 'answers' (GPTQ; "
+        f"lowerings ort and cuda); {BUILTIN}: the family's own. Default: to the nearest",
+    )
+    parser.add_argument(
+        "--quality",
+        metavar="FILE[:N]",
+        help="compare quantised targets with float32 on the first N questions (default 48): "
+        f"perplexity, agreement and equal answers go into the manifest; {BUILTIN}: the family's own",
     )
     parser.add_argument(
         "--sessions",
@@ -107,6 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
 def request_of(arguments: argparse.Namespace) -> ExportRequest:
     """What was asked for. The built-in family comes with the draft, the compressor and the words
     that belong to it, as far as nothing else was named."""
+    from edgespec.precisions import Precisions
+
     with needs_extra("edgespec export", "export"):
         from edgespec_export.exporter import ExportRequest
         from edgespec_export.family import DRAFTS, checkpoint_path, export_request
@@ -122,6 +141,9 @@ def request_of(arguments: argparse.Namespace) -> ExportRequest:
         part=arguments.part,
         overwrite=arguments.overwrite,
         parity=arguments.parity,
+        precisions=Precisions.parse(arguments.precision),
+        calibration=_questions(arguments.calibration, "out_of_domain"),
+        quality=_questions(arguments.quality, "in_domain"),
     )
     if asked.target != BUILTIN:
         return asked
@@ -138,12 +160,24 @@ def request_of(arguments: argparse.Namespace) -> ExportRequest:
     )
 
 
+def _questions(asked: str | None, name: str) -> str | None:
+    """``FILE[:N]`` of questions; the family's own file of that name for "builtin"."""
+    from edgespec_export.family import sample_folder
+
+    file, colon, number = (asked or "").partition(":")
+    if file != BUILTIN:
+        return asked
+    return f"{sample_folder() / name}.jsonl{colon}{number}"
+
+
 def flavours_of(arguments: argparse.Namespace) -> tuple[Flavour, ...]:
     """Those asked for, in their order, none twice. Raises ConfigError for unknown names."""
     from edgespec.flavour import Flavour
+    from edgespec.precisions import Precisions
 
     asked = arguments.lowering or ["ort"]
-    return tuple(dict.fromkeys(Flavour.parse(name, arguments.precision) for name in asked))
+    own = Precisions.parse(arguments.precision).target
+    return tuple(dict.fromkeys(Flavour.parse(name, own) for name in asked))
 
 
 def export_with_progress(request: Any) -> Manifest:

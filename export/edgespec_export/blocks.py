@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from edgespec_export.builder import FLOATS, Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import Rope
+from edgespec_export.quantise.matrix import Matrix
 
 
 def stored(checkpoint: Checkpoint, name: str) -> Weight:
@@ -25,28 +26,21 @@ def linear(
     names: Sequence[str],
     label: str,
     *,
-    quantised: bool = False,
+    part: str = "",
 ) -> str:
     """x @ W.T (+ bias) for one linear layer, or several that read the same input, packed.
 
     ``names`` are checkpoint names without ``.weight``; outputs are concatenated in that order.
-    ``quantised``: whether its weights may be stored in fewer bits than it computes with.
+    ``part``: of a decoder, see ``GraphBuilder.product``.
     """
     weights = [f"{name}.weight" for name in names]
     rows = sum(checkpoint.shapes[w][0] for w in weights)
     columns = checkpoint.shapes[weights[0]][1]
 
-    def load() -> Array:
-        packed = np.empty((columns, rows), dtype=np.float32)
-        start = 0
-        for weight in weights:
-            for piece in checkpoint.pieces(weight):
-                packed[:, start : start + len(piece)] = piece.T
-                start += len(piece)
-        return packed
+    def pieces() -> Iterator[Array]:
+        return (piece for weight in weights for piece in checkpoint.pieces(weight))
 
-    weight = Weight((columns, rows), FLOATS, load)
-    y = b.node("MatMul", x, b.matrix(f"{label}.weight", weight, quantised=quantised))
+    y = b.product(x, f"{label}.weight", Matrix(columns, rows, pieces), part)
     biases = [f"{name}.bias" for name in names if f"{name}.bias" in checkpoint.shapes]
     if not biases:
         return y

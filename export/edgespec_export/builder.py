@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,12 @@ from edgespec_export.precision import (
     encoded,
     stored_bytes,
 )
+from edgespec_export.quantise.matrix import Matrix
+from edgespec_export.quantise.products import block_wise, row_wise
 
 Array = npt.NDArray[Any]
 Axis = int | str
+Made = TypeVar("Made")
 CONTRIB = "com.microsoft"
 
 # ONNX Runtime maps external data in place only where it starts on a page.
@@ -50,6 +54,7 @@ KINDS = {
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
     "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
     "int4": TensorProto.INT4,
     "bool": TensorProto.BOOL,
 }
@@ -83,7 +88,9 @@ class GraphBuilder:
         """The type that convolutions and pools compute with."""
         self.multiplied = 0
         """Weights that a row is multiplied with."""
-        self._bits = precision.bits
+        self.fed: dict[str, str] = {}
+        """What every product reads, by the name of its weights."""
+        self._precision = precision
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
         self._opset = opset
@@ -92,6 +99,7 @@ class GraphBuilder:
         self._dequantised: dict[str, str] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._inline: list[onnx.TensorProto] = []
+        self._shared: dict[tuple[str, str], Any] = {}
 
     def input(self, name: str, dtype: str, axes: Sequence[Axis]) -> str:
         """Declares a graph input; ``axes`` are sizes or axis names."""
@@ -150,16 +158,36 @@ class GraphBuilder:
         self._weights.setdefault(name, replace(weight, kind=kind))
         return name
 
-    def matrix(self, name: str, weight: Weight, *, quantised: bool = False) -> str:
-        """A weight [inputs, outputs] that rows are multiplied with, in the precision's bits where
-        it may be ``quantised``: DequantizeLinear makes floats of those."""
+    def product(self, x: str, name: str, matrix: Matrix, part: str = "") -> str:
+        """``x`` [.., inputs] @ ``matrix``, whose weights are stored as the precision says for that
+        ``part`` of a decoder: "layer", "head", or what is never quantised."""
+        self.fed[name] = x
+        precision = self._precision
+        bits = precision.bits_of(part)
+        if bits and precision.integer:
+            self.multiplied += matrix.inputs * matrix.outputs
+            block = precision.block_of(matrix.inputs, bits)
+            if block:
+                root = partial(precision.root, name)
+                return block_wise(self, x, name, matrix, bits, block, root)
+            return row_wise(self, x, name, matrix)
+        weight = Weight((matrix.inputs, matrix.outputs), FLOATS, matrix.transposed)
+        if part == "head" and precision.head == "fp16" and self.floats == "float32":
+            self.multiplied += matrix.inputs * matrix.outputs
+            halves = self.weight(f"{name}.halves", replace(weight, kind="float16"))
+            return self.node("MatMul", x, self.cast(halves, "float16", self.floats))
+        return self.node("MatMul", x, self.matrix(name, weight, bits=bits))
+
+    def matrix(self, name: str, weight: Weight, *, bits: int = 0) -> str:
+        """A weight [inputs, outputs] that rows are multiplied with; in 8 or 4 ``bits``
+        DequantizeLinear makes floats of them, where 4 divide into blocks."""
         inputs, outputs = weight.shape
         self.multiplied += inputs * outputs
-        block = block_of(inputs) if self._bits == 4 else 0
-        if not quantised or not self._bits or (self._bits == 4 and not block):
+        block = block_of(inputs, self._precision.block) if bits == 4 else 0
+        if not bits or (bits == 4 and not block):
             return self.weight(name, weight)
-        kind = f"int{self._bits}"
-        rounded = Quantised(weight.load, self._bits, block)
+        kind = f"int{bits}"
+        rounded = Quantised(weight.load, bits, block)
         scale = (inputs // block, outputs) if block else (outputs,)
         numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
         scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
@@ -168,6 +196,13 @@ class GraphBuilder:
             floats = self.node("DequantizeLinear", numbers, scales, **blocked)
             self._dequantised[name] = floats
         return self._dequantised[name]
+
+    def shared(self, key: tuple[str, str], make: Callable[[], Made]) -> Made:
+        """What ``make`` added for ``key`` the first time."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        made: Made = self._shared[key]
+        return made
 
     def constant(self, value: Any, kind: str = "int64") -> str:
         """A small constant, stored inside the graph file once however often it is asked for."""

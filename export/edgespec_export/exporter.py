@@ -15,6 +15,7 @@ import numpy as np
 
 from edgespec import __version__
 from edgespec.bundle import (
+    Bundle,
     BundleWriter,
     GraphSpec,
     Manifest,
@@ -23,26 +24,31 @@ from edgespec.bundle import (
 )
 from edgespec.errors import ConfigError
 from edgespec.flavour import Flavour
+from edgespec.precisions import Precisions
 from edgespec_export.assets import config_files, read_assets
 from edgespec_export.builder import GraphBuilder, Stored
 from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.compression import parse_compression
 from edgespec_export.heads.layouts import open_head
 from edgespec_export.heads.recognise import is_head
-from edgespec_export.lowerings import get_lowering
+from edgespec_export.lowerings import INTEGER, floats_of, get_lowering
 from edgespec_export.parity import check_parity, require_parity
 from edgespec_export.plan import (
     DraftPlan,
     Model,
     Plan,
     PlannedGraph,
-    Table,
     embedding_table,
     open_model,
     target_graphs,
 )
 from edgespec_export.plan_head import plan_head
 from edgespec_export.plan_vlm import plan_vlm
+from edgespec_export.quantise.asking import calibration_rows
+from edgespec_export.quantise.moments import LayerMoments
+from edgespec_export.quantise.quality import check_quality, measured
+from edgespec_export.questions import Question, questions_of
+from edgespec_export.tables import write_table
 from edgespec_export.vocabulary import parse_vocabulary
 
 DECODERS = {"target_packed": "target", "draft_chain": "draft"}
@@ -50,6 +56,8 @@ DECODERS = {"target_packed": "target", "draft_chain": "draft"}
 DRAFTS = {"int4": "int8"}
 """Precision of the draft beside a target of another: a draft is small, and what int4 takes from it
 is paid in tokens that are not accepted. (TensorRT-RTX 1.7 also crashes over chains of int4.)"""
+CALIBRATION_QUESTIONS = 128
+"""Where no number was given."""
 PARTS = ("whole", "device")
 """What a bundle holds: everything, or what a device needs whose target is a server's."""
 
@@ -74,6 +82,12 @@ class ExportRequest:
     part: str = "whole"
     configs: bool = False
     """Whether the target's configuration files are copied as well, as transformers reads them."""
+    precisions: Precisions = Precisions()
+    """Of drafts, towers, heads and token tables; the target's layers are the flavours'."""
+    calibration: str | None = None
+    """``FILE[:N]``: questions that int4 weights of the target are rounded by (GPTQ)."""
+    quality: str | None = None
+    """``FILE[:N]``: questions that quantised targets are compared with float32 on."""
 
 
 Progress = Callable[[str, int], None]
@@ -99,26 +113,64 @@ def plan_export(request: ExportRequest) -> Plan:
         )
     if not request.flavours:
         raise ConfigError("no flavour was asked for; give at least one --lowering")
-    for flavour in request.flavours:
-        get_lowering(flavour)  # before anything is opened
+    for flavour in request.flavours:  # before anything is opened
+        for lowered in _lowerings(flavour, request.precisions)[: 3 if request.draft else 2]:
+            get_lowering(lowered)
+    check_quality(request)
+    questions = _calibration(request)
     target = open_model(request.target)
     draft = _plan_draft(request, target) if request.draft else None
+    moments = _moments(target, questions) if questions else None
     graphs = {
-        flavour: tuple(_compose(request, target, draft, flavour)) for flavour in request.flavours
+        flavour: tuple(_compose(request, target, draft, flavour, moments))
+        for flavour in request.flavours
     }
     return Plan(target, draft, graphs)
 
 
+def _lowerings(flavour: Flavour, parts: Precisions) -> tuple[Flavour, Flavour, Flavour]:
+    """What target, tower and draft of a flavour are built in."""
+    seeing = parts.vision or floats_of(flavour)
+    drafting = parts.draft or DRAFTS.get(flavour.precision, flavour.precision)
+    return flavour, replace(flavour, precision=seeing), replace(flavour, precision=drafting)
+
+
+def _calibration(request: ExportRequest) -> list[Question]:
+    """The questions to calibrate on, if any were asked for."""
+    if request.calibration is None:
+        return []
+    if not any(f.precision == "int4" and f.lowering in INTEGER for f in request.flavours):
+        raise ConfigError(
+            "--calibration is about int4 weights of the lowerings "
+            f"{' and '.join(INTEGER)}, and none was asked for; add --precision int4, or leave it "
+            "out"
+        )
+    return questions_of(request.calibration, CALIBRATION_QUESTIONS)
+
+
+def _moments(target: Model, questions: list[Question]) -> LayerMoments:
+    text = target.geometry.text
+    assets = read_assets(target.checkpoint, target.geometry)
+    return LayerMoments(
+        target.checkpoint, text, lambda: calibration_rows(target, assets, questions)
+    )
+
+
 def _compose(
-    request: ExportRequest, target: Model, draft: DraftPlan | None, flavour: Flavour
+    request: ExportRequest,
+    target: Model,
+    draft: DraftPlan | None,
+    flavour: Flavour,
+    moments: LayerMoments | None,
 ) -> Iterator[PlannedGraph]:
     """All graphs of one flavour: the target's, as far as they are wanted, then the draft's."""
-    drafts = get_lowering(
-        replace(flavour, precision=DRAFTS.get(flavour.precision, flavour.precision))
-    )
-    drafting = tuple(draft.compose(drafts)) if draft else ()
+    parts = request.precisions
+    own, seeing, drafts = _lowerings(flavour, parts)
+    drafting = tuple(draft.compose(get_lowering(drafts, parts))) if draft else ()
     features = draft.features if draft else ()
-    for graph in target_graphs(target, get_lowering(flavour), features, request.sessions):
+    rounded_by = moments if flavour.precision == "int4" else None
+    lowering, tower = get_lowering(own, parts, rounded_by), get_lowering(seeing)
+    for graph in target_graphs(target, lowering, tower, features, request.sessions):
         if request.part == "whole" or _drafts_with(graph.role, drafting, features):
             yield graph
     yield from drafting
@@ -158,13 +210,14 @@ def export_bundle(
     announce(plan)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
         specs = _write_graphs(writer, plan, progress)
+        stored = request.precisions.embedding
         if request.part == "whole":
-            _write_table(writer, embedding_table(plan.target), "target")
+            write_table(writer.folder, "target", embedding_table(plan.target), stored)
         _write_json(writer, "tokenizer.json", assets.tokenizer)
         if assets.processor is not None:
             _write_json(writer, "preprocessor_config.json", assets.processor)
         if plan.draft:
-            _write_table(writer, plan.draft.table, "draft")
+            write_table(writer.folder, "draft", plan.draft.table, stored)
             if plan.draft.proposer.ids is not None:
                 ids = np.array(plan.draft.proposer.ids, dtype=np.int64)
                 np.save(writer.folder / "draft.ids.npy", ids)
@@ -175,7 +228,7 @@ def export_bundle(
         template = writer.folder / "chat_template.jinja"
         template.write_text(assets.chat_template, encoding="utf-8")
         drafts = {"draft": plan.draft.identity} if plan.draft else {}
-        return writer.finish(
+        manifest = writer.finish(
             created_by=f"edgespec {__version__}",
             graphs=tuple(specs),
             models={"target": plan.target.identity, **drafts},
@@ -185,6 +238,10 @@ def export_bundle(
             parity=_parity(plan, specs, writer, request),
             tools={name: version(name) for name in ("onnx", "numpy", "safetensors")},
         )
+        if request.quality is not None:
+            manifest = measured(request, Bundle(writer.folder, manifest), export_bundle)
+            writer.write(manifest)
+        return manifest
 
 
 def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[GraphSpec]:
@@ -222,15 +279,6 @@ def _facts(builder: GraphBuilder, held: set[tuple[str, str]]) -> dict[str, int]:
     held.update(weights)
     whole = sum(weights.values())
     return {"weight_bytes": whole, "own_bytes": own, "multiplied": builder.multiplied}
-
-
-def _write_table(writer: BundleWriter, table: Table, role: str) -> None:
-    """A token embedding as a .npy file, piece by piece."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": table.shape}
-    with (writer.folder / f"{role}.embed.npy").open("wb") as out:
-        np.lib.format.write_array_header_1_0(out, header)
-        for piece in table.pieces():
-            out.write(np.ascontiguousarray(piece).data)
 
 
 def _write_json(writer: BundleWriter, name: str, value: Mapping[str, Any]) -> None:

@@ -159,15 +159,19 @@ def open_model(source: str) -> Model:
 
 
 def target_graphs(
-    target: Model, lowering: Lowering, features: tuple[int, ...], sessions: int
+    target: Model,
+    lowering: Lowering,
+    seeing: Lowering,
+    features: tuple[int, ...],
+    sessions: int,
 ) -> Iterator[PlannedGraph]:
-    """Tower and projector, if it has them, and step graph of the target; the latter for
-    ``sessions`` at once, too."""
+    """Tower and projector, if it has them, built by ``seeing``, and step graph of the target; the
+    latter for ``sessions`` at once, too."""
     checkpoint, geometry = target.checkpoint, target.geometry
     if isinstance(geometry, LlavaGeometry):
-        tower = build_vision(checkpoint, geometry, lowering)
+        tower = build_vision(checkpoint, geometry, seeing)
         yield PlannedGraph("vision", tower)
-        projector = build_projector(checkpoint, geometry, lowering, "projector")
+        projector = build_projector(checkpoint, geometry, seeing, "projector")
         yield PlannedGraph("projector", projector)
     builder = build_decoder(
         checkpoint, geometry.text, target.proposer, lowering, name="target", features=features
@@ -208,7 +212,8 @@ def step_meta(text: TextGeometry, lowering: Lowering, **more: Any) -> dict[str, 
         "max_positions": text.max_positions,
         "mask_span": lowering.mask_span,
         "tree_rows": TREE_ROWS,
-        "row_invariant": "up to float32 rounding; ties closer than 1e-4 may fall either way",
+        "row_invariant": lowering.precision.row_invariance,
+        "stored": lowering.precision.stored,
         **more,
     }
 

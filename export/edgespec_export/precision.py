@@ -7,18 +7,21 @@ scale for each output of a layer, int4 one for each block of inputs of each outp
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import CheckpointError
+from edgespec_export.quantise.gptq import Root
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 BLOCKS = (128, 64, 32)
 """Inputs that share an int4 scale, where they divide a layer's: TensorRT's sizes."""
+DEFAULT_BLOCK = 32
+"""Of ONNX Runtime's block-wise kernels (docs/precision.md)."""
 LARGEST = 65504.0
 """Of float16."""
 
@@ -31,6 +34,65 @@ class Precision:
     name: str
     floats: str
     bits: int = 0
+    head: str = ""
+    """Of the output head: "fp16" (stored), "int8", "int4"; else as the floats."""
+    block: int = 0
+    """Most inputs that share an int4 scale; 0: as suits."""
+    integer: bool = False
+    """Whether quantised weights are for ONNX Runtime's integer kernels (``quantise.products``),
+    or DequantizeLinear makes floats of them."""
+    moments: Moments | None = field(default=None, compare=False)
+    """What the target's layers read, where int4 is to be rounded by that (GPTQ)."""
+
+    def bits_of(self, part: str) -> int:
+        """Of the weights of "layer" or "head"; 0: floats."""
+        if part == "head":
+            return {"int8": 8, "int4": 4}.get(self.head, 0)
+        return self.bits if part == "layer" else 0
+
+    def block_of(self, inputs: int, bits: int) -> int:
+        """Inputs to a scale in ONNX Runtime's block-wise kernels; 0: rows are quantised instead. A
+        block that does not divide the inputs would make results depend on the number of rows."""
+        if bits == 8 and self.floats == "float32":
+            return 0
+        return block_of(inputs, self.block or DEFAULT_BLOCK)
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """How a decoder's weights are stored, for the manifest."""
+        told = {"layers": self.name, "head": self.head or ("fp16" if self.bits else self.name)}
+        if self.bits == 4:
+            told["block"] = str(self.block or (DEFAULT_BLOCK if self.integer else BLOCKS[0]))
+            told["rounding"] = "gptq" if self.moments else "nearest"
+        return told
+
+    @property
+    def row_invariance(self) -> str:
+        """How far a row's results depend on the rows beside it, for the manifest."""
+        if self.bits and self.integer:
+            products = (
+                "products exactly (sums of integers, each row scaled by itself)"
+                if self.bits == 8 and self.floats == "float32"
+                else "products up to float rounding (each row's blocks are scaled by themselves)"
+            )
+            return (
+                f"{products}; attention up to {self.floats} rounding, which can tip that of an "
+                "activation: a close second token may win when the number of rows changes"
+            )
+        if self.floats == "float32":
+            return "up to float32 rounding; ties closer than 1e-4 may fall either way"
+        return f"up to {self.floats} rounding; close second tokens may win"
+
+    def root(self, name: str) -> Root | None:
+        """What GPTQ rounds the weights of that name by; None: RTN."""
+        return self.moments.root(name) if self.moments else None
+
+
+class Moments(Protocol):
+    """Second moments of what the layers of a decoder read."""
+
+    def root(self, name: str) -> Root | None:
+        """``gptq.root_of`` of the product of that name; None for one that is not known."""
 
 
 FP32 = Precision("fp32", "float32")
@@ -88,9 +150,11 @@ def _packed(array: Array) -> npt.NDArray[np.uint8]:
     return packed
 
 
-def block_of(inputs: int) -> int:
-    """The block size of an int4 layer with that many inputs; 0: it cannot be one."""
-    return next((block for block in BLOCKS if inputs % block == 0), 0)
+def block_of(inputs: int, most: int = 0) -> int:
+    """The block size of an int4 layer with that many inputs, ``most`` at most (0: any); 0: it
+    cannot be one."""
+    fitting = (block for block in BLOCKS if block <= (most or block))
+    return next((block for block in fitting if inputs % block == 0), 0)
 
 
 class Quantised:

@@ -21,6 +21,8 @@ class Question:
     prompt: str
     where: str = field(default="", compare=False)
     """File and line, for messages."""
+    answer: str = ""
+    """A right answer, where the line has one (``answers``); empty otherwise."""
 
 
 def read_questions(files: Sequence[Path], limit: int | None = None) -> list[Question]:
@@ -42,6 +44,15 @@ def read_questions(files: Sequence[Path], limit: int | None = None) -> list[Ques
     return found
 
 
+def questions_of(asked: str, most: int) -> list[Question]:
+    """``FILE[:N]``: the file's first N questions, ``most`` where no number is given. Raises
+    InputError."""
+    file, colon, number = asked.rpartition(":")
+    if colon and number.isdigit():
+        return read_questions([Path(file)], max(1, int(number)))
+    return read_questions([Path(asked)], most)
+
+
 def _question(file: Path, number: int, line: str) -> Question:
     where = f"{file}, line {number}"
     try:
@@ -56,7 +67,9 @@ def _question(file: Path, number: int, line: str) -> Question:
     image = file.parent / str(name) if name else None
     if image is not None:
         _check_picture(image, where)
-    return Question(image, first, where)
+    answers = row.get("answers")
+    known = answers[0] if isinstance(answers, list) and answers else ""
+    return Question(image, first, where, known if isinstance(known, str) else "")
 
 
 def _check_picture(path: Path, where: str) -> None:

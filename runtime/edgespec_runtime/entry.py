@@ -31,12 +31,15 @@ def load(
     profile: str | Path | DeviceProfile | None = None,
     budget: Budget | None = None,
     remote: RemoteSettings | None = None,
+    exact: bool = False,
 ) -> Model:
     """Opens a bundle: checks it whole, then loads its graphs.
 
     ``profile``: what ``edgespec profile`` wrote on this device; trees are then sized by measured
     cost. ``budget``: limits of all requests; where its memory has no room for the draft, that is
-    left out. ``remote``: the target runs on servers and is not loaded here. Raises BundleError,
+    left out. ``remote``: the target runs on servers and is not loaded here.
+    ``exact``: plain decoding goes through the kernels that verification does, so that with rounded
+    weights, too, speculation gives its text; it costs what a second row costs. Raises BundleError,
     EngineError, and ConfigError for a profile that does not fit.
     """
     opened = chosen(read_bundle(bundle, check_hashes=check_hashes), engine)
@@ -51,7 +54,7 @@ def load(
             path=str(given),
         )
     target = remote_target(opened, remote) if remote is not None else None
-    return Model(opened, runner, profile, budget, target)
+    return Model(opened, runner, profile, budget, target, exact=exact)
 
 
 def remote_target(bundle: Bundle, settings: RemoteSettings) -> RemoteTarget:

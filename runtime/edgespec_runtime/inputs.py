@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec_runtime.engines.base import Graph
+from edgespec_runtime.tables import Table
 
 Floats = npt.NDArray[np.float32]
 Span = tuple[int, int]
@@ -62,7 +63,7 @@ class VisualInputs:
 
 
 def splice(
-    ids: npt.NDArray[np.int64], spans: Sequence[Span], table: Floats, visual: Floats | None
+    ids: npt.NDArray[np.int64], spans: Sequence[Span], table: Table, visual: Floats | None
 ) -> Floats:
     """Prompt embeddings [L', H]: text rows from ``table``, every image span from ``visual``.
 

@@ -14,6 +14,7 @@ from edgespec.bundle import STAND_ALONE, Bundle, Manifest
 from edgespec.errors import BundleError
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph
+from edgespec_runtime.tables import Table, open_table
 from edgespec_runtime.vision import ImageProcessor
 
 Floats = npt.NDArray[np.float32]
@@ -30,7 +31,7 @@ class Loaded:
     """Those without memory."""
     steps: dict[str, StepGraph]
     """The decoders."""
-    tables: dict[str, Floats]
+    tables: dict[str, Table]
     """Token tables [V, H] of target and draft."""
 
 
@@ -74,12 +75,7 @@ def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loade
                 "--embeddings), or export the whole bundle"
             )
         raise BundleError(f"{bundle.path} has no '{role}' graph; export it again")
-    # Plain views of the mapped files: numpy's memmap class makes every lookup slower.
-    tables: dict[str, Floats] = {
-        role: np.asarray(np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r"))
-        for role in steps
-        if role != "draft_chain"
-    }
+    tables = {role: open_table(bundle, role) for role in steps if role != "draft_chain"}
     return Loaded(graphs, steps, tables)
 
 

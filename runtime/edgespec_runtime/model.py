@@ -17,7 +17,7 @@ from edgespec.sizing.feasible import Load
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.engines import Engine, Graph, StepGraph
-from edgespec_runtime.inputs import VisualInputs
+from edgespec_runtime.inputs import VisualInputs, splice
 from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
 from edgespec_runtime.loading import (
     Floats,
@@ -30,6 +30,7 @@ from edgespec_runtime.loading import (
 from edgespec_runtime.prompt import ImageMark, Prompt, build_prompt
 from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
+from edgespec_runtime.tables import Table
 from edgespec_runtime.template import ChatTemplate, Message
 from edgespec_runtime.tokenizer import Tokenizer
 from edgespec_runtime.verifiers import LocalVerifier, Verifier
@@ -57,11 +58,13 @@ class Model:
         profile: DeviceProfile | None = None,
         budget: Budget | None = None,
         remote: RemoteTarget | None = None,
-        stand_in: tuple[StepGraph, Floats] | None = None,
+        stand_in: tuple[StepGraph, Table] | None = None,
+        exact: bool = False,
     ) -> None:
         """``remote``: the target on servers; it is then not loaded here, unless its settings ask
         for that as well. ``stand_in``: a step graph and its token table in place of the target, to
-        clock what this device does by itself; what is generated then means nothing."""
+        clock what this device does by itself; what is generated then means nothing. ``exact``:
+        plain decoding goes through the kernels that verification does, see ``LocalVerifier``."""
         self.bundle = bundle
         self.profile = profile
         self.budget = budget or Budget()
@@ -92,6 +95,7 @@ class Model:
         self._template = ChatTemplate.from_source(template)
         self._processor, self._draft_processor = processors_of(bundle)
         self._remote = remote
+        self._exact = exact
 
     @property
     def has_draft(self) -> bool:
@@ -113,7 +117,7 @@ class Model:
         return self._steps
 
     @property
-    def tables(self) -> Mapping[str, Floats]:
+    def tables(self) -> Mapping[str, Table]:
         """Token tables [V, H] of target and draft, by role."""
         return self._tables
 
@@ -221,6 +225,7 @@ class Model:
             max_nodes=policy.max_nodes,
             levels=policy.levels,
             features=choice.model and self.draft is not None and self.draft.wants_features,
+            exact=self._exact,
         )
         verifier, sizer = self._open(question, own, policy.start(setting), setting)
         return Request(
@@ -254,6 +259,15 @@ class Model:
             sources=runs(records),
             remote=request.remote,
         )
+
+    def prompt_embeds(
+        self, images: ImageSource | Sequence[ImageSource] | None, prompt: Asked
+    ) -> Floats:
+        """[L, H]: a prompt as the target reads it, visual tokens in their places."""
+        pictures = _as_list(images)
+        built = self._prompt(prompt, len(pictures))
+        visual = self._visual_inputs(pictures, False)
+        return splice(built.ids, built.image_spans, self._tables["target"], visual.target)
 
     def close(self) -> None:
         """Ends the connections of a model whose target is elsewhere; else there is nothing to do.

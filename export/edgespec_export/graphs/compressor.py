@@ -15,6 +15,7 @@ from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.compression import Compression, kept_tokens, square_window
 from edgespec_export.heads.folded import Folded
 from edgespec_export.lowerings import Lowering
+from edgespec_export.quantise.matrix import Matrix
 
 
 def build_compressor(
@@ -49,8 +50,8 @@ def build_adaptor(folded: Folded, visual: int, lowering: Lowering) -> GraphBuild
     b.give(tokens, "compressed", ["N", queries - 1, text.hidden])
     last = b.node("Gather", out, b.constant(queries - 1), axis=1)
     shape = (text.hidden, text.hidden)
-    matrix = b.matrix("img_fc.offset", Weight(shape, FLOATS, folded.offset_map))
-    b.give(b.node("MatMul", last, matrix), "offset", ["N", text.hidden])
+    offset = b.product(last, "img_fc.offset", Matrix.of(*shape, folded.offset_map))
+    b.give(offset, "offset", ["N", text.hidden])
     return b
 
 

@@ -188,31 +188,55 @@ def layers(
 ) -> tuple[str, list[str], list[Written]]:
     """The layers and the final norm around any attention: what is normed, what entered every
     layer, what attention wrote."""
-    scale = _scale(b, checkpoint, "text.layers.0.input_layernorm")
+    scale = input_scale(b, checkpoint, 0)
     normed, residual = lowering.rms_norm(b, x, scale, text.eps), x
     written: list[Written] = []
     entering: list[str] = []
     for layer in range(text.layers):
         entering.append(residual)
-        prefix = f"text.layers.{layer}"
-        qkv_names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
-        qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv", quantised=True)
-        mixed, cache = attend(layer, qkv)
+        down, residual, cache = block(
+            b, checkpoint, text, lowering, layer, normed, residual, attend
+        )
         written.append(cache)
-        out_name = [f"{prefix}.self_attn.o_proj"]
-        mixed = linear(b, mixed, checkpoint, out_name, f"{prefix}.o", quantised=True)
-        scale = _scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
-        normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
-        gate_up_names = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
-        gate_up = linear(b, normed, checkpoint, gate_up_names, f"{prefix}.gate_up", quantised=True)
-        inner = lowering.gated_silu(b, gate_up)
-        down_name = [f"{prefix}.mlp.down_proj"]
-        down = linear(b, inner, checkpoint, down_name, f"{prefix}.down", quantised=True)
         last = layer + 1 == text.layers
-        following = "text.norm" if last else f"text.layers.{layer + 1}.input_layernorm"
-        scale = _scale(b, checkpoint, following)
+        scale = (
+            _scale(b, checkpoint, "text.norm") if last else input_scale(b, checkpoint, layer + 1)
+        )
         normed, residual = lowering.add_rms_norm(b, down, residual, scale, text.eps)
     return normed, entering, written
+
+
+def block(
+    b: GraphBuilder,
+    checkpoint: Checkpoint,
+    text: TextGeometry,
+    lowering: Lowering,
+    layer: int,
+    normed: str,
+    residual: str,
+    attend: Attend[Written],
+) -> tuple[str, str, Written]:
+    """One layer over ``normed`` rows: (what it adds to the residual stream last, that stream before
+    it, what attention wrote)."""
+    prefix = f"text.layers.{layer}"
+    qkv_names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
+    qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv", part="layer")
+    mixed, cache = attend(layer, qkv)
+    out_name = [f"{prefix}.self_attn.o_proj"]
+    mixed = linear(b, mixed, checkpoint, out_name, f"{prefix}.o", part="layer")
+    scale = _scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
+    normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
+    gate_up_names = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
+    gate_up = linear(b, normed, checkpoint, gate_up_names, f"{prefix}.gate_up", part="layer")
+    inner = lowering.gated_silu(b, gate_up)
+    down_name = [f"{prefix}.mlp.down_proj"]
+    down = linear(b, inner, checkpoint, down_name, f"{prefix}.down", part="layer")
+    return down, residual, cache
+
+
+def input_scale(b: GraphBuilder, checkpoint: Checkpoint, layer: int) -> str:
+    """The weights of the norm before a layer."""
+    return _scale(b, checkpoint, f"text.layers.{layer}.input_layernorm")
 
 
 def _scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:

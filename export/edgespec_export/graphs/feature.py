@@ -17,6 +17,7 @@ from edgespec_export.graphs.proposer import Proposer, coupling_inputs
 from edgespec_export.heads.folded import Folded
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, ChainLowering, StepInputs
+from edgespec_export.quantise.matrix import Matrix
 
 
 def build_feature_step(
@@ -109,8 +110,7 @@ def build_image_rows(folded: Folded, lowering: Lowering) -> GraphBuilder:
         x = lowering.rms_norm(b, x, scale, text.eps)
     else:
         shape = (text.hidden, text.hidden)
-        tokens = Weight(shape, FLOATS, lambda: folded.token_map)
-        x = b.node("MatMul", x, b.matrix("fc.tokens", tokens))
+        x = b.product(x, "fc.tokens", Matrix.of(*shape, lambda: folded.token_map))
         constant = Weight((text.hidden,), FLOATS, lambda: folded.constant)
         x = b.node("Add", x, b.weight("fc.constant", constant))
     b.give(x, "draft_rows", ["N", "P", text.hidden])
@@ -137,24 +137,24 @@ def _pass(
     else:
         prefix = "layers.0"
         shape = (text.hidden, text.hidden)
-        matrix = b.matrix("fc.hidden", Weight(shape, FLOATS, folded.hidden_map), quantised=True)
-        residual = b.node("Add", x, b.node("MatMul", hidden, matrix))
+        matrix = Matrix.of(*shape, folded.hidden_map)
+        residual = b.node("Add", x, b.product(hidden, "fc.hidden", matrix, "layer"))
         given = residual
         if geometry.input_norm:
             scale = _scale(b, head, "layers.0.input_layernorm")
             given = lowering.rms_norm(b, residual, scale, text.eps)
     names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
-    qkv = linear(b, given, head, names, f"{prefix}.qkv", quantised=True)
+    qkv = linear(b, given, head, names, f"{prefix}.qkv", part="layer")
     mixed, written = lowering.attention(b, qkv, cache, text, step)
     out_name = [f"{prefix}.self_attn.o_proj"]
-    mixed = linear(b, mixed, head, out_name, f"{prefix}.o", quantised=True)
+    mixed = linear(b, mixed, head, out_name, f"{prefix}.o", part="layer")
     scale = _scale(b, head, f"{prefix}.post_attention_layernorm")
     normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
     both = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
-    gate_up = linear(b, normed, head, both, f"{prefix}.gate_up", quantised=True)
+    gate_up = linear(b, normed, head, both, f"{prefix}.gate_up", part="layer")
     inner = lowering.gated_silu(b, gate_up)
     down_name = [f"{prefix}.mlp.down_proj"]
-    down = linear(b, inner, head, down_name, f"{prefix}.down", quantised=True)
+    down = linear(b, inner, head, down_name, f"{prefix}.down", part="layer")
     return b.node("Add", down, residual), written
 
 

@@ -11,13 +11,15 @@ two distributions are close. The noise only chooses candidates, so it cannot cha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgespec_export.blocks import linear
-from edgespec_export.builder import FLOATS, Array, Axis, GraphBuilder, Weight
+from edgespec_export.builder import Array, Axis, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
+from edgespec_export.quantise.matrix import Matrix
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,15 @@ class Proposer:
     def logits(self, b: GraphBuilder, x: str) -> str:
         """[B, R, H] -> [B, R, size]."""
         if self.rows is None:
-            return linear(b, x, self.checkpoint, [self.name], "head")
+            return linear(b, x, self.checkpoint, [self.name], "head", part="head")
         hidden = self.checkpoint.shapes[f"{self.name}.weight"][1]
         kept = list(self.rows)
 
-        def load() -> Array:
-            whole = self.checkpoint.tensor(f"{self.name}.weight")
-            return np.ascontiguousarray(whole[kept].T)
+        def pieces() -> Iterator[Array]:
+            yield self.checkpoint.tensor(f"{self.name}.weight")[kept]
 
-        weight = Weight((hidden, len(kept)), FLOATS, load)
-        return b.node("MatMul", x, b.matrix("head.trimmed.weight", weight))
+        matrix = Matrix(hidden, len(kept), pieces)
+        return b.product(x, "head.trimmed.weight", matrix, "head")
 
     def best(self, b: GraphBuilder, logits: str, k: int, coupling: Coupling) -> tuple[str, str]:
         """The ``k`` best (scores, target ids) of float32 [B, R, size] logits, where scores are

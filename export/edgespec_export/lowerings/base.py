@@ -8,6 +8,7 @@ from typing import Protocol
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
+from edgespec_export.precision import Precision
 
 Cache = tuple[str, ...]
 """Names of one layer's keys and values; where new rows are kept apart, theirs behind them."""
@@ -43,6 +44,7 @@ class Lowering(Protocol):
     """Builds norm, attention and gating blocks out of one engine's preferred operators."""
 
     name: str
+    precision: Precision
     mask_span: str
     """What the last axis T of ``tree_mask`` covers: "total" (cached and new rows), "capacity" (the
     cache, new rows in it), or "behind" (the whole cache, then the new rows)."""

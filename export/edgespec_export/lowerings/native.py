@@ -21,15 +21,15 @@ class NativeLowering:
     names_best = True
 
     def __init__(self, precision: Precision) -> None:
-        self._precision = precision
+        self.precision = precision
 
     def graph(self, name: str) -> GraphBuilder:
-        return GraphBuilder(name, 24, self._precision)
+        return GraphBuilder(name, 24, self.precision)
 
     @property
     def chains(self) -> ChainLowering:
         """TensorRT writes a cache once in a graph, so the rows of a chain are kept apart."""
-        return PortableLowering(self._precision)
+        return PortableLowering(self.precision)
 
     def step_inputs(
         self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT

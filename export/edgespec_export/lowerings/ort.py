@@ -26,10 +26,10 @@ class OrtLowering:
     names_best = False
 
     def __init__(self, precision: Precision) -> None:
-        self._precision = precision
+        self.precision = precision
 
     def graph(self, name: str) -> GraphBuilder:
-        return GraphBuilder(name, 17, self._precision)
+        return GraphBuilder(name, 17, self.precision)
 
     @property
     def chains(self) -> OrtLowering:

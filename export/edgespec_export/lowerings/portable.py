@@ -27,11 +27,11 @@ class PortableLowering:
     names_best = True
 
     def __init__(self, precision: Precision) -> None:
-        self._precision = precision
+        self.precision = precision
 
     def graph(self, name: str) -> GraphBuilder:
         # Weights in blocks came to ONNX with opset 21; TensorRT had them before.
-        return GraphBuilder(name, 21 if self._precision.bits == 4 else 20, self._precision)
+        return GraphBuilder(name, 21 if self.precision.bits == 4 else 20, self.precision)
 
     @property
     def chains(self) -> PortableLowering:

@@ -22,6 +22,7 @@ from edgespec_runtime.drafts.growing import Chain, GrowingDraft, Rows
 from edgespec_runtime.engines.base import Array, StepSession
 from edgespec_runtime.inputs import Span
 from edgespec_runtime.prefill import prefill
+from edgespec_runtime.tables import Table
 
 Floats = npt.NDArray[np.float32]
 OUTPUTS = ("topk_logprobs", "topk_ids", "feedback")
@@ -46,7 +47,7 @@ class FeaturePrompt:
 
     ids: npt.NDArray[np.int64]
     spans: Sequence[Span]
-    table: Floats
+    table: Table
     """The draft's token table: its part of a row, ready made."""
     rule: str
     """Where compressed image rows sit (``edgespec.visual``)."""

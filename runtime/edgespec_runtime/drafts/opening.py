@@ -20,6 +20,7 @@ from edgespec_runtime.drafts.growing import Chain
 from edgespec_runtime.engines.base import Graph, StepGraph, StepSession
 from edgespec_runtime.inputs import VisualInputs, splice, spliced_length
 from edgespec_runtime.prompt import Prompt
+from edgespec_runtime.tables import Table
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,7 +31,7 @@ class DraftModel:
 
     step: StepGraph
     chain: StepGraph | None
-    table: Floats
+    table: Table
     graphs: Mapping[str, Graph]
     visual: Mapping[str, Any]
     """The manifest's entry of its visual tokens."""

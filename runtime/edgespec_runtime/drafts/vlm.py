@@ -19,6 +19,7 @@ from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import Chain, GrowingDraft, Rows
 from edgespec_runtime.engines.base import StepSession
 from edgespec_runtime.prefill import prefill
+from edgespec_runtime.tables import Table
 
 Floats = npt.NDArray[np.float32]
 OUTPUTS = ("topk_logprobs", "topk_ids")
@@ -31,7 +32,7 @@ class VlmDraft(GrowingDraft):
     def __init__(
         self,
         session: StepSession,
-        table: Floats,
+        table: Table,
         prompt: Callable[[], Floats],
         max_positions: int,
         chain: Chain | None = None,

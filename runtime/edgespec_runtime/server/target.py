@@ -12,6 +12,7 @@ from edgespec.errors import BundleError
 from edgespec_runtime.engines.base import Engine, Graph, StepGraph
 from edgespec_runtime.kv import CacheShape
 from edgespec_runtime.loading import processors_of
+from edgespec_runtime.tables import Table, open_table
 from edgespec_runtime.vision import ImageProcessor
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.fingerprints import fingerprints
@@ -24,7 +25,7 @@ class Target:
     """Graphs and facts; nothing of a session."""
 
     step: StepGraph
-    table: Floats
+    table: Table
     """Token embeddings [V, H]."""
     vision: Graph | None
     """None, with the two below it, where the target sees no pictures."""
@@ -90,7 +91,7 @@ def load_target(bundle: Bundle, engine: Engine, *, together: bool = True) -> Tar
             graphs[role] = engine.load(spec, bundle.path)
     return Target(
         step,
-        np.asarray(np.load(bundle.file("target.embed.npy"), mmap_mode="r")),
+        open_table(bundle, "target"),
         graphs.get("vision"),
         graphs.get("projector"),
         processors_of(bundle)[0],

@@ -14,6 +14,7 @@ from edgespec.sampling import Sampler
 from edgespec.tree import TokenTree
 from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.prefill import prefill
+from edgespec_runtime.tables import Table
 from edgespec_runtime.verifiers.base import Meanwhile
 
 Floats = npt.NDArray[np.float32]
@@ -25,19 +26,22 @@ class LocalVerifier:
 
     The session's first output is ``logits``; where it is ``named``, the first two are ``best_ids``
     and ``best_logits``, the graph's own arg-max, which greedy verification needs nothing beside.
-    With ``features`` the last output is ``hidden``, and verdicts carry it.
+    With ``features`` the last output is ``hidden``, and verdicts carry it. ``exact``: a root
+    without a tree is given a second row, whose result nobody reads: engines have other kernels for
+    single rows, and with rounded weights those may choose another token than verification does.
     """
 
     def __init__(
         self,
         session: StepSession,
-        table: Floats,
+        table: Table,
         prompt: Callable[[], Floats],
         prompt_ids: Sequence[int],
         sampler: Sampler,
         *,
         features: bool = False,
         named: bool = False,
+        exact: bool = False,
     ) -> None:
         self._session = session
         self._table = table
@@ -45,6 +49,7 @@ class LocalVerifier:
         self._sampler = sampler
         self._features = features
         self._named = named
+        self._exact = exact
         self._prompt_length = len(prompt_ids)
         self._root = -1  # the last committed token; its row is not in the cache yet
         sampler.observe(prompt_ids)
@@ -96,6 +101,8 @@ class LocalVerifier:
 
     def ask(self, tree: TokenTree) -> Ask:
         """What verifying ``tree`` needs of the engine: for one step, or a part of a batch."""
+        if self._exact and not len(tree):
+            tree = TokenTree.build([self._root], [0])
         cached, rows = self._session.cache.length, len(tree) + 1
         mask = np.ones((rows, cached + rows), dtype=np.bool_)
         tree.write_mask(mask[:, cached:])
@@ -108,7 +115,7 @@ class LocalVerifier:
         session = self._session
         # The root's own row is still pending, so the token after it is one position further.
         if self._sampler.plain_argmax:
-            best = self._best(outputs)
+            best = self._best(outputs)[: len(tree) + 1]
             verdict = replace(walk(tree, lambda row, path: best[row]), named=tuple(best))
         else:
             logits = outputs[0]

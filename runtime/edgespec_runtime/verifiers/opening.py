@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from edgespec.bundle import GraphSpec
 from edgespec.sampling import Sampler
 from edgespec_runtime.engines.base import StepGraph
 from edgespec_runtime.inputs import VisualInputs, splice
 from edgespec_runtime.prompt import Prompt
+from edgespec_runtime.tables import Table
 from edgespec_runtime.verifiers.local import LocalVerifier
 
 if TYPE_CHECKING:
@@ -36,12 +34,15 @@ class Question:
     """Of a tree."""
     features: bool
     """Whether verdicts are to carry the target's features."""
+    exact: bool = False
+    """Whether single rows are verified by the kernels of several (``LocalVerifier``)."""
 
 
-def open_here(step: StepGraph, table: npt.NDArray[np.float32], question: Question) -> LocalVerifier:
+def open_here(step: StepGraph, table: Table, question: Question) -> LocalVerifier:
     """The target on this device, with a fresh cache."""
     prompt, visual = question.prompt, question.visual
     capacity = len(prompt.ids) + question.max_new_tokens + question.max_nodes + 1
+    capacity += int(question.exact)
     named = names_best(step.spec, question.sampler)
     return LocalVerifier(
         step.open(capacity, target_outputs(named, question.features)),
@@ -51,6 +52,7 @@ def open_here(step: StepGraph, table: npt.NDArray[np.float32], question: Questio
         question.sampler,
         features=question.features,
         named=named,
+        exact=question.exact,
     )
 
 
