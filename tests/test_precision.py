@@ -89,7 +89,7 @@ def test_an_engine_reads_the_numbers_that_were_written(
         block = block_of(inputs) if kind == "int4" else 0
         rounded = Quantised(lambda: exact, int(kind[3:]), block)
         scales = np.atleast_2d(rounded.scales())
-        wanted = rounded.numbers() * np.repeat(scales, block or inputs, axis=0)
+        wanted = (rounded.numbers() * np.repeat(scales, block or inputs, axis=0)).astype(np.float32)
         assert (tmp_path / "layer.bin").stat().st_size < exact.size * 2
     session = onnxruntime.InferenceSession(str(tmp_path / "layer.onnx"))
     (found,) = session.run(None, {"x": np.eye(inputs, dtype=np.float32)})

@@ -14,6 +14,7 @@ from edgespec.cli.bench_outputs import Outcome, check_outputs, recording, report
 from edgespec.cli.common import (
     add_command,
     add_config,
+    add_exact,
     add_sizing,
     budget_of,
     needs_extra,
@@ -104,6 +105,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
     )
+    add_exact(parser)
     add_sizing(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="the n-th row is sampled with seed + n (default: 0)"
@@ -123,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         load = partial(
             edgespec_runtime.load,
             threads=arguments.threads,
+            exact=arguments.exact,
             profile=arguments.profile,
             budget=budget_of(arguments),
         )

@@ -61,6 +61,15 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_exact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="decode plainly through the kernels that verify trees: with rounded weights, too, "
+        "speculation then gives the plain text; costs what a second row costs (docs/precision.md)",
+    )
+
+
 def add_sizing(parser: argparse.ArgumentParser) -> None:
     """Flags of sizing by measured cost: the profile, and limits."""
     parser.add_argument(

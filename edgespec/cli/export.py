@@ -87,7 +87,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--quality",
         metavar="FILE[:N]",
         help="compare quantised targets with float32 on the first N questions (default 48): "
-        f"perplexity, agreement and equal answers go into the manifest; {BUILTIN}: the family's own",
+        f"perplexity and equal answers, among others, in the manifest; {BUILTIN}: the family's own",
     )
     parser.add_argument(
         "--sessions",

@@ -10,6 +10,7 @@ from edgespec.cli.common import (
     add_command,
     add_config,
     add_decoding,
+    add_exact,
     add_sizing,
     budget_of,
     note,
@@ -41,6 +42,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "ngram: look-up in the text so far, needs no draft; model+ngram",
     )
     add_decoding(parser)
+    add_exact(parser)
     add_sizing(parser)
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-p", type=float, help="nucleus sampling")
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         profile=arguments.profile,
         budget=budget_of(arguments),
         remote=remote_of(arguments),
+        exact=arguments.exact,
     )
     try:
         return _generate(model, arguments, prompt)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec.bundle import Bundle, read_bundle
-from edgespec.errors import MissingDependencyError
+from edgespec.errors import ConfigError, MissingDependencyError
 from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sizing.budgets import Budget
 from edgespec_runtime.engines import open_engine
@@ -42,6 +42,10 @@ def load(
     weights, too, speculation gives its text; it costs what a second row costs. Raises BundleError,
     EngineError, and ConfigError for a profile that does not fit.
     """
+    if exact and remote is not None:
+        raise ConfigError(
+            "exact is about a target that runs here; where servers verify, leave --exact out"
+        )
     opened = chosen(read_bundle(bundle, check_hashes=check_hashes), engine)
     runner = open_engine(engine, threads=threads)
     if isinstance(profile, (str, Path)):

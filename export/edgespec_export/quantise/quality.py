@@ -1,7 +1,8 @@
 """What quantisation costs: a target against its own float32 form, on questions.
 
-Perplexity and agreement are of the float32 target's greedy answers, which the other reads token by
-token; exact matches are answers that it writes itself, from the question on.
+Perplexity, divergence (Kullback-Leibler, in nats a token) and agreement of the most likely token
+are of the float32 target's greedy answers, which the other reads token by token; exact matches are
+answers that it writes itself, from the question on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgespec_export.exporter import ExportRequest
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 QUESTIONS = 48
 """Where no number was given."""
 ANSWER_TOKENS = 160
@@ -42,8 +44,8 @@ class Answered:
 
     question: Question
     tokens: tuple[int, ...]
-    logits: Floats
-    """[tokens, V], of the row before each token."""
+    logprobs: Doubles
+    """[tokens, V], before each token."""
 
 
 def check_quality(request: ExportRequest) -> None:
@@ -94,18 +96,19 @@ def answers(model: Model, questions: Sequence[Question]) -> list[Answered]:
         said = model.generate(
             pictures, question.prompt, draft="none", max_new_tokens=ANSWER_TOKENS, temperature=0.0
         ).token_ids
-        found.append(Answered(question, said, _read(model, question, said)))
+        found.append(Answered(question, said, _logprobs(_read(model, question, said))))
     return found
 
 
 def compared(model: Model, answered: Sequence[Answered]) -> dict[str, Any]:
     """The figures of one quantised target."""
-    own, theirs, agree, exact, tokens = 0.0, 0.0, 0, 0, 0
+    own, theirs, apart, agree, exact, tokens = 0.0, 0.0, 0.0, 0, 0, 0
     for known in answered:
-        logits = _read(model, known.question, known.tokens)
-        own += _surprise(logits, known.tokens)
-        theirs += _surprise(known.logits, known.tokens)
-        agree += int((logits.argmax(-1) == known.logits.argmax(-1)).sum())
+        found, wanted = _logprobs(_read(model, known.question, known.tokens)), known.logprobs
+        own += _surprise(found, known.tokens)
+        theirs += _surprise(wanted, known.tokens)
+        apart += float((np.exp(wanted) * (wanted - found)).sum())
+        agree += int((found.argmax(-1) == wanted.argmax(-1)).sum())
         tokens += len(known.tokens)
         pictures = [known.question.image] if known.question.image else None
         said = model.generate(
@@ -122,6 +125,7 @@ def compared(model: Model, answered: Sequence[Answered]) -> dict[str, Any]:
         "tokens": tokens,
         "perplexity": round(float(np.exp(own / tokens)), 5),
         "reference_perplexity": round(float(np.exp(theirs / tokens)), 5),
+        "divergence": round(apart / tokens, 6),
         "agreement": round(agree / tokens, 5),
         "exact_match": round(exact / len(answered), 4),
     }
@@ -137,12 +141,16 @@ def _read(model: Model, question: Question, tokens: Sequence[int]) -> Floats:
     return np.array(logits[len(embeds) - 1 :])
 
 
-def _surprise(logits: Floats, tokens: Sequence[int]) -> float:
-    """Minus the sum of the tokens' log-probabilities."""
-    scores = logits.astype(np.float64)
+def _logprobs(logits: Floats) -> Doubles:
+    scores: Doubles = logits.astype(np.float64)
     scores -= scores.max(-1, keepdims=True)
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
-    return -float(scores[np.arange(len(tokens)), list(tokens)].sum())
+    return scores
+
+
+def _surprise(logprobs: Doubles, tokens: Sequence[int]) -> float:
+    """Minus the sum of the tokens' log-probabilities."""
+    return -float(logprobs[np.arange(len(tokens)), list(tokens)].sum())
 
 
 def _model(bundle: Bundle, flavour: Flavour) -> Model:

@@ -178,7 +178,7 @@ class FeatureDraft(GrowingDraft):
         self._feedback.update(zip(parents, kept, strict=True))
 
     def _embed(self, tokens: Sequence[int]) -> Floats:
-        rows = self._prompt.table[list(tokens)]
+        rows: Floats = self._prompt.table[list(tokens)]
         return rows if self._offset is None else rows + self._offset
 
 

@@ -1,0 +1,237 @@
+"""What each precision costs and brings: size, quality, speed, verify curve, equality of texts.
+
+    python benchmarks/precisions.py --work precisions                     # the built-in family
+    python benchmarks/precisions.py --work big --target DIR --speed-only  # any other checkpoint
+
+Bundles are kept in ``--work`` and measured again where they are there. Timings are minima over
+repeats in which all variants take turns; quality is against float32 on questions that no variant
+was calibrated on. The last table counts the texts of speculative decoding that are those of plain
+decoding in the same precision, with the logit gap of every difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from edgespec.bundle import Bundle, read_bundle
+from edgespec.flavour import Flavour
+from edgespec.precisions import Precisions
+from edgespec_export.exporter import ExportRequest, export_bundle
+from edgespec_export.family import export_request, sample_folder
+from edgespec_export.quantise import quality
+from edgespec_export.questions import Question, read_questions
+from edgespec_runtime import Model
+from edgespec_runtime.engines import open_engine
+from edgespec_runtime.prefill import causal_mask, prefill
+
+ROWS = (1, 2, 4, 8, 16, 32)
+CALIBRATED = "calibrated"
+POLICIES = ("eagle2:nodes=12,depth=12,top_k=1", "eagle2:nodes=12,depth=4,top_k=3")
+VARIANTS = {
+    "fp32": "target=fp32",
+    "int8": "target=int8",
+    "int4, block 32": "target=int4,block=32",
+    "int4, block 32, GPTQ": f"target=int4,block=32 {CALIBRATED}",
+    "int4, block 64": "target=int4,block=64",
+    "int4, block 64, GPTQ": f"target=int4,block=64 {CALIBRATED}",
+    "int4, block 128": "target=int4,block=128",
+    "int4, block 128, GPTQ": f"target=int4,block=128 {CALIBRATED}",
+    "int4, block 32, head int4": "target=int4,block=32,head=int4",
+}
+
+
+@dataclass
+class Variant:
+    """One precision, exported and loaded."""
+
+    name: str
+    bundle: Bundle
+    model: Model
+
+    @property
+    def weights_mb(self) -> float:
+        """Of the target's step graph."""
+        spec = self.bundle.manifest.graph("target")
+        assert spec is not None
+        return float(spec.meta["weight_bytes"]) / 1e6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", required=True, type=Path, help="directory of the bundles")
+    parser.add_argument("--target", help="a checkpoint; default: the built-in family")
+    parser.add_argument("--only", action="append", help="a variant; may be repeated")
+    parser.add_argument("--questions", type=int, default=48, help="of the quality table")
+    parser.add_argument("--texts", type=int, default=24, help="of the equality table")
+    parser.add_argument("--context", type=int, default=192, help="rows before a step")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    names = arguments.only or list(VARIANTS)
+    variants = [_open(arguments, name) for name in names]
+    figures: dict[str, dict[str, Any]] = {v.name: {"weights_mb": v.weights_mb} for v in variants}
+    for name, curve in _curves(variants, arguments.context, arguments.repeats).items():
+        figures[name]["curve_ms"] = curve
+    if not arguments.speed_only:
+        _judge(variants, figures, arguments)
+    _print(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _open(arguments: argparse.Namespace, name: str) -> Variant:
+    parts, _, calibrated = VARIANTS[name].partition(" ")
+    precisions = Precisions.parse(parts)
+    out = arguments.work / name.replace(", ", "-").replace(" ", "")
+    if not out.exists():
+        started = perf_counter()
+        request = export_request("draft", out)
+        if arguments.target:
+            request = ExportRequest(arguments.target, out)
+        questions = str(sample_folder() / "out_of_domain.jsonl") if calibrated else None
+        export_bundle(
+            replace(
+                request,
+                flavours=(Flavour("ort", precisions.target),),
+                precisions=precisions,
+                calibration=questions,
+            )
+        )
+        print(f"{name}: exported in {perf_counter() - started:.1f} s", file=sys.stderr)
+    bundle = read_bundle(out, check_hashes=False)
+    return Variant(name, bundle, Model(bundle, open_engine(threads=arguments.threads)))
+
+
+def _curves(variants: Sequence[Variant], context: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of a step of each of ROWS, behind ``context`` rows."""
+    best = {v.name: [float("inf")] * len(ROWS) for v in variants}
+    rng = np.random.default_rng(0)
+    sessions = {}
+    for variant in variants:
+        table = variant.model.tables["target"]
+        session = variant.model.steps["target"].open(context + max(ROWS))
+        prefill(session, table[rng.integers(4, len(table), context).tolist()])
+        sessions[variant.name] = (session, table)
+    for _ in range(repeats):
+        for at, rows in enumerate(ROWS):
+            for name, (session, table) in sessions.items():
+                embeds = table[rng.integers(4, len(table), rows).tolist()]
+                mask, positions = causal_mask(context, rows), np.arange(context, context + rows)
+                for number in range(8):
+                    started = perf_counter()
+                    session.step(embeds, positions, mask)
+                    took = (perf_counter() - started) * 1e3
+                    session.cache.commit(())
+                    if number:
+                        best[name][at] = min(best[name][at], took)
+    return best
+
+
+def _judge(
+    variants: Sequence[Variant], figures: dict[str, dict[str, Any]], arguments: argparse.Namespace
+) -> None:
+    """Adds quality, tokens/s and equality."""
+    file = sample_folder() / "in_domain.jsonl"
+    reference = next(v for v in variants if v.name == "fp32")
+    answered = quality.answers(reference.model, read_questions([file], arguments.questions))
+    texts = [q for q in read_questions([file]) if "everything" in q.prompt or "escribe" in q.prompt]
+    for variant in variants:
+        own = figures[variant.name]
+        own["quality"] = quality.compared(variant.model, answered)
+        own["plain_tok_s"], own["speculative_tok_s"] = _speeds(variant.model, texts[:6])
+        exactly = Model(variant.bundle, open_engine(threads=arguments.threads), exact=True)
+        own["equal"] = {
+            f"{policy}{', exact' if exact else ''}": _equality(
+                exactly if exact else variant.model, texts[: arguments.texts], policy
+            )
+            for policy in POLICIES
+            for exact in (False, True)
+        }
+
+
+def _speeds(model: Model, texts: Sequence[Question]) -> tuple[float, float]:
+    """Best tokens per second, plain and speculative."""
+    found = []
+    for draft in ("none", "model"):
+        best = 0.0
+        for question in [*texts, *texts]:
+            said = model.generate(question.image, question.prompt, draft=draft)
+            best = max(best, said.stats.tokens_per_s)
+        found.append(round(best, 1))
+    return found[0], found[1]
+
+
+def _equality(model: Model, texts: Sequence[Question], policy: str) -> dict[str, Any]:
+    """How many speculative texts are the plain ones, and how close the others' tokens were."""
+    equal, gaps = 0, list[float]()
+    for question in texts:
+        given = {"max_new_tokens": 120, "temperature": 0.0}
+        plain = model.generate(question.image, question.prompt, draft="none", **given).token_ids
+        other = model.generate(
+            question.image, question.prompt, draft="model", policy=policy, **given
+        ).token_ids
+        if plain == other:
+            equal += 1
+            continue
+        at = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)
+        gaps.append(_gap(model, question, plain[:at], (plain[at], other[at])))
+    return {"texts": len(texts), "equal": equal, "gaps": sorted(round(g, 3) for g in gaps)}
+
+
+def _gap(model: Model, question: Question, known: Sequence[int], pair: tuple[int, int]) -> float:
+    """How far the logits of two tokens are apart, by plain decoding of ``known``."""
+    embeds = model.prompt_embeds(question.image, question.prompt)
+    session = model.steps["target"].open(len(embeds) + len(known) + 1)
+    outputs, _ = prefill(session, embeds)
+    for token in known:
+        cached = session.cache.length
+        outputs = session.step(model.tables["target"][[token]], [cached], causal_mask(cached, 1))
+        session.cache.commit([0])
+    return abs(float(outputs[0][0, pair[0]] - outputs[0][0, pair[1]]))
+
+
+def _print(figures: dict[str, dict[str, Any]]) -> None:
+    for line in _lines(figures):
+        print(line)
+
+
+def _lines(figures: dict[str, dict[str, Any]]) -> Iterator[str]:
+    judged = all("quality" in own for own in figures.values())
+    ratios = " | ".join(f"t({n})/t(1)" for n in ROWS[1:])
+    more = " perplexity | divergence | agreement | equal answers | plain tok/s | spec. tok/s |"
+    yield f"| precision | MB | ms, 1 row | {ratios} |{more if judged else ''}"
+    yield "|---|" + "--:|" * (2 + len(ROWS[1:]) + (6 if judged else 0))
+    for name, own in figures.items():
+        curve = own["curve_ms"]
+        cells = [name, f"{own['weights_mb']:.1f}", f"{curve[0]:.2f}"]
+        cells += [f"{ms / curve[0]:.2f}" for ms in curve[1:]]
+        if judged:
+            q = own["quality"]
+            cells += [
+                f"{q['perplexity']:.4f}", f"{q['divergence']:.5f}", f"{q['agreement']:.4f}",
+                f"{q['exact_match']:.3f}", f"{own['plain_tok_s']:.0f}",
+                f"{own['speculative_tok_s']:.0f}",
+            ]  # fmt: skip
+        yield "| " + " | ".join(cells) + " |"
+    if judged:
+        yield ""
+        for name, own in figures.items():
+            for policy, found in own["equal"].items():
+                yield f"| {name} | {policy} | {found['equal']}/{found['texts']} | {found['gaps']} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
