@@ -137,9 +137,11 @@ def test_caches_are_what_the_runtime_allocates(model: Model, inventory: Inventor
     for context, nodes in ((100, 12), (512, 64), (1024, 7)):
         found = demand(inventory, Setting("fp32", context, nodes))
         target = model.steps["target"].open(context + nodes + 1).cache
+        assert isinstance(target, KVCache)
         assert item(found, "cache", "target").nbytes == target.rows.nbytes
         seen = context - 64 + 16  # its visual tokens are pooled
         draft = model.draft.sessions(seen + nodes + 1)[0].cache
+        assert isinstance(draft, KVCache)
         assert item(found, "cache", "draft").nbytes == draft.rows.nbytes
     assert item(found, "cache", "target").exact
 
