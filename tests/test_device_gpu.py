@@ -15,7 +15,7 @@ from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import open_engine
 from edgespec_runtime.engines.cuda import CudaMemory
-from edgespec_runtime.engines.device_cache import DeviceCache, DeviceShape
+from edgespec_runtime.engines.device_cache import DeviceCache
 from edgespec_runtime.engines.device_step import DeviceStepGraph
 from edgespec_runtime.engines.memory import Shelf
 from edgespec_runtime.engines.ort_device import CUDA, OrtDeviceEngine, placement
@@ -82,7 +82,7 @@ def test_too_much_memory_is_refused_and_said(memory: CudaMemory) -> None:
 
 
 def test_commits_move_what_the_host_cache_moves(memory: CudaMemory) -> None:
-    shape = DeviceShape(layers=3, kv_heads=2, head_dim=64, dtype="float32")
+    shape = CacheShape(layers=3, kv_heads=2, head_dim=64, dtype="float32")
     device = DeviceCache(memory, Shelf(memory), shape, 192)
     host = KVCache(CacheShape(3, 2, 64), 192)
     rng = np.random.default_rng(1)

@@ -18,12 +18,12 @@ import numpy.typing as npt
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array, StepPool
-from edgespec_runtime.engines.device_cache import DeviceCache, DeviceShape
+from edgespec_runtime.engines.device_cache import DeviceCache
 from edgespec_runtime.engines.device_call import DeviceCall, Form
 from edgespec_runtime.engines.executor import Executor
 from edgespec_runtime.engines.memory import Block, Memory, Shelf
 from edgespec_runtime.engines.ort_step import check_rows
-from edgespec_runtime.kv import BLOCK, Cache
+from edgespec_runtime.kv import BLOCK, Cache, CacheShape
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Sizes that rows of trees are padded to; those of prompts are multiples of ``PROMPT_ROWS``."""
@@ -58,7 +58,7 @@ class DeviceStepGraph:
         if cache is None:
             # Room for padding behind the last rows; else those would be forms of their own.
             room = capacity if self.spec.meta["mask_span"] == "total" else capacity + BLOCK
-            cache = DeviceCache(self.memory, self._shelf, DeviceShape.of(self.spec), room)
+            cache = DeviceCache(self.memory, self._shelf, CacheShape.of(self.spec), room)
         if not isinstance(cache, DeviceCache):
             raise EngineError(f"{self.spec.file}: its cache is not in the accelerator's memory")
         return DeviceStepSession(self, cache, outputs)
