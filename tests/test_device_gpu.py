@@ -36,11 +36,20 @@ def memory() -> CudaMemory:
         pytest.skip(str(error))
 
 
+NATIVE = Flavour("native")
+HALF = [Flavour("native", "fp16"), Flavour("portable", "fp16"), Flavour("ort", "fp16")]
+
+
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    out = tmp_path_factory.mktemp("native") / "builtin.bundle"
-    export_bundle(replace(export_request("draft", out), flavours=(Flavour("native"),)))
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("gpu") / "builtin.bundle"
+    export_bundle(replace(export_request("draft", out), flavours=(NATIVE, *HALF)))
     return read_bundle(out)
+
+
+@pytest.fixture(scope="module")
+def native(bundle: Bundle) -> Bundle:
+    return bundle.only(NATIVE)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,19 @@ def test_sampled_text_is_the_cpus(model: Model, native: Bundle) -> None:
         assert model.generate(picture, PROMPT, draft=draft, **settings).token_ids == (
             expected.token_ids
         )
+
+
+@pytest.mark.parametrize("flavour", HALF, ids=str)
+def test_half_precision_text_is_its_own_plain_text(
+    bundle: Bundle, memory: CudaMemory, flavour: Flavour
+) -> None:
+    model = Model(bundle.only(flavour), OrtDeviceEngine("ort-cuda", CUDA, lambda: memory, 1))
+    picture = str(sample_image())
+    plain = model.generate(picture, PROMPT, draft="none", max_new_tokens=48)
+    for policy in (None, TREE):
+        found = model.generate(picture, PROMPT, policy=policy, max_new_tokens=48)
+        assert found.token_ids == plain.token_ids, policy
+        assert found.stats.accepted_length > 1.5
 
 
 def test_a_full_cache_is_filled_to_its_last_row(model: Model) -> None:
