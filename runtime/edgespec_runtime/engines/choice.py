@@ -51,13 +51,12 @@ def choose(bundle: Bundle, engine: str = AUTO, flavour: str | None = None) -> Ch
         return Choice("ort" if engine == AUTO else engine, Flavour("ort"), "there are no graphs")
     if engine != AUTO:
         return Choice(engine, _best(bundle, engine, there), _asked(there))
-    reasons = []
-    for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
-        if reason := _why_not(bundle, name, there):
-            reasons.append(reason)
-        else:
-            return Choice(name, _best(bundle, name, there), _asked(there, "the fastest here"))
-    why = next((reason for reason in reversed(reasons) if reason), "")
+    why = "no GPU"
+    if find_gpu() is not None:
+        for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
+            why = _why_not(bundle, name, there)
+            if not why:
+                return Choice(name, _best(bundle, name, there), _asked(there, "the fastest here"))
     return Choice("ort", _best(bundle, "ort", there), _asked(there, why))
 
 
