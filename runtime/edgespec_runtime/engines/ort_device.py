@@ -22,8 +22,15 @@ from edgespec_runtime.engines.memory import Memory
 from edgespec_runtime.engines.ort_step import short
 
 CUDA = "CUDAExecutionProvider"
-ON_HOST = {"Shape", "Size", "Squeeze", "Unsqueeze", "Sub", "Add", "Mul", "Cast", "Gather", "Concat"}
-"""Operators that compute shapes: ONNX Runtime runs these few on the CPU on purpose."""
+TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
+PROVIDERS = {"ort-cuda": CUDA, "ort-tensorrt-rtx": TENSORRT_RTX}
+"""Execution providers, by the name of the engine."""
+ON_HOST = frozenset(
+    "Add And Cast Concat ConstantOfShape Div Equal Expand Gather Greater Less Max Min Mul Not Or "
+    "Range Reshape Shape Size Slice Squeeze Sub Unsqueeze Where".split()
+)
+"""Operators of which shapes and positions are made: ONNX Runtime runs those few on the CPU itself,
+to spare the way there and back."""
 TYPES = {"bfloat16": 16}
 """ONNX's number of a type that numpy has no name for."""
 
@@ -51,6 +58,10 @@ class OrtDeviceEngine:
     def facts(self) -> EngineFacts:
         where = f"{self._provider} on {self._memory.card}"
         return EngineFacts(self._name, self._ort.__version__, where, self._threads)
+
+    @property
+    def held_mb(self) -> float:
+        return self._memory.held() / 2**20
 
     def load(self, spec: GraphSpec, folder: Path) -> DeviceGraph:
         session = self._session(spec, folder, recorded=False)
@@ -146,7 +157,9 @@ class OrtExecutor:
         self.file = spec.file
         self.device = device
         self.host_inputs = frozenset(_on_host(session)) if device != "cpu" else frozenset()
-        self.recorded = recorded
+        # What the CPU computes of its inputs' values would be recorded as it was the first time.
+        self.recorded = recorded and not self.host_inputs
+        self._choosing = recorded
         self._ort = ort
         self._ids = count(1)
 
@@ -159,7 +172,7 @@ class OrtExecutor:
         for none."""
         options = self._ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self.recorded:
+        if self._choosing:
             options.add_run_config_entry("gpu_graph_id", str(record))
         return options
 
