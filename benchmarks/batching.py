@@ -27,6 +27,7 @@ import numpy as np
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import InputError
+from edgespec.flavour import Flavour
 from edgespec_runtime.engines import Ask, StepPool, open_engine
 from edgespec_runtime.kv import CacheShape, KVCache, blank_rows
 from edgespec_runtime.prefill import causal_mask
@@ -193,7 +194,7 @@ def builtin(folder: Path, lowering: str, sessions: int) -> Path:
 
     out = folder / f"{lowering}.bundle"
     request = export_request("draft", out)
-    export_bundle(replace(request, lowering=lowering, sessions=sessions))
+    export_bundle(replace(request, flavours=(Flavour(lowering),), sessions=sessions))
     return out
 
 

@@ -14,15 +14,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgespec.errors import BundleError, InputError
+from edgespec.flavour import Flavour
 
 MANIFEST = "edgespec.json"
 OLD = ".old"  # ends the name of a bundle that is being replaced
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CHUNK = 1 << 22
 
 
@@ -58,6 +59,15 @@ class GraphSpec:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the role: hidden, layers, kv_heads, head_dim, max_positions, mask_span, ..."""
 
+    @property
+    def flavour(self) -> Flavour:
+        return Flavour(self.lowering, self.precision)
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending: what the parity report calls the graph."""
+        return self.file.removesuffix(".onnx")
+
 
 @dataclass(frozen=True)
 class ModelIdentity:
@@ -84,12 +94,17 @@ class Manifest:
     """Generation defaults of the checkpoint (sampling, end-of-sequence ids)."""
     compressor: Mapping[str, Any] | None
     parity: Mapping[str, Any]
-    """Per graph: the largest difference from the torch original, or "not checked"."""
+    """Per graph's stem: the largest difference from the torch original, or "not checked"."""
     tools: Mapping[str, str]
     files: Mapping[str, FileEntry]
 
+    @property
+    def flavours(self) -> tuple[Flavour, ...]:
+        """What the bundle holds, in the order of its export."""
+        return tuple(dict.fromkeys(graph.flavour for graph in self.graphs))
+
     def graph(self, role: str) -> GraphSpec | None:
-        """The graph of that role, if the bundle has one."""
+        """The graph of that role, if the bundle has one: the first flavour's (``Bundle.only``)."""
         return next((g for g in self.graphs if g.role == role), None)
 
     @property
@@ -110,6 +125,18 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+
+    def only(self, flavour: Flavour) -> Bundle:
+        """The same bundle, whose manifest shows the graphs of that flavour alone. Raises
+        BundleError where it holds none."""
+        graphs = tuple(g for g in self.manifest.graphs if g.flavour == flavour)
+        if not graphs:
+            raise BundleError(
+                f"{self.path} holds no graphs of flavour '{flavour}', only "
+                f"{', '.join(map(str, self.manifest.flavours))}; export it again with --lowering "
+                f"{flavour}"
+            )
+        return replace(self, manifest=replace(self.manifest, graphs=graphs))
 
     def file(self, name: str) -> Path:
         """Path of a listed file. Raises BundleError for one that the manifest does not list."""

@@ -15,6 +15,7 @@ import pytest
 import edgespec_runtime
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import ConfigError, EngineError
+from edgespec.flavour import Flavour
 from edgespec.latency.card import card_of
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec_export.exporter import ExportRequest, export_bundle
@@ -51,7 +52,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     @cache
     def exported(lowering: str) -> Bundle:
         out = folder / f"{lowering}.bundle"
-        export_bundle(ExportRequest(str(target), out, lowering=lowering, sessions=SEATS))
+        export_bundle(
+            ExportRequest(str(target), out, flavours=(Flavour(lowering),), sessions=SEATS)
+        )
         return read_bundle(out)
 
     return exported
@@ -372,7 +375,12 @@ def test_parity_compares_every_output_of_the_packed_graph(
 ) -> None:
     target, head = zoo.checkpoint("mha"), zoo.head_checkpoint("mha", "eagle3")
     request = ExportRequest(
-        str(target), tmp_path / "b", str(head), lowering=lowering, sessions=3, parity=True
+        str(target),
+        tmp_path / "b",
+        str(head),
+        flavours=(Flavour(lowering),),
+        sessions=3,
+        parity=True,
     )
     report = export_bundle(request).parity["target_packed"]
     assert report["against"] == "the step graph"

@@ -25,7 +25,7 @@ from edgespec.bundle import (
 from edgespec.errors import BundleError, InputError
 
 GOLDEN = """{
- "format_version": 3,
+ "format_version": 4,
  "created_by": "edgespec 0",
  "graphs": [
   {
@@ -85,7 +85,7 @@ GOLDEN = """{
  }
 }
 """
-"""The manifest's format, version 3. Another text here is another format version."""
+"""The manifest's format, version 4. Another text here is another format version."""
 
 
 def write(out: Path, **more: Any) -> Manifest:
@@ -140,7 +140,7 @@ def test_the_manifest_is_pinned_and_comes_back_as_it_was(tmp_path: Path) -> None
     assert (tmp_path / "b" / MANIFEST).read_text() == GOLDEN
     bundle = read_bundle(tmp_path / "b")
     assert bundle.manifest == manifest and asdict(bundle.manifest) == asdict(manifest)
-    assert FORMAT_VERSION == 3
+    assert FORMAT_VERSION == 4
     assert bundle.file("sub/words.txt").read_text() == "hello"
     assert bundle.manifest.graph("target") == manifest.graphs[0]
     assert bundle.manifest.graph("draft") is None
@@ -208,10 +208,10 @@ def test_a_graph_file_that_is_not_listed(bundle: Path, tmp_path: Path) -> None:
     refused(bundle, "../evil.onnx", "does not list")
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, "4", None])
 def test_another_format_version(bundle: Path, version: Any) -> None:
     change(bundle, lambda data: data.update(format_version=version))
-    refused(bundle, f"format version {version}", "reads 3", "export it again")
+    refused(bundle, f"format version {version}", "reads 4", "export it again")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import numpy.typing as npt
 import pytest
 
 from edgespec.bundle import GraphSpec
+from edgespec.flavour import Flavour
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.exporter import ExportRequest, plan_export
 from edgespec_export.graphs.chain import build_chain
 from edgespec_export.graphs.feature import build_feature_chain
 from edgespec_export.heads.folded import Folded
+from edgespec_export.lowerings import get_lowering
 from edgespec_export.plan import CHAIN_STEPS, DraftPlan, Plan
 from edgespec_runtime.engines import StepSession, open_engine
 from edgespec_runtime.prefill import causal_mask
@@ -22,6 +24,7 @@ from tests.support.zoo import Zoo
 
 Floats = npt.NDArray[np.float32]
 
+ORT = Flavour("ort")
 PREFIX = 5
 TOP_K = 4
 
@@ -57,7 +60,7 @@ class Chains:
         return self._draft.proposer.size
 
     def open(self, steps: int) -> StepSession:
-        (planned,) = (g for g in self._plan.graphs if g.role == "draft_chain")
+        (planned,) = (g for g in self._plan.graphs[ORT] if g.role == "draft_chain")
         builder = self._build(steps)
         builder.save(self._folder, f"chain{steps}")
         spec = GraphSpec(
@@ -69,7 +72,7 @@ class Chains:
 
     def _build(self, steps: int) -> GraphBuilder:
         proposer, lowering, original = (
-            self._draft.proposer, self._plan.lowering, self._draft.original,
+            self._draft.proposer, get_lowering(ORT), self._draft.original,
         )  # fmt: skip
         if self.hidden is None:
             return build_chain(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgespec.errors import CheckpointError, ConfigError, InputError, MissingDependencyError
+from edgespec.flavour import Flavour
 from edgespec_export.assets import read_assets
 from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.exporter import ExportRequest, export_bundle, plan_export
@@ -452,8 +453,8 @@ def test_a_ratio_beyond_the_image(base: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"precision": "int3"}, "precision 'int3'.*fp32"),
-        ({"lowering": "qnn"}, "lowering 'qnn'.*ort, native"),
+        ({"flavours": (Flavour("ort", "int3"),)}, "precision 'int3'.*fp32"),
+        ({"flavours": (Flavour("qnn"),)}, "lowering 'qnn'.*ort, native"),
         ({"compressor": "pool:4"}, "needs --draft"),
         ({"compressor": "pool:4", "draft": "x"}, None),
         ({"compressor": "pool", "draft": "x"}, "pool:N"),

@@ -20,6 +20,7 @@ import pytest
 
 from edgespec.bundle import MANIFEST, Manifest, read_bundle
 from edgespec.errors import InputError
+from edgespec.flavour import Flavour
 from edgespec_export import builder, exporter
 from edgespec_export.checkpoint import PIECE_BYTES, open_checkpoint
 from edgespec_export.exporter import ExportRequest, export_bundle
@@ -168,7 +169,7 @@ def test_the_graph_contract(target: Path, tmp_path: Path) -> None:
 def test_weights_lie_on_pages_of_a_file_beside_the_graph(
     target: Path, tmp_path: Path, lowering: str
 ) -> None:
-    manifest = export(target, tmp_path / "b", lowering=lowering)
+    manifest = export(target, tmp_path / "b", flavours=(Flavour(lowering),))
     for spec in manifest.graphs:
         file = tmp_path / "b" / spec.file
         model = onnx.load(file, load_external_data=False)
@@ -260,7 +261,7 @@ def test_progress_counts_every_byte(target: Path, draft: Path, tmp_path: Path) -
 
 def test_head_sizes_of_any_kind_with_standard_operators(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "t", tiny_config(text_extra={"head_dim": 24}))
-    manifest = export(folder, tmp_path / "b", lowering="native")
+    manifest = export(folder, tmp_path / "b", flavours=(Flavour("native"),))
     spec = manifest.graph("target")
     assert spec is not None and spec.meta["head_dim"] == 24
     assert spec.meta["mask_span"] == "capacity" and spec.lowering == "native"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edgespec.errors import EngineError, MissingDependencyError
+from edgespec.flavour import Flavour
 from edgespec_export import comparing
 from edgespec_export.blocks import rotary_tables
 from edgespec_export.exporter import ExportRequest, export_bundle
@@ -70,7 +71,7 @@ def test_graphs_of_saved_models_equal_torch(
         tmp_path / "b",
         draft=str(zoo.checkpoint(name, "own")),
         compressor="pool:9",  # does not divide the 4 x 4 grid
-        lowering=lowering,
+        flavours=(Flavour(lowering),),
     )
     roles = ["vision", "projector", "target", "draft_vision", "draft_projector"]
     chained = ["draft_chain"] if lowering == "ort" else []
@@ -91,7 +92,7 @@ def test_every_setting_that_is_understood_equals_torch(
     tmp_path: Path, name: str, lowering: str
 ) -> None:
     source = write_tiny(tmp_path / "t", tiny_config(**CONFIGS[name]))
-    report = export(source, tmp_path / "b", lowering=lowering)
+    report = export(source, tmp_path / "b", flavours=(Flavour(lowering),))
     for role, figures in report.items():
         assert figures["max_abs_diff"] <= 2e-5 * figures["max_abs_value"], role
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import edgespec_runtime
 from edgespec.errors import ConfigError, EngineError
+from edgespec.flavour import Flavour
 from edgespec.sizing import parse_policy
 from edgespec_export.exporter import ExportRequest, export_bundle, plan_export
 from edgespec_export.heads.folded import Folded
@@ -67,7 +68,7 @@ def test_every_graph_equals_its_module(
 @pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_native_lowering_as_well(zoo: Zoo, tmp_path: Path, variant: str) -> None:
-    report = export(zoo, tmp_path / "b", variant, lowering="native")
+    report = export(zoo, tmp_path / "b", variant, flavours=(Flavour("native"),))
     assert report["draft"]["argmax_equal"] and "draft_chain" not in report
 
 

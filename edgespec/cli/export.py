@@ -11,6 +11,7 @@ from edgespec.cli.common import add_command, add_config, needs_extra, note, prin
 
 if TYPE_CHECKING:
     from edgespec.bundle import Manifest
+    from edgespec.flavour import Flavour
     from edgespec_export.exporter import ExportRequest
 
 BUILTIN = "builtin"
@@ -56,11 +57,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "stride:N, text-only; trained compressors come with their draft",
     )
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="directory to write")
-    parser.add_argument("--precision", default="fp32", help="fp32 (default)")
     parser.add_argument(
         "--lowering",
-        default="ort",
-        help="ort (ONNX Runtime's fast operators, default) or native (standard opset 24)",
+        action="append",
+        metavar="NAME[:PRECISION]",
+        help="ort (ONNX Runtime's fast operators, default), native (opset 24: TensorRT from 10.15, "
+        "ONNX Runtime) or portable (opset 20: TensorRT from 10.3); give it again for a bundle "
+        "with several, of which a device takes the one that suits it",
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help="of lowerings that name none: fp32 (default), fp16, bf16, int8 or int4 (weights; "
+        "their arithmetic is fp16)",
     )
     parser.add_argument(
         "--sessions",
@@ -107,8 +116,7 @@ def request_of(arguments: argparse.Namespace) -> ExportRequest:
         compressor=arguments.compressor,
         draft_variant=arguments.draft_variant,
         draft_vocab=arguments.draft_vocab,
-        precision=arguments.precision,
-        lowering=arguments.lowering,
+        flavours=flavours_of(arguments),
         sessions=arguments.sessions,
         part=arguments.part,
         overwrite=arguments.overwrite,
@@ -127,6 +135,14 @@ def request_of(arguments: argparse.Namespace) -> ExportRequest:
         compressor=asked.compressor or family.compressor,
         draft_vocab=asked.draft_vocab or family.draft_vocab,
     )
+
+
+def flavours_of(arguments: argparse.Namespace) -> tuple[Flavour, ...]:
+    """Those asked for, in their order, none twice. Raises ConfigError for unknown names."""
+    from edgespec.flavour import Flavour
+
+    asked = arguments.lowering or ["ort"]
+    return tuple(dict.fromkeys(Flavour.parse(name, arguments.precision) for name in asked))
 
 
 def export_with_progress(request: Any) -> Manifest:
@@ -167,7 +183,7 @@ def report(manifest: Manifest, out: Path, as_json: bool) -> None:
     for graph in manifest.graphs:
         data = manifest.files.get(graph.file.replace(".onnx", ".bin"))
         weights = data.size if data else 0
-        checked = manifest.parity[graph.role]
+        checked = manifest.parity[graph.stem]
         difference = checked if isinstance(checked, str) else f"{checked['max_abs_diff']:.1e}"
-        note(f"  {graph.role:<16} {weights / 1e6:8.1f} MB   parity: {difference}")
+        note(f"  {graph.stem:<28} {weights / 1e6:8.1f} MB   parity: {difference}")
     print(f"wrote {out} ({size / 1e6:.1f} MB)")

@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgespec.bundle import read_bundle
     from edgespec.latency import card_of, measure_ceiling, this_device
     from edgespec_runtime.engines import open_engine
+    from edgespec_runtime.engines.choice import chosen
     from edgespec_runtime.profiling.measure import profile_of
     from edgespec_runtime.profiling.measuring.hollow import model_to_measure
     from edgespec_runtime.profiling.measuring.memory import measure_memory
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, remote = _settings(arguments), connection_of(arguments)
     outputs = check_outputs(arguments)
-    bundle = read_bundle(arguments.bundle)
+    bundle = chosen(read_bundle(arguments.bundle))
     _check_target(bundle, remote, arguments)
     sizes, device = _sizes(bundle, arguments), this_device()
     engine = open_engine(threads=arguments.threads)

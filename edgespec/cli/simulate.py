@@ -200,7 +200,11 @@ def _bundle(arguments: argparse.Namespace, geometry: Geometry | None) -> Bundle 
     from edgespec.bundle import read_bundle
 
     if geometry is None:
-        return read_bundle(arguments.bundle, check_hashes=False) if arguments.bundle else None
+        from edgespec_runtime.engines.choice import chosen
+
+        if not arguments.bundle:
+            return None
+        return chosen(read_bundle(arguments.bundle, check_hashes=False))
     if arguments.bundle:
         raise ConfigError("--bundle and --model both say what is to be estimated; give one")
     note(

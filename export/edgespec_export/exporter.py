@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from edgespec.bundle import (
     write_bundle,
 )
 from edgespec.errors import ConfigError
+from edgespec.flavour import Flavour
 from edgespec_export.assets import read_assets
 from edgespec_export.builder import Stored
 from edgespec_export.checkpoint import open_checkpoint
@@ -43,7 +45,8 @@ from edgespec_export.plan_head import plan_head
 from edgespec_export.plan_vlm import plan_vlm
 from edgespec_export.vocabulary import parse_vocabulary
 
-PRECISIONS = ("fp32",)
+DECODERS = {"target_packed": "target", "draft_chain": "draft"}
+"""Graphs of a decoder beside its step graph, whose weights they share."""
 PARTS = ("whole", "device")
 """What a bundle holds: everything, or what a device needs whose target is a server's."""
 
@@ -56,8 +59,7 @@ class ExportRequest:
     out: Path
     draft: str | None = None
     compressor: str | None = None
-    precision: str = "fp32"
-    lowering: str = "ort"
+    flavours: tuple[Flavour, ...] = (Flavour("ort"),)
     overwrite: bool = False
     parity: bool = False
     draft_variant: str | None = None
@@ -75,10 +77,6 @@ Progress = Callable[[str, int], None]
 
 def plan_export(request: ExportRequest) -> Plan:
     """Opens, checks and composes; writes nothing. Raises InputError for what cannot be done."""
-    if request.precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision '{request.precision}' is not built; there are: {', '.join(PRECISIONS)}"
-        )
     if request.part not in PARTS:
         raise ConfigError(f"part '{request.part}' is unknown; there are: {', '.join(PARTS)}")
     if request.parity and request.part != "whole":
@@ -94,24 +92,38 @@ def plan_export(request: ExportRequest) -> Plan:
         raise ConfigError(
             f"--sessions is {request.sessions}; it must be at least 2, or 0 for no such graph"
         )
-    lowering = get_lowering(request.lowering)
+    if not request.flavours:
+        raise ConfigError("no flavour was asked for; give at least one --lowering")
+    lowerings = {flavour: get_lowering(flavour) for flavour in request.flavours}
     target = open_model(request.target)
-    draft = _plan_draft(request, target, lowering) if request.draft else None
+    draft = _plan_draft(request, target) if request.draft else None
+    graphs = {
+        flavour: tuple(_compose(request, target, draft, lowering))
+        for flavour, lowering in lowerings.items()
+    }
+    return Plan(target, draft, graphs)
+
+
+def _compose(
+    request: ExportRequest, target: Model, draft: DraftPlan | None, lowering: Lowering
+) -> Iterator[PlannedGraph]:
+    """All graphs of one flavour: the target's, as far as they are wanted, then the draft's."""
+    drafting = tuple(draft.compose(lowering)) if draft else ()
     features = draft.features if draft else ()
-    graphs: list[PlannedGraph] = list(target_graphs(target, lowering, features, request.sessions))
-    if request.part == "device":
-        graphs = [graph for graph in graphs if draft and _drafts_with(graph.role, draft)]
-    return Plan(target, draft, (*graphs, *(draft.graphs if draft else ())), lowering)
+    for graph in target_graphs(target, lowering, features, request.sessions):
+        if request.part == "whole" or _drafts_with(graph.role, drafting, features):
+            yield graph
+    yield from drafting
 
 
-def _drafts_with(role: str, draft: DraftPlan) -> bool:
-    """Whether ``draft`` needs the target's graph of that role."""
+def _drafts_with(role: str, drafting: Sequence[PlannedGraph], features: Sequence[int]) -> bool:
+    """Whether the draft of these graphs needs the target's graph of that role."""
     if role == "vision":
-        return all(graph.role != "draft_vision" for graph in draft.graphs)
-    return role == "projector" and bool(draft.features)
+        return bool(drafting) and all(graph.role != "draft_vision" for graph in drafting)
+    return role == "projector" and bool(features)
 
 
-def _plan_draft(request: ExportRequest, target: Model, lowering: Lowering) -> DraftPlan:
+def _plan_draft(request: ExportRequest, target: Model) -> DraftPlan:
     assert request.draft is not None
     compression = parse_compression(request.compressor) if request.compressor else None
     vocabulary = None
@@ -120,8 +132,8 @@ def _plan_draft(request: ExportRequest, target: Model, lowering: Lowering) -> Dr
         vocabulary = parse_vocabulary(request.draft_vocab, target.geometry.text.vocab, eos)
     if request.draft_variant or is_head(open_checkpoint(request.draft, pickles=True)):
         head = open_head(request.draft, target, request.draft_variant)
-        return plan_head(head, target, lowering, compression, vocabulary)
-    return plan_vlm(open_model(request.draft), target, lowering, compression, vocabulary)
+        return plan_head(head, target, compression, vocabulary)
+    return plan_vlm(open_model(request.draft), target, compression, vocabulary)
 
 
 def export_bundle(
@@ -137,7 +149,7 @@ def export_bundle(
     assets = read_assets(plan.target.checkpoint, plan.target.geometry)
     announce(plan)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
-        specs = _write_graphs(writer, plan, request, progress)
+        specs = _write_graphs(writer, plan, progress)
         if request.part == "whole":
             _write_table(writer, embedding_table(plan.target), "target")
         _write_json(writer, "tokenizer.json", assets.tokenizer)
@@ -164,29 +176,28 @@ def export_bundle(
         )
 
 
-def _write_graphs(
-    writer: BundleWriter, plan: Plan, request: ExportRequest, progress: Progress
-) -> list[GraphSpec]:
-    """Streams every graph; graphs of one decoder point at the weights of its step graph."""
+def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[GraphSpec]:
+    """Streams every graph; what is stored already for another graph of the same decoder, or for
+    another flavour, is pointed at."""
     specs = []
-    draft: Stored = {}
-    target: Stored = {}
-    decoders = {"target": target, "target_packed": target, "draft": draft, "draft_chain": draft}
-    for graph in plan.graphs:
-        stored = decoders.get(graph.role, {})
-        tell = partial(progress, graph.role)
-        graph.builder.save(writer.folder, graph.role, tell, stored)
-        specs.append(
-            GraphSpec(
-                role=graph.role,
-                file=f"{graph.role}.onnx",
-                lowering=plan.lowering.name,
-                precision=request.precision,
-                inputs=tuple(graph.builder.inputs),
-                outputs=tuple(graph.builder.outputs),
-                meta=graph.meta,
+    stored: defaultdict[str, Stored] = defaultdict(dict)
+    first = next(iter(plan.graphs))
+    for flavour, graphs in plan.graphs.items():
+        for graph in graphs:
+            stem = graph.role if flavour == first else f"{graph.role}.{flavour.label}"
+            known = stored[DECODERS.get(graph.role, graph.role)]
+            graph.builder.save(writer.folder, stem, partial(progress, stem), known)
+            specs.append(
+                GraphSpec(
+                    role=graph.role,
+                    file=f"{stem}.onnx",
+                    lowering=flavour.lowering,
+                    precision=flavour.precision,
+                    inputs=tuple(graph.builder.inputs),
+                    outputs=tuple(graph.builder.outputs),
+                    meta=graph.meta,
+                )
             )
-        )
     return specs
 
 
@@ -208,5 +219,5 @@ def _parity(
     plan: Plan, specs: list[GraphSpec], writer: BundleWriter, request: ExportRequest
 ) -> dict[str, Any]:
     if not request.parity:
-        return {spec.role: "not checked" for spec in specs}
+        return {spec.stem: "not checked" for spec in specs}
     return check_parity(plan, specs, writer.folder)

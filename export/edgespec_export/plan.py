@@ -14,6 +14,7 @@ from typing import Any
 
 from edgespec.bundle import ModelIdentity
 from edgespec.errors import ConfigError
+from edgespec.flavour import Flavour
 from edgespec_export.assets import check_image_size, check_vocabulary
 from edgespec_export.builder import Array, GraphBuilder
 from edgespec_export.checkpoint import Checkpoint, open_checkpoint
@@ -100,7 +101,8 @@ class DraftPlan:
 
     variant: str
     description: str
-    graphs: tuple[PlannedGraph, ...]
+    compose: Callable[[Lowering], Iterator[PlannedGraph]]
+    """Its graphs in any lowering."""
     identity: ModelIdentity
     table: Table
     proposer: Proposer
@@ -121,12 +123,12 @@ class Plan:
 
     target: Model
     draft: DraftPlan | None
-    graphs: tuple[PlannedGraph, ...]
-    lowering: Lowering
+    graphs: Mapping[Flavour, tuple[PlannedGraph, ...]]
+    """In the order they were asked for; the same roles in each."""
 
     @property
     def weight_bytes(self) -> int:
-        return sum(graph.builder.weight_bytes for graph in self.graphs)
+        return sum(g.builder.weight_bytes for graphs in self.graphs.values() for g in graphs)
 
 
 def open_model(source: str) -> Model:

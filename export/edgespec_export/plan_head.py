@@ -35,7 +35,6 @@ from edgespec_export.plan import (
 def plan_head(
     head: OpenedHead,
     target: Model,
-    lowering: Lowering,
     compression: Compression | None,
     vocabulary: Sequence[int] | None,
 ) -> DraftPlan:
@@ -58,7 +57,7 @@ def plan_head(
     return DraftPlan(
         variant=geometry.variant,
         description=head.description,
-        graphs=tuple(_graphs(folded, proposer, target, lowering, compression)),
+        compose=lambda lowering: _graphs(folded, proposer, target, lowering, compression),
         identity=ModelIdentity(
             source=Path(checkpoint.source).name,
             architecture=geometry.variant,

@@ -29,7 +29,6 @@ from edgespec_export.plan import (
 def plan_vlm(
     draft: Model,
     target: Model,
-    lowering: Lowering,
     compression: Compression | None,
     vocabulary: Sequence[int] | None,
 ) -> DraftPlan:
@@ -53,7 +52,7 @@ def plan_vlm(
     return DraftPlan(
         variant="vlm",
         description=f"stand-alone LLaVA, {'shared' if shared else 'own'} vision tower",
-        graphs=tuple(_graphs(draft, lowering, compression, proposer, shared)),
+        compose=lambda lowering: _graphs(draft, lowering, compression, proposer, shared),
         identity=draft.identity,
         table=embedding_table(draft),
         proposer=proposer,

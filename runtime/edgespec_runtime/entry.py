@@ -10,6 +10,7 @@ from edgespec.errors import MissingDependencyError
 from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sizing.budgets import Budget
 from edgespec_runtime.engines import open_engine
+from edgespec_runtime.engines.choice import chosen
 from edgespec_runtime.loading import vocabulary
 from edgespec_runtime.model import Model
 
@@ -38,7 +39,7 @@ def load(
     left out. ``remote``: the target runs on servers and is not loaded here. Raises BundleError,
     EngineError, and ConfigError for a profile that does not fit.
     """
-    opened = read_bundle(bundle, check_hashes=check_hashes)
+    opened = chosen(read_bundle(bundle, check_hashes=check_hashes), engine)
     runner = open_engine(engine, threads=threads)
     if isinstance(profile, (str, Path)):
         given, profile = profile, profile_for(profile, opened)

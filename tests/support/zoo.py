@@ -11,6 +11,7 @@ import onnxruntime
 from PIL.Image import Image
 
 import edgespec_runtime
+from edgespec.flavour import Flavour
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_runtime import Model
 from tests.support.checkpoints import (
@@ -74,7 +75,7 @@ class Zoo:
                 out=out,
                 draft=None if draft == "none" else str(self.checkpoint(name, draft)),
                 compressor=None if draft == "none" else "pool:4",
-                lowering=lowering,
+                flavours=(Flavour.parse(lowering),),
                 sessions=sessions,
             )
             export_bundle(request)
@@ -99,7 +100,7 @@ class Zoo:
             out = self._folder / f"{folder.name}-{lowering}.bundle"
             asked = compressor if variant != "specvlm" else ""
             request = ExportRequest(
-                str(target), out, str(folder), asked or None, lowering=lowering,
+                str(target), out, str(folder), asked or None, flavours=(Flavour.parse(lowering),),
                 draft_variant=variant,
             )  # fmt: skip
             export_bundle(request)

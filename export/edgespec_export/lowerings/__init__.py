@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgespec.errors import ConfigError
+from edgespec.flavour import Flavour
 from edgespec_export.lowerings.base import Lowering
 
 
-def get_lowering(name: str) -> Lowering:
-    """The lowering of that name. Raises ConfigError listing what there is."""
+def get_lowering(flavour: Flavour) -> Lowering:
+    """The lowering of that flavour. Raises ConfigError listing what there is."""
     from edgespec_export.lowerings.native import NativeLowering
     from edgespec_export.lowerings.ort import OrtLowering
 
+    flavour.check()
     known: Mapping[str, Callable[[], Lowering]] = {"ort": OrtLowering, "native": NativeLowering}
-    if name not in known:
-        raise ConfigError(f"unknown lowering '{name}'; there are: {', '.join(known)}")
-    return known[name]()
+    if flavour.lowering not in known or flavour.precision != "fp32":
+        raise ConfigError(f"flavour '{flavour}' is not built yet")
+    return known[flavour.lowering]()
 
 
 __all__ = ["Lowering", "get_lowering"]

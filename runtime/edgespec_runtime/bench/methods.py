@@ -9,6 +9,7 @@ from pathlib import Path
 from edgespec.bundle import read_bundle
 from edgespec.errors import ConfigError, InputError
 from edgespec_runtime.bench.data import unknown
+from edgespec_runtime.engines.choice import chosen
 
 NGRAM = "ngram"
 SUFFIX = "+ngram"
@@ -66,7 +67,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
 
 def _source(path: Path, name: str) -> Source:
     # Hashes are checked when it is loaded; what is filtered out is not read at all.
-    manifest = read_bundle(path, check_hashes=False).manifest
+    manifest = chosen(read_bundle(path, check_hashes=False)).manifest
     target = manifest.graph("target")
     engine = (target.precision, target.lowering) if target else ()
     fingerprint = manifest.models["target"].fingerprint

@@ -19,6 +19,7 @@ from edgespec.bundle import read_bundle
 from edgespec.latency import DeviceProfile, profile_for
 from edgespec.tree import EMPTY
 from edgespec_runtime.engines import open_engine
+from edgespec_runtime.engines.choice import chosen
 from edgespec_runtime.server.admission import Admission
 from edgespec_runtime.server.answer import Answer
 from edgespec_runtime.server.backend import Gauges
@@ -58,7 +59,7 @@ def open_backend(
 
     Raises BundleError, EngineError, and ConfigError for a capacity without room for one session.
     """
-    found = read_bundle(bundle)
+    found = chosen(read_bundle(bundle), engine)
     capacity = capacity or Capacity()
     runner = open_engine(engine, threads=threads)
     target = load_target(found, runner, together=capacity.together)

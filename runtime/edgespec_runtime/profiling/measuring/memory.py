@@ -86,6 +86,7 @@ def main(path: str, threads: str, part: str) -> None:
     import numpy as np
 
     from edgespec_runtime.engines import open_engine
+    from edgespec_runtime.engines.choice import chosen
     from edgespec_runtime.profiling.measuring.hollow import model_to_measure
     from edgespec_runtime.profiling.measuring.prompts import PromptBench
     from edgespec_runtime.profiling.measuring.rigs import Source
@@ -93,7 +94,7 @@ def main(path: str, threads: str, part: str) -> None:
     from edgespec_runtime.profiling.measuring.samples import Samples
     from edgespec_runtime.profiling.measuring.sizes import smallest
 
-    bundle = read_bundle(path, check_hashes=False)
+    bundle = chosen(read_bundle(path, check_hashes=False))
     engine = open_engine(threads=int(threads))
     base = resident_mb()
     if part == NOTHING:
