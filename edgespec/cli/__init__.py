@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from edgespec import __version__
 from edgespec.cli import (
     bench,
+    build,
     demo,
     distill,
     export,
@@ -26,7 +27,7 @@ from edgespec.cli import (
 from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
-COMMANDS = (export, generate, serve, profile, bench, simulate, distill, frequencies, demo)
+COMMANDS = (export, build, generate, serve, profile, bench, simulate, distill, frequencies, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

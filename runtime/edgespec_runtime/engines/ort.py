@@ -14,7 +14,7 @@ from edgespec_runtime.engines.base import Array, StepPool, StepSession
 from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.ort_pool import OrtPool, PackedStep
 from edgespec_runtime.engines.ort_step import OrtStepSession, short
-from edgespec_runtime.kv import CacheShape, KVCache
+from edgespec_runtime.kv import Cache, CacheShape, KVCache
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -104,11 +104,13 @@ class OrtStepGraph:
         self,
         capacity: int,
         outputs: tuple[str, ...] = ("logits",),
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> StepSession:
         meta = self.spec.meta
         shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
         cache = cache or KVCache(shape, capacity)
+        if not isinstance(cache, KVCache):
+            raise EngineError(f"{self.spec.file}: its cache is not in host memory")
         return OrtStepSession(self._ort, self._session, self.spec, cache, outputs)
 
     def open_pool(self) -> StepPool:

@@ -14,7 +14,7 @@ from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array
 from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.coupling import Coupling
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache, KVCache
 
 
 class OrtStepSession:
@@ -163,7 +163,7 @@ def cache_values(cache: KVCache, wrap: Callable[[Array], Any]) -> dict[str, Any]
 
 def check_rows(
     spec: GraphSpec,
-    cache: KVCache,
+    cache: Cache,
     new: int,
     positions: Sequence[int] | npt.NDArray[np.int64],
     mask: npt.NDArray[np.bool_],

@@ -17,7 +17,7 @@ from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines.base import StepSession
 from edgespec_runtime.inputs import VisualInputs, splice
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache
 from edgespec_runtime.model import Model
 from edgespec_runtime.prompt import Prompt
 from edgespec_runtime.verifiers import LocalVerifier
@@ -55,11 +55,12 @@ class Source:
         """Text of ``length`` tokens."""
         return Prompt("", self.ids(length), ())
 
-    def fill(self, cache: KVCache) -> None:
+    def fill(self, cache: Cache) -> None:
         """The same numbers in every row. Rows never written would all be one page of zeros, which
         is read from the nearest processor cache."""
-        one = self._rng.standard_normal(cache.rows[..., :1, :].shape, dtype=np.float32)
-        cache.rows[:] = one
+        shape = cache.shape
+        sizes = (shape.layers, 2, 1, shape.kv_heads, 1, shape.head_dim)
+        cache.fill(self._rng.standard_normal(sizes, dtype=np.float32))
 
 
 def text_only(model: Model) -> VisualInputs:

@@ -15,7 +15,7 @@ from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.drafts import Answered
 from edgespec_runtime.engines.base import Array, StepSession
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache
 from edgespec_runtime.profiling.measuring.rigs import Source
 from edgespec_runtime.verifiers import Meanwhile, Verifier
 
@@ -32,7 +32,7 @@ class SteeredSession:
         """Row of the coming step -> token."""
 
     @property
-    def cache(self) -> KVCache:
+    def cache(self) -> Cache:
         return self._session.cache
 
     @property
