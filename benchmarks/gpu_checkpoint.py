@@ -46,10 +46,6 @@ class Geometry:
     def visual_tokens(self) -> int:
         return (int(self.vision["image_size"]) // int(self.vision["patch_size"])) ** 2
 
-    @property
-    def visual_patches(self) -> int:
-        return self.visual_tokens
-
 
 _7B = Geometry(
     name="llava-1.5-7b",  # llava-hf/llava-1.5-7b-hf and JackFram/llama-160m, by their config.json
@@ -103,7 +99,7 @@ def write_pair(folder: Path, geometry: Geometry, device: str) -> tuple[Path, Pat
 def write_checkpoint(
     folder: Path, geometry: Geometry, text: Mapping[str, Any], seed: int, device: str
 ) -> None:
-    """One checkpoint in float16 shards. Towers of all seeds are equal."""
+    """One checkpoint in float16 shards. Towers of all seeds are equal, and no text ends by itself."""
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -118,7 +114,7 @@ def write_checkpoint(
         "dtype": "float16",
     }
     _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+    _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": None})
     _write_json(folder / "tokenizer.json", _tokenizer(int(text["vocab_size"]), geometry))
     _write_json(folder / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
     _write_json(folder / "preprocessor_config.json", tiny_processor(config))
@@ -198,9 +194,13 @@ def _tokenizer(vocab: int, geometry: Geometry) -> dict[str, Any]:
     for content, n in special.items():
         del words[f"w{n}"]
         words[content] = n
+    as_is = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
-        "added_tokens": [{"id": n, "content": c, "special": True} for c, n in special.items()],
+        "added_tokens": [
+            {"id": n, "content": content, "special": True, **as_is}
+            for content, n in sorted(special.items(), key=lambda item: item[1])
+        ],
         "pre_tokenizer": {"type": "Whitespace"},
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
     }

@@ -20,19 +20,19 @@ from benchmarks.gpu_machine import card_mb, resident_mb
 from edgespec.bundle import read_bundle
 from edgespec.errors import EdgespecError
 from edgespec.flavour import Flavour
-from edgespec.sampling import Sampler, SamplingParams
-from edgespec_runtime.engines import Engine, StepSession, open_engine
+from edgespec_export.exporter import ExportRequest, export_bundle
+from edgespec_runtime.engines import Engine, open_engine
 from edgespec_runtime.inputs import VisualInputs, splice
 from edgespec_runtime.loading import processors_of
 from edgespec_runtime.model import Model
 from edgespec_runtime.prefill import causal_mask, prefill
 from edgespec_runtime.prompt import Prompt, build_prompt
 from edgespec_runtime.template import ChatTemplate
-from edgespec_runtime.verifiers import LocalVerifier
 from edgespec_runtime.vision import preprocess
 from tests.support.checkpoints import picture
 
 Floats = npt.NDArray[np.float32]
+Flavours = tuple[Flavour, ...]
 HOST = "ort-host"
 """The device engines over the host's memory and ONNX Runtime's CPU provider, as the tests run them:
 the same code as a card's, and no figure of it means anything."""
@@ -121,11 +121,20 @@ def logits_along(model: Model, question: Question, tokens: Sequence[int]) -> Flo
     return np.concatenate(found)
 
 
-def verifier_on(model: Model, session: StepSession, kind: type[LocalVerifier]) -> LocalVerifier:
-    """A greedy verifier over ``session``, whose cache may hold anything."""
-    vocab = int(model.steps["target"].spec.meta["vocab"])
-    table = model.tables["target"]
-    return kind(session, table, lambda: table[:1], [0], Sampler(SamplingParams(), vocab))
+def export_flavours(request: ExportRequest, flavours: Sequence[Flavour]) -> tuple[Flavours, str]:
+    """Writes the bundle with ``flavours``, or with as many of the leading ones as can be exported;
+    returns these, and why others were refused."""
+    refused = []
+    while True:
+        try:
+            export_bundle(replace(request, flavours=tuple(flavours)))
+        except (EdgespecError, ValueError) as error:
+            refused.append(f"{flavours[-1]}: {error}")
+            if len(flavours) == 1:
+                raise
+            flavours = flavours[:-1]
+        else:
+            return tuple(flavours), "; ".join(refused)
 
 
 def median_ms(work: Callable[[], float], repeats: int, warm: int = 3) -> float:
@@ -164,8 +173,6 @@ class Rig:
 
     def export(self) -> dict[str, Any]:
         """Writes checkpoints and bundle where they are not there yet; returns what it took."""
-        from edgespec_export.exporter import ExportRequest, export_bundle
-
         figures: dict[str, Any] = {"flavours": [str(f) for f in self.flavours]}
         if self.bundle.is_dir():
             held = read_bundle(self.bundle, check_hashes=False).manifest.flavours
@@ -178,20 +185,10 @@ class Rig:
         figures["checkpoint_s"] = round(perf_counter() - started, 2)
         before = resident_mb()
         request = ExportRequest(
-            target=str(target), draft=str(draft), compressor=self.geometry.compressor,
-            out=self.bundle, flavours=self.flavours,
-        )  # fmt: skip
-        while True:
-            started = perf_counter()
-            try:
-                export_bundle(request)
-                break
-            except (EdgespecError, ValueError) as error:
-                if len(request.flavours) == 1:
-                    raise
-                figures["refused"] = f"{request.flavours[-1]}: {error}"
-                request = replace(request, flavours=request.flavours[:-1])
-        self.flavours = request.flavours
+            str(target), self.bundle, str(draft), compressor=self.geometry.compressor
+        )
+        started = perf_counter()
+        self.flavours, figures["refused"] = export_flavours(request, self.flavours)
         figures["export_s"] = round(perf_counter() - started, 2)
         figures["peak_rss_mb"] = round(resident_mb("VmHWM"))
         figures["rss_before_mb"] = round(before)
