@@ -13,6 +13,7 @@ import pytest
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EngineError
+from edgespec.flavour import LOWERINGS, Flavour
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import StepSession, open_engine
@@ -29,11 +30,19 @@ SAMPLED = {"temperature": 0.9, "seed": 3}
 Floats = npt.NDArray[np.float32]
 
 
+FLAVOURS = tuple(Flavour(lowering) for lowering in LOWERINGS)
+
+
+def by_lowering(role: str, out: Path) -> dict[str, Bundle]:
+    """The built-in family with one of its drafts, as each lowering's bundle."""
+    export_bundle(replace(export_request(role, out), flavours=FLAVOURS))
+    bundle = read_bundle(out)
+    return {flavour.lowering: bundle.only(flavour) for flavour in FLAVOURS}
+
+
 @pytest.fixture(scope="module")
-def bundles(builtin_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    native = tmp_path_factory.mktemp("native") / "builtin.bundle"
-    export_bundle(replace(export_request("draft", native), lowering="native"))
-    return {"ort": read_bundle(builtin_bundle), "native": read_bundle(native)}
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return by_lowering("draft", tmp_path_factory.mktemp("device") / "builtin.bundle")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,7 @@ def device_model(bundle: Bundle) -> tuple[Model, HostMemory]:
     return Model(bundle, OrtDeviceEngine("ort-host", CPU, lambda: memory, 1)), memory
 
 
-@pytest.mark.parametrize("lowering", ["native", "ort"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_text_is_the_host_engines(
     bundles: dict[str, Bundle], reference: Model, lowering: str, settings: dict[str, float]
@@ -60,6 +69,21 @@ def test_text_is_the_host_engines(
         )
         assert found.token_ids == expected.token_ids, (draft, policy)
         if draft == "model":
+            assert found.stats.accepted_length > 1.5
+
+
+@pytest.mark.parametrize("lowering", ["native", "portable"])
+def test_text_with_a_feature_draft(
+    reference: Model, lowering: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bundle = by_lowering("vispec", tmp_path_factory.mktemp("vispec") / "b.bundle")[lowering]
+    model, _ = device_model(bundle)
+    picture = str(sample_image())
+    for settings in ({}, SAMPLED):
+        expected = reference.generate(picture, PROMPT, draft="none", max_new_tokens=32, **settings)
+        for policy in (None, TREE):
+            found = model.generate(picture, PROMPT, policy=policy, max_new_tokens=32, **settings)
+            assert found.token_ids == expected.token_ids, (settings, policy)
             assert found.stats.accepted_length > 1.5
 
 
@@ -84,7 +108,7 @@ def test_rows_pad_to_few_sizes() -> None:
     assert [padded_rows(n) for n in (129, 192, 193, 512)] == [192, 192, 256, 512]
 
 
-@pytest.mark.parametrize("lowering", ["native", "ort"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
 def test_every_row_count_gives_the_host_engines_rows(
     bundles: dict[str, Bundle], lowering: str
 ) -> None:

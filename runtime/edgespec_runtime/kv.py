@@ -9,9 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgespec.bundle import GraphSpec
 
 BLOCK = 64  # rows; capacities are rounded up to whole blocks
 
@@ -23,14 +26,43 @@ class CacheShape:
     layers: int
     kv_heads: int
     head_dim: int
+    dtype: str = "float32"
+    """Of its numbers; "bfloat16" is kept as numpy knows it: by its bits."""
+
+    @classmethod
+    def of(cls, spec: GraphSpec) -> CacheShape:
+        """The cache of a decoder graph."""
+        meta = spec.meta
+        caches = (t.dtype for t in spec.inputs if t.name.startswith("past_key."))
+        return cls(
+            int(meta["layers"]),
+            int(meta["kv_heads"]),
+            int(meta["head_dim"]),
+            next(caches, "float32"),
+        )
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
+    def stored(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """``values`` as the cache keeps them."""
+        if self.dtype == "bfloat16":  # cut, not rounded
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(self.storage)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of context, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.storage.itemsize
 
 
-def blank_rows(shape: CacheShape, capacity: int, batch: int = 1) -> npt.NDArray[np.float32]:
+def blank_rows(shape: CacheShape, capacity: int, batch: int = 1) -> npt.NDArray[Any]:
     """Zeros [layers, 2, batch, KV, capacity, D], the capacity rounded up to whole blocks. Memory is
     taken as rows are written."""
     rows = -(-capacity // BLOCK) * BLOCK
     sizes = (shape.layers, 2, batch, shape.kv_heads, rows, shape.head_dim)
-    return np.zeros(sizes, dtype=np.float32)
+    return np.zeros(sizes, dtype=shape.storage)
 
 
 class Cache(ABC):
@@ -75,22 +107,23 @@ class KVCache(Cache):
         self._hold(blank_rows(shape, capacity, batch))
 
     @classmethod
-    def over(cls, rows: npt.NDArray[np.float32]) -> KVCache:
+    def over(cls, rows: npt.NDArray[Any]) -> KVCache:
         """An empty cache in memory of somebody else's: ``rows`` [layers, 2, B, KV, capacity, D],
         a part of a pool for instance."""
         cache = cls.__new__(cls)
         cache._hold(rows)
         return cache
 
-    def _hold(self, rows: npt.NDArray[np.float32]) -> None:
+    def _hold(self, rows: npt.NDArray[Any]) -> None:
         self.rows = rows
-        self.shape = CacheShape(rows.shape[0], rows.shape[3], rows.shape[5])
+        dtype = "bfloat16" if rows.dtype == np.uint16 else rows.dtype.name
+        self.shape = CacheShape(rows.shape[0], rows.shape[3], rows.shape[5], dtype)
         self.capacity = rows.shape[4]
 
     def fill(self, row: npt.NDArray[np.float32]) -> None:
-        self.rows[:] = row
+        self.rows[:] = self.shape.stored(row)
 
     def _gather(self, kept: Sequence[int]) -> None:
-        start = self.length
+        start, count = self.length, len(kept)
         source = [start + i for i in kept]
-        self.rows[..., start : start + len(kept), :] = self.rows[..., source, :]
+        self.rows[..., start : start + count, :] = self.rows[..., source, :]

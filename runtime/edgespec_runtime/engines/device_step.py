@@ -18,12 +18,12 @@ import numpy.typing as npt
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array, StepPool
-from edgespec_runtime.engines.device_cache import DeviceCache, DeviceShape
+from edgespec_runtime.engines.device_cache import DeviceCache
 from edgespec_runtime.engines.device_call import DeviceCall, Form
 from edgespec_runtime.engines.executor import Executor
 from edgespec_runtime.engines.memory import Block, Memory, Shelf
 from edgespec_runtime.engines.ort_step import check_rows
-from edgespec_runtime.kv import BLOCK, Cache
+from edgespec_runtime.kv import BLOCK, Cache, CacheShape
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Sizes that rows of trees are padded to; those of prompts are multiples of ``PROMPT_ROWS``."""
@@ -46,7 +46,7 @@ class DeviceStepGraph:
         self.executor = executor
         self.memory = memory
         self._shelf = Shelf(memory)
-        self._calls: WeakKeyDictionary[Block, OrderedDict[object, DeviceCall]]
+        self._calls: WeakKeyDictionary[Block, OrderedDict[Form, DeviceCall]]
         self._calls = WeakKeyDictionary()
 
     def open(
@@ -58,7 +58,7 @@ class DeviceStepGraph:
         if cache is None:
             # Room for padding behind the last rows; else those would be forms of their own.
             room = capacity if self.spec.meta["mask_span"] == "total" else capacity + BLOCK
-            cache = DeviceCache(self.memory, self._shelf, DeviceShape.of(self.spec), room)
+            cache = DeviceCache(self.memory, self._shelf, CacheShape.of(self.spec), room)
         if not isinstance(cache, DeviceCache):
             raise EngineError(f"{self.spec.file}: its cache is not in the accelerator's memory")
         return DeviceStepSession(self, cache, outputs)
@@ -68,18 +68,15 @@ class DeviceStepGraph:
             "a server's sessions run on the CPU's engine so far; serve with it, or decode here"
         )
 
-    def call(self, cache: DeviceCache, form: Form, outputs: tuple[str, ...]) -> DeviceCall:
+    def call(self, cache: DeviceCache, form: Form) -> DeviceCall:
         """The bound call of that form over that cache; kept as long as the cache's memory."""
         calls = self._calls.setdefault(cache.block, OrderedDict())
-        key = (form, outputs)
-        if key in calls:
-            calls.move_to_end(key)
-        else:
-            executor, memory = self.executor, self.memory
-            calls[key] = DeviceCall(memory, executor, self.spec, cache, form, outputs)
+        if form not in calls:
+            calls[form] = DeviceCall(self.memory, self.executor, self.spec, cache, form)
             if len(calls) > FORMS:
                 calls.popitem(last=False)
-        return calls[key]
+        calls.move_to_end(form)
+        return calls[form]
 
 
 class DeviceStepSession:
@@ -114,7 +111,7 @@ class DeviceStepSession:
         check_rows(self._spec, cache, new, positions, mask)
         form = self._form(rows, last_only, noise)
         with self._graph.memory.lock:
-            call = self._graph.call(cache, form, self._outputs)
+            call = self._graph.call(cache, form)
             call.fill("inputs_embeds", embeds)
             call.fill("position_ids", np.asarray(positions))
             call.put("past_length", cache.used)
@@ -164,7 +161,7 @@ class DeviceStepSession:
                 )
             each = len(noise) > 1 and self._steps == 1
             shape = (padded if each else len(noise), width)
-        return Form(padded, last_only, shape)
+        return Form(padded, last_only, shape, self._outputs)
 
     def _check_coupled(self) -> None:
         if "noise" not in self._given:

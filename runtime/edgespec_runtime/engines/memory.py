@@ -6,7 +6,7 @@ that everything but CUDA itself runs without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -109,13 +109,6 @@ class Shelf:
     def give_back(self, block: Block) -> None:
         self._free.append(block)
         del self._free[: -self._spare]
-
-
-def pieces(block: Array, sizes: Sequence[int]) -> list[Array]:
-    """Consecutive parts of a [size] uint8 array, of ``sizes`` bytes rounded up to ``ALIGNED``."""
-    ends = np.cumsum([aligned(size) for size in sizes]).tolist()
-    starts = [0, *ends[:-1]]
-    return [block[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
 ALIGNED = 256

@@ -15,15 +15,19 @@ import numpy as np
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError, MissingDependencyError
 from edgespec.latency import EngineFacts
+from edgespec_runtime.engines.device_graph import DeviceGraph
 from edgespec_runtime.engines.device_step import DeviceStepGraph
 from edgespec_runtime.engines.executor import Tensor
 from edgespec_runtime.engines.memory import Memory
-from edgespec_runtime.engines.ort import OrtGraph
 from edgespec_runtime.engines.ort_step import short
 
 CUDA = "CUDAExecutionProvider"
-ON_HOST = {"Shape", "Size", "Squeeze", "Unsqueeze", "Sub", "Add", "Mul", "Cast", "Gather", "Concat"}
-"""Operators that compute shapes: ONNX Runtime runs these few on the CPU on purpose."""
+ON_HOST = frozenset(
+    "Add And Cast Concat ConstantOfShape Div Equal Expand Gather Greater Less Max Min Mul Not Or "
+    "Range Reshape Shape Size Slice Squeeze Sub Unsqueeze Where".split()
+)
+"""Operators of which shapes and positions are made: ONNX Runtime runs those few on the CPU itself,
+to spare the way there and back."""
 TYPES = {"bfloat16": 16}
 """ONNX's number of a type that numpy has no name for."""
 
@@ -44,21 +48,32 @@ class OrtDeviceEngine:
             )
         self._name, self._provider, self._memory = name, provider, memory()
         self._threads = threads or len(os.sched_getaffinity(0))
+        self.notes: list[str] = []
+        """What the user should know of graphs loaded so far."""
 
     @property
     def facts(self) -> EngineFacts:
         where = f"{self._provider} on {self._memory.card}"
         return EngineFacts(self._name, self._ort.__version__, where, self._threads)
 
-    def load(self, spec: GraphSpec, folder: Path) -> OrtGraph:
-        return OrtGraph(self._session(spec, folder, recorded=False))
+    def load(self, spec: GraphSpec, folder: Path) -> DeviceGraph:
+        session = self._session(spec, folder, recorded=False)
+        executor = OrtExecutor(self._ort, session, spec, self._memory.device, recorded=False)
+        return DeviceGraph(spec, executor, self._memory)
 
     def load_step(
         self, spec: GraphSpec, folder: Path, packed: GraphSpec | None = None
     ) -> DeviceStepGraph:
         # Where the mask is as long as the rows in use, shapes are new at every step.
         recorded = spec.meta["mask_span"] != "total" and self._memory.device == "cuda"
-        session = self._session(spec, folder, recorded)
+        try:
+            session = self._session(spec, folder, recorded)
+        except EngineError as error:
+            if not recorded:
+                raise
+            recorded = False
+            session = self._session(spec, folder, recorded)
+            self.notes.append(f"{spec.file}: launches are not recorded, which is slower ({error})")
         executor = OrtExecutor(self._ort, session, spec, self._memory.device, recorded)
         return DeviceStepGraph(spec, executor, self._memory)
 
@@ -135,7 +150,9 @@ class OrtExecutor:
         self.file = spec.file
         self.device = device
         self.host_inputs = frozenset(_on_host(session)) if device != "cpu" else frozenset()
-        self.recorded = recorded
+        # What the CPU computes of its inputs' values would be recorded as it was the first time.
+        self.recorded = recorded and not self.host_inputs
+        self._choosing = recorded
         self._ort = ort
         self._ids = count(1)
 
@@ -148,7 +165,7 @@ class OrtExecutor:
         for none."""
         options = self._ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self.recorded:
+        if self._choosing:
             options.add_run_config_entry("gpu_graph_id", str(record))
         return options
 

@@ -21,6 +21,7 @@ from edgespec_runtime.kv import Cache
 from edgespec_runtime.model import Model
 from edgespec_runtime.prompt import Prompt
 from edgespec_runtime.verifiers import LocalVerifier
+from edgespec_runtime.verifiers.opening import names_best, target_outputs
 
 Ids = npt.NDArray[np.int64]
 
@@ -71,21 +72,26 @@ def text_only(model: Model) -> VisualInputs:
 def open_session(model: Model, capacity: int) -> StepSession:
     """A session of the target with the outputs that the bundle's draft wants."""
     features = model.draft is not None and model.draft.wants_features
-    outputs = ("logits", "hidden") if features else ("logits",)
-    return model.steps["target"].open(capacity, outputs)
+    step = model.steps["target"]
+    return step.open(capacity, target_outputs(names_best(step.spec, _greedy(model)), features))
 
 
 def verifier_over(model: Model, session: StepSession, prompt: Ids) -> LocalVerifier:
     """A greedy verifier of a text prompt over ``open_session``, as ``Model.stream`` makes one."""
-    table = model.tables["target"]
+    table, sampler = model.tables["target"], _greedy(model)
     return LocalVerifier(
         session,
         table,
         lambda: splice(prompt, (), table, None),
         prompt.tolist(),
-        Sampler(SamplingParams(), int(model.steps["target"].spec.meta["vocab"])),
+        sampler,
         features=model.draft is not None and model.draft.wants_features,
+        named=names_best(model.steps["target"].spec, sampler),
     )
+
+
+def _greedy(model: Model) -> Sampler:
+    return Sampler(SamplingParams(), int(model.steps["target"].spec.meta["vocab"]))
 
 
 class TargetRig:
