@@ -33,6 +33,7 @@ CONTRIB = "com.microsoft"
 # ONNX Runtime maps external data in place only where it starts on a page.
 ALIGNMENT = 4096
 INLINE_BYTES = 1024
+WINDOWS = 22  # the opset from which convolutions and pools take bfloat16
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
 
 
@@ -78,6 +79,8 @@ class GraphBuilder:
     def __init__(self, name: str, opset: int, precision: Precision = FP32) -> None:
         self.name = name
         self.floats = precision.floats
+        self.windows = "float32" if opset < WINDOWS and precision.name == "bf16" else self.floats
+        """The type that convolutions and pools compute with."""
         self.multiplied = 0
         """Weights that a row is multiplied with."""
         self._bits = precision.bits
@@ -86,6 +89,7 @@ class GraphBuilder:
         self._opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, Weight] = {}
+        self._dequantised: dict[str, str] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._inline: list[onnx.TensorProto] = []
 
@@ -160,7 +164,10 @@ class GraphBuilder:
         numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
         scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
         blocked: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
-        return self.node("DequantizeLinear", numbers, scales, **blocked)
+        if name not in self._dequantised:
+            floats = self.node("DequantizeLinear", numbers, scales, **blocked)
+            self._dequantised[name] = floats
+        return self._dequantised[name]
 
     def constant(self, value: Any, kind: str = "int64") -> str:
         """A small constant, stored inside the graph file once however often it is asked for."""
@@ -179,6 +186,12 @@ class GraphBuilder:
     @property
     def weight_bytes(self) -> int:
         return sum(weight.nbytes for weight in self._weights.values())
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """Bytes of all weights it reads, in whichever file they lie, and how many numbers a row is
+        multiplied with (a chain's: all steps)."""
+        return {"weight_bytes": self.weight_bytes, "multiplied": self.multiplied}
 
     def save(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.compression import parse_compression
 from edgespec_export.heads.layouts import open_head
 from edgespec_export.heads.recognise import is_head
-from edgespec_export.lowerings import Lowering, get_lowering
+from edgespec_export.lowerings import get_lowering
 from edgespec_export.parity import check_parity, require_parity
 from edgespec_export.plan import (
     DraftPlan,
@@ -47,6 +47,9 @@ from edgespec_export.vocabulary import parse_vocabulary
 
 DECODERS = {"target_packed": "target", "draft_chain": "draft"}
 """Graphs of a decoder beside its step graph, whose weights they share."""
+DRAFTS = {"int4": "int8"}
+"""Precision of the draft beside a target of another: a draft is small, and what int4 takes from it
+is paid in tokens that are not accepted. (TensorRT-RTX 1.7 also crashes over chains of int4.)"""
 PARTS = ("whole", "device")
 """What a bundle holds: everything, or what a device needs whose target is a server's."""
 
@@ -94,23 +97,26 @@ def plan_export(request: ExportRequest) -> Plan:
         )
     if not request.flavours:
         raise ConfigError("no flavour was asked for; give at least one --lowering")
-    lowerings = {flavour: get_lowering(flavour) for flavour in request.flavours}
+    for flavour in request.flavours:
+        get_lowering(flavour)  # before anything is opened
     target = open_model(request.target)
     draft = _plan_draft(request, target) if request.draft else None
     graphs = {
-        flavour: tuple(_compose(request, target, draft, lowering))
-        for flavour, lowering in lowerings.items()
+        flavour: tuple(_compose(request, target, draft, flavour)) for flavour in request.flavours
     }
     return Plan(target, draft, graphs)
 
 
 def _compose(
-    request: ExportRequest, target: Model, draft: DraftPlan | None, lowering: Lowering
+    request: ExportRequest, target: Model, draft: DraftPlan | None, flavour: Flavour
 ) -> Iterator[PlannedGraph]:
     """All graphs of one flavour: the target's, as far as they are wanted, then the draft's."""
-    drafting = tuple(draft.compose(lowering)) if draft else ()
+    drafts = get_lowering(
+        replace(flavour, precision=DRAFTS.get(flavour.precision, flavour.precision))
+    )
+    drafting = tuple(draft.compose(drafts)) if draft else ()
     features = draft.features if draft else ()
-    for graph in target_graphs(target, lowering, features, request.sessions):
+    for graph in target_graphs(target, get_lowering(flavour), features, request.sessions):
         if request.part == "whole" or _drafts_with(graph.role, drafting, features):
             yield graph
     yield from drafting
@@ -195,7 +201,7 @@ def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[
                     precision=flavour.precision,
                     inputs=tuple(graph.builder.inputs),
                     outputs=tuple(graph.builder.outputs),
-                    meta=graph.meta,
+                    meta={**graph.meta, **graph.builder.facts},
                 )
             )
     return specs

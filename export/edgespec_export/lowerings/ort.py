@@ -31,6 +31,10 @@ class OrtLowering:
     def graph(self, name: str) -> GraphBuilder:
         return GraphBuilder(name, 17, self._precision)
 
+    @property
+    def chains(self) -> OrtLowering:
+        return self
+
     def step_inputs(
         self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT
     ) -> StepInputs:

@@ -33,6 +33,10 @@ class PortableLowering:
         # Weights in blocks came to ONNX with opset 21; TensorRT had them before.
         return GraphBuilder(name, 21 if self._precision.bits == 4 else 20, self._precision)
 
+    @property
+    def chains(self) -> PortableLowering:
+        return self
+
     def step_inputs(
         self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT
     ) -> StepInputs:
