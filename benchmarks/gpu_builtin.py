@@ -108,8 +108,10 @@ def _flavour(
     count = len(questions)
     pairs = list(zip(questions, plain, drafted, strict=True))
     exact = model.manifest.flavours[0].precision == "fp32"
+    same = sum(p.tokens == d.tokens for _, p, d in pairs)
+    ratios = [p.median_ms / d.median_ms for _, p, d in pairs if len(p.tokens) > 8]
     figures: dict[str, Any] = {
-        "speculative_equal_to_plain": f"{sum(p.tokens == d.tokens for _, p, d in pairs)} of {count}",
+        "speculative_equal_to_plain": f"{same} of {count}",
         "equal_to_cpu_fp32": f"{_equal(plain, [side.tokens for side in truth])} of {count}",
         "equal_to_transformers_fp32": f"{_equal(plain, theirs.single)} of {count}",
         "parting": [
@@ -119,10 +121,7 @@ def _flavour(
         ],
         "plain_tokens_per_s": _speed(plain),
         "speculative_tokens_per_s": _speed(drafted),
-        "speedup_decode": round(
-            statistics.median(p.median_ms / d.median_ms for _, p, d in pairs if len(p.tokens) > 8),
-            3,
-        ),
+        "speedup_decode": round(statistics.median(ratios), 3),
         "accepted_length": round(
             sum(sum(d.accepted) for d in drafted) / sum(len(d.accepted) for d in drafted), 3
         ),

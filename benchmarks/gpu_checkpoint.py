@@ -1,5 +1,5 @@
-"""Random checkpoints of a published geometry, in Hugging Face's format: what a card is measured with
-where the trained weights are not at hand. Every figure of speed is theirs; no text means anything.
+"""Random checkpoints of a published geometry, in Hugging Face's format: what a card is measured
+with where trained weights are not at hand. Times are as with those; no text means anything.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def write_pair(folder: Path, geometry: Geometry, device: str) -> tuple[Path, Pat
 def write_checkpoint(
     folder: Path, geometry: Geometry, text: Mapping[str, Any], seed: int, device: str
 ) -> None:
-    """One checkpoint in float16 shards. Towers of all seeds are equal, and no text ends by itself."""
+    """One checkpoint in float16 shards. Towers of all seeds are equal; no text ends by itself."""
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -125,8 +125,11 @@ def write_checkpoint(
 def _shapes(config: Mapping[str, Any]) -> Shapes:
     geometry = read_geometry(config)
     head = {"lm_head.weight": (geometry.text.vocab, geometry.text.hidden)}
+    width = (geometry.vision.hidden,)
+    unused = {f"vision.post_layernorm.{kind}": width for kind in ("weight", "bias")}
     return {
         **vision_shapes(geometry.vision),
+        **unused,
         **text_shapes(geometry.text),
         **projector_shapes(geometry),
         **head,
@@ -181,9 +184,10 @@ def _numbers(name: str, shape: tuple[int, ...], hidden: int, seed: int, device: 
     if len(shape) == 1:
         norm = "norm" in name and name.endswith("weight")
         return torch.full(shape, float(norm), device=device)
-    own = 0 if name.startswith("vision.") else seed
+    tower = name.startswith("vision.")
+    own = 0 if tower else seed
     generator = torch.Generator(device).manual_seed(zlib.crc32(f"{own} {name}".encode()))
-    width = shape[1] if name.startswith("vision.") and len(shape) == 2 else hidden
+    width = prod(shape[1:]) if tower else hidden
     return torch.randn(shape, generator=generator, device=device).mul_(SPREAD / width**0.5)
 
 

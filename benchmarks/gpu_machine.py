@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PACKAGES = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "cuda-python",
-            "cuda-bindings", "tensorrt")  # fmt: skip
+PACKAGES = (
+    "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "cuda-python",
+    "cuda-bindings", "tensorrt",
+)  # fmt: skip
 SMI = ("name", "driver_version", "memory.total", "power.limit", "clocks.sm", "clocks.mem",
        "clocks.max.sm", "clocks.max.mem")  # fmt: skip
 MB = 2**20
@@ -50,25 +53,22 @@ def card() -> dict[str, str] | None:
 
 def bandwidth(device: str) -> dict[str, float]:
     """GB/s, medians: ``copy`` counts what is read and what is written; ``read`` is a matrix times
-    a vector in half precision, which is what decoding is; the largest of several shapes."""
+    a vector in half precision, which is what decoding is, or a sum: the largest."""
     import torch
 
     kind = torch.float16 if device == "cuda" else torch.float32
     count = (1 << 30) if device == "cuda" else (1 << 22)
-    source = torch.zeros(count, dtype=kind, device=device)
-    target = torch.empty_like(source)
-    size = source.element_size() * count
-    found = {"copy": 2 * size / _median_s(lambda: target.copy_(source), device) / 1e9}
-    del target
-    for columns in (4096, 11008 // 2 * 2):
-        rows = count // columns
-        matrix = source[: rows * columns].view(rows, columns)
+    numbers = torch.zeros(count, dtype=kind, device=device)
+    size = numbers.element_size() * count
+    found = {"copy": 2 * size / _median_s(numbers.clone, device) / 1e9}
+    for columns in (4096, 11008):
+        matrix = numbers[: count // columns * columns].view(-1, columns)
         vector = torch.zeros(columns, dtype=kind, device=device)
-        seconds = _median_s(lambda m=matrix, v=vector: torch.mv(m, v), device)
-        found[f"gemv_{columns}"] = matrix.numel() * source.element_size() / seconds / 1e9
-    found["sum"] = size / _median_s(lambda: source.sum(), device) / 1e9
-    found["read"] = max(found["sum"], *(v for k, v in found.items() if k.startswith("gemv")))
-    del source
+        seconds = _median_s(partial(torch.mv, matrix, vector), device)
+        found[f"gemv_{columns}"] = matrix.numel() * numbers.element_size() / seconds / 1e9
+    found["sum"] = size / _median_s(numbers.sum, device) / 1e9
+    found["read"] = max(rate for name, rate in found.items() if name != "copy")
+    del numbers, matrix
     if device == "cuda":
         torch.cuda.empty_cache()
     return {name: round(value, 1) for name, value in found.items()}

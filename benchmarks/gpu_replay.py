@@ -56,8 +56,13 @@ REPORTS = (
     Report("MSD, MMSpec's rerun", 4.75, "eagle2:nodes=59,depth=5,top_k=10", 2.11),
 )
 CHAIN = "chain:depth=12"
-SHAPES = (CHAIN, "chain:depth=6", "rolling:nodes=127,steps=7,top_k=16,width=16",
-          "eagle2:nodes=59,depth=7,top_k=10", "eagle2:nodes=26,depth=6,top_k=4,beam_width=1")  # fmt: skip
+SHAPES = (
+    CHAIN,
+    "chain:depth=6",
+    "rolling:nodes=127,steps=7,top_k=16,width=16",
+    "eagle2:nodes=59,depth=7,top_k=10",
+    "eagle2:nodes=26,depth=6,top_k=4,beam_width=1",
+)
 """Trees for which it is told how far they have to be accepted for the aim; the third is
 Spec-LLaVA's, as far as a draft graph hands out children (16 of 31)."""
 

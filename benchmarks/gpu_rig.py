@@ -111,8 +111,8 @@ def question_of(model: Model, text: str, image: Any) -> Question:
 def logits_along(model: Model, question: Question, tokens: Sequence[int]) -> Floats:
     """[len(tokens), V]: what the target says where each of ``tokens`` stands, led along them."""
     session = model.steps["target"].open(len(question.embeds) + len(tokens) + 1, ("logits",))
-    last, _ = prefill(session, question.embeds)
-    found = [np.array(last)[None]]
+    outputs, _ = prefill(session, question.embeds)
+    found = [np.array(outputs[0])]
     behind = model.tables["target"][list(tokens[:-1])]
     if len(behind):
         start = session.cache.length

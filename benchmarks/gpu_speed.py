@@ -13,12 +13,16 @@ import numpy as np
 from benchmarks.gpu_machine import resident_mb, watched
 from benchmarks.gpu_rig import Floats, Rig, logits_along, median_ms
 from benchmarks.gpu_transformers import HALF, SINGLE, Reference, flips
+from edgespec.bundle import GraphSpec
+from edgespec.sampling import Sampler, SamplingParams
 from edgespec.tree import TokenTree
 from edgespec_runtime.engines import Graph, StepGraph, StepSession
+from edgespec_runtime.engines.memory import SIZES
 from edgespec_runtime.model import Model
 from edgespec_runtime.profiling.measuring.rigs import Source, open_session, verifier_over
 from edgespec_runtime.profiling.measuring.scripts import caterpillar
 from edgespec_runtime.verifiers import LocalVerifier
+from edgespec_runtime.verifiers.opening import names_best, target_outputs
 
 NODES = (0, 1, 2, 4, 8, 16, 26, 32, 48, 64, 96, 128)
 """Of verified trees; 0 is plain decoding. A tree of n nodes is a call of n + 1 rows."""
@@ -52,7 +56,7 @@ def plain(rig: Rig) -> dict[str, Any]:
         }
         if read := _measured(rig).get("read"):
             context = answer.prompt_tokens + rig.new_tokens // 2
-            size = bytes_per_token(rig, context, 2 if flavour.precision != "fp32" else 4)
+            size = bytes_per_token(model.steps["target"].spec, context)
             bound = 1e3 * size / (read * 1e9)
             found |= {
                 "bytes_per_token": size,
@@ -70,20 +74,18 @@ def _measured(rig: Rig) -> dict[str, float]:
     return found
 
 
-def bytes_per_token(rig: Rig, context: int, width: int) -> int:
-    """Of one plain step: all weights of the layers and the head, and the cache's rows."""
-    text = rig.geometry.text
-    hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
-    heads, kv_heads = int(text["num_attention_heads"]), int(text["num_key_value_heads"])
-    kv = hidden // heads * kv_heads
-    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * int(text["intermediate_size"])
-    weights = layers * layer + hidden * int(text["vocab_size"])
-    return width * (weights + context * layers * 2 * kv)
+def bytes_per_token(spec: GraphSpec, context: int) -> int:
+    """Of one plain step: all weights that the graph reads, and the cache's rows."""
+    meta = spec.meta
+    kind = next(tensor.dtype for tensor in spec.inputs if tensor.name.startswith("past_key."))
+    row = int(meta["layers"]) * 2 * int(meta["kv_heads"]) * int(meta["head_dim"]) * SIZES[kind]
+    return int(meta["weight_bytes"]) + context * row
 
 
 def curve(rig: Rig) -> dict[str, Any]:
-    """Milliseconds of verifying a tree of n nodes, walk and commit included, by flavour, context and
-    whether launches are recorded; ``engine`` is the part inside the engine."""
+    """Milliseconds of verifying a tree of n nodes, walk and commit included, by flavour, context
+    and whether launches are recorded; ``engine`` is the part inside the engine. Greedy: ids alone
+    leave the card where the graph names them; "logits" is what sampling has to wait for."""
     figures: dict[str, Any] = {"nodes": list(NODES)}
     for flavour in rig.usable:
         model = rig.model(flavour)
@@ -92,6 +94,9 @@ def curve(rig: Rig) -> dict[str, Any]:
                 rig.clock.need(5)
                 key = f"{flavour}, context {context}{name}"
                 figures[key] = _verify_curve(rig, model, step, context)
+        rig.clock.need(5)
+        key = f"{flavour}, context {context}, logits"
+        figures[key] = _verify_curve(rig, model, model.steps["target"], context, named=False)
     return figures
 
 
@@ -117,11 +122,15 @@ class Eager:
         return self._executor.prepare(inputs, outputs, False)
 
 
-def _verify_curve(rig: Rig, model: Model, step: StepGraph, context: int) -> dict[str, Any]:
-    source = Source(model)
-    session = step.open(context + NODES[-1] + 1, ("logits",))
+def _verify_curve(
+    rig: Rig, model: Model, step: StepGraph, context: int, named: bool = True
+) -> dict[str, Any]:
+    source, table = Source(model), model.tables["target"]
+    sampler = Sampler(SamplingParams(), len(table))
+    named = named and names_best(step.spec, sampler)
+    session = step.open(context + NODES[-1] + 1, target_outputs(named, False))
     source.fill(session.cache)
-    verifier = verifier_over(model, session, source.ids(1))
+    verifier = LocalVerifier(session, table, lambda: table[8:9], [8], sampler, named=named)
     verifier.begin()
     wall: list[float] = []
     engine: list[float] = []
