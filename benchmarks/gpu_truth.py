@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_peeking import peeked
 from benchmarks.gpu_rig import Floats, Question, Rig, logits_along
 from benchmarks.gpu_transformers import flips
 from edgespec.sampling import gumbel_noise, process
@@ -114,6 +115,11 @@ def equality(rig: Rig) -> dict[str, Any]:
             found[name] = {
                 policy: difference(model, question, settings, plain, tokens)
                 for policy, tokens in runs.items()
+            }
+            text, accepted = peeked(model, question, plain, settings)
+            found[name]["a draft that knows"] = {
+                "accepted_length": round(accepted, 2),
+                **difference(model, question, settings, plain, text),
             }
             if name == "greedy":
                 # One call over all tokens: what many-row kernels say to one-row kernels' text.
