@@ -32,6 +32,9 @@ class HostMemory:
         self.waits = 0
         self.allocated: list[npt.NDArray[np.uint8]] = []
 
+    def held(self) -> int:
+        return sum(len(data) for data in self.allocated)
+
     def allocate(self, size: int) -> Block:
         data = np.full(size + 256, POISON, dtype=np.uint8)
         self.allocated.append(data)  # pointers stay good; tests are short

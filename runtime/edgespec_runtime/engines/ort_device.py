@@ -22,6 +22,9 @@ from edgespec_runtime.engines.memory import Memory
 from edgespec_runtime.engines.ort_step import short
 
 CUDA = "CUDAExecutionProvider"
+TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
+PROVIDERS = {"ort-cuda": CUDA, "ort-tensorrt-rtx": TENSORRT_RTX}
+"""Execution providers, by the name of the engine."""
 ON_HOST = frozenset(
     "Add And Cast Concat ConstantOfShape Div Equal Expand Gather Greater Less Max Min Mul Not Or "
     "Range Reshape Shape Size Slice Squeeze Sub Unsqueeze Where".split()
@@ -55,6 +58,10 @@ class OrtDeviceEngine:
     def facts(self) -> EngineFacts:
         where = f"{self._provider} on {self._memory.card}"
         return EngineFacts(self._name, self._ort.__version__, where, self._threads)
+
+    @property
+    def held_mb(self) -> float:
+        return self._memory.held() / 2**20
 
     def load(self, spec: GraphSpec, folder: Path) -> DeviceGraph:
         session = self._session(spec, folder, recorded=False)
