@@ -187,14 +187,13 @@ class GraphBuilder:
         return self.constant(value, self.floats)
 
     @property
-    def weight_bytes(self) -> int:
-        return sum(weight.nbytes for weight in self._weights.values())
+    def weights(self) -> dict[tuple[str, str], int]:
+        """Bytes of every weight it reads, by name and kind."""
+        return {(name, weight.kind): weight.nbytes for name, weight in self._weights.items()}
 
     @property
-    def facts(self) -> dict[str, int]:
-        """Bytes of all weights it reads, in whichever file they lie, and how many numbers a row is
-        multiplied with (a chain's: all steps)."""
-        return {"weight_bytes": self.weight_bytes, "multiplied": self.multiplied}
+    def weight_bytes(self) -> int:
+        return sum(self.weights.values())
 
     def save(
         self,

@@ -25,7 +25,7 @@ from edgespec.errors import ConfigError
 from edgespec.flavour import Flavour
 from edgespec_export.ahead import begun
 from edgespec_export.assets import read_assets
-from edgespec_export.builder import Stored
+from edgespec_export.builder import GraphBuilder, Stored
 from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.compression import parse_compression
 from edgespec_export.heads.layouts import open_head
@@ -189,12 +189,13 @@ def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[
     another flavour, is pointed at."""
     specs = []
     stored: defaultdict[str, Stored] = defaultdict(dict)
+    held: defaultdict[tuple[Flavour, str], set[tuple[str, str]]] = defaultdict(set)
     first = next(iter(plan.graphs))
     for flavour, graphs in plan.graphs.items():
         for graph in graphs:
             stem = graph.role if flavour == first else f"{graph.role}.{flavour.label}"
-            known = stored[DECODERS.get(graph.role, graph.role)]
-            graph.builder.save(writer.folder, stem, partial(progress, stem), known)
+            model = DECODERS.get(graph.role, graph.role)
+            graph.builder.save(writer.folder, stem, partial(progress, stem), stored[model])
             specs.append(
                 GraphSpec(
                     role=graph.role,
@@ -203,10 +204,21 @@ def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[
                     precision=flavour.precision,
                     inputs=tuple(graph.builder.inputs),
                     outputs=tuple(graph.builder.outputs),
-                    meta={**graph.meta, **graph.builder.facts},
+                    meta={**graph.meta, **_facts(graph.builder, held[flavour, model])},
                 )
             )
     return specs
+
+
+def _facts(builder: GraphBuilder, held: set[tuple[str, str]]) -> dict[str, int]:
+    """Bytes of all weights that a graph reads, in whichever file they lie; of those among them that
+    no earlier graph of its flavour reads (they are ``held`` then); and how many numbers a row is
+    multiplied with, in all steps of a chain."""
+    weights = builder.weights
+    own = sum(size for key, size in weights.items() if key not in held)
+    held.update(weights)
+    whole = sum(weights.values())
+    return {"weight_bytes": whole, "own_bytes": own, "multiplied": builder.multiplied}
 
 
 def _write_table(writer: BundleWriter, table: Table, role: str) -> None:
