@@ -23,6 +23,7 @@ from edgespec.bundle import (
 )
 from edgespec.errors import ConfigError
 from edgespec.flavour import Flavour
+from edgespec_export.ahead import begun
 from edgespec_export.assets import config_files, read_assets
 from edgespec_export.builder import GraphBuilder, Stored
 from edgespec_export.checkpoint import open_checkpoint
@@ -156,6 +157,7 @@ def export_bundle(
     plan = plan_export(request)
     assets = read_assets(plan.target.checkpoint, plan.target.geometry)
     announce(plan)
+    identity = begun(lambda: plan.target.identity)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
         specs = _write_graphs(writer, plan, progress)
         if request.part == "whole":
@@ -177,7 +179,7 @@ def export_bundle(
         return writer.finish(
             created_by=f"edgespec {__version__}",
             graphs=tuple(specs),
-            models={"target": plan.target.identity, **drafts},
+            models={"target": identity(), **drafts},
             text=assets.text,
             generation=assets.generation,
             compressor=plan.draft.visual if plan.draft else None,
