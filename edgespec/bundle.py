@@ -22,6 +22,7 @@ from edgespec.errors import BundleError, InputError
 from edgespec.flavour import Flavour
 
 MANIFEST = "edgespec.json"
+ENGINES = "engines"  # what `edgespec build` adds, see edgespec/engines.py: not the manifest's
 OLD = ".old"  # ends the name of a bundle that is being replaced
 FORMAT_VERSION = 4
 CHUNK = 1 << 22
@@ -172,7 +173,7 @@ def read_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     present = {
         p.relative_to(folder).as_posix()
         for p in folder.rglob("*")
-        if p.is_symlink() or not p.is_dir()
+        if (p.is_symlink() or not p.is_dir()) and not _is_built(folder, p)
     }
     surplus = sorted(present - set(manifest.files) - {MANIFEST})
     if surplus:
@@ -181,6 +182,12 @@ def read_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
             "remove them or export again"
         )
     return Bundle(folder, manifest)
+
+
+def _is_built(folder: Path, path: Path) -> bool:
+    """Whether a file lies among the engines, which have an index of their own."""
+    inside = path.relative_to(folder).parts
+    return inside[0] == ENGINES and len(inside) > 1
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, check_hash: bool) -> None:

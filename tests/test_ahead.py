@@ -29,6 +29,7 @@ from edgespec_runtime.drafts.ngram import NgramDraft
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.prefill import prefill
+from tests.support.compare import host_rows
 from tests.support.fakes import ToySession, toy_draft, toy_table, toy_verifier
 from tests.support.sizers import Pausing, drafted, tree_of
 from tests.support.waiting import WaitingVerifier, wait_for
@@ -125,7 +126,7 @@ def check_cache(draft: VlmDraft, committed: Sequence[int]) -> None:
     assert [*known, *draft._unseen] == [*PROMPT, *committed]
     fresh = ToySession(VOCAB, 7, top_k=1)
     prefill(fresh, toy_table(VOCAB)[known])
-    ours, theirs = (c.rows[..., :length, :] for c in (draft._session.cache, fresh.cache))
+    ours, theirs = (host_rows(c)[..., :length, :] for c in (draft._session.cache, fresh.cache))
     np.testing.assert_array_equal(ours, theirs)
 
 

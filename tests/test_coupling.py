@@ -15,7 +15,7 @@ from edgespec.sampling import Sampler, SamplingParams, gumbel_noise
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.vocabulary import write_frequencies
 from edgespec_runtime.engines import StepSession, open_engine
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache
 from edgespec_runtime.prefill import causal_mask, prefill
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
 
@@ -50,9 +50,7 @@ class Draft:
         self._hidden = rng.standard_normal((PREFIX + ROWS, width), dtype=np.float32)
         self.noise = rng.gumbel(size=(ROWS, self.proposed)).astype(np.float32)
 
-    def open(
-        self, role: str, outputs: tuple[str, ...], cache: KVCache | None = None
-    ) -> StepSession:
+    def open(self, role: str, outputs: tuple[str, ...], cache: Cache | None = None) -> StepSession:
         spec = self.bundle.manifest.graph(role)
         assert spec is not None
         graph = open_engine("ort", threads=1).load_step(spec, self.bundle.path)

@@ -20,7 +20,7 @@ from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import NoDraft
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.prefill import causal_mask, prefill
-from tests.support.compare import assert_same_tokens
+from tests.support.compare import assert_same_tokens, host_rows
 from tests.support.fakes import (
     ScriptedDraft,
     ScriptedVerifier,
@@ -434,8 +434,8 @@ def check_kv(model: Model, request: Any, tolerance: float = 2e-4) -> int:
             table = model._tables[role]
             fresh = model._steps[role].open(length, session.outputs)
             prefill(fresh, np.concatenate([prompt, table[committed[:known]]]))
-            ours = session.cache.rows[..., :length, :]
-            theirs = fresh.cache.rows[..., :length, :]
+            ours = host_rows(session.cache)[..., :length, :]
+            theirs = host_rows(fresh.cache)[..., :length, :]
             assert np.abs(ours - theirs).max() < tolerance, f"{role} cache after {committed}"
     return deepest
 

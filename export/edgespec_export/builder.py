@@ -7,7 +7,9 @@ it, called once while saving: peak memory is one tensor, whatever the size of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgespec.bundle import TensorSpec
+from edgespec_export.ahead import in_order
 from edgespec_export.precision import (
     FP32,
     Precision,
@@ -209,14 +212,16 @@ class GraphBuilder:
         initializers = list(self._inline)
         data = folder / f"{stem}.bin"
         files = [folder / f"{stem}.onnx"]
-        with data.open("wb") as out:
+        missing = [(n, w) for n, w in self._weights.items() if (n, w.kind) not in stored]
+        loaded = in_order((w.nbytes, partial(_loaded, n, w)) for n, w in missing)
+        with data.open("wb") as out, closing(loaded):
             for name, weight in self._weights.items():
                 key = (name, weight.kind)
                 if key in stored:
                     initializers.append(stored[key])
                     progress(weight.nbytes)
                     continue
-                array = _loaded(name, weight)
+                array = next(loaded)
                 if array.nbytes <= INLINE_BYTES:
                     initializers.append(_inline(name, weight.shape, weight.kind, array))
                 else:

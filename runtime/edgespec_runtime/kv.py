@@ -6,6 +6,7 @@ committing accepted rows is a single fancy-index assignment over all layers, key
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,12 @@ class CacheShape:
     def storage(self) -> np.dtype[Any]:
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
 
+    def stored(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """``values`` as the cache keeps them."""
+        if self.dtype == "bfloat16":  # cut, not rounded
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(self.storage)
+
     @property
     def row_bytes(self) -> int:
         """Of one row of context, over all layers."""
@@ -58,8 +65,43 @@ def blank_rows(shape: CacheShape, capacity: int, batch: int = 1) -> npt.NDArray[
     return np.zeros(sizes, dtype=shape.storage)
 
 
-class KVCache:
+class Cache(ABC):
     """Rows below ``length`` are committed; ``pending`` rows behind them belong to a tree."""
+
+    shape: CacheShape
+    capacity: int
+    length = 0
+    pending = 0
+
+    @property
+    def used(self) -> int:
+        """Rows written so far; the next step's rows go behind them."""
+        return self.length + self.pending
+
+    def settle(self, rows: int) -> None:
+        """Commits the first ``rows`` pending rows where they lie; the others stay pending."""
+        self.length += rows
+        self.pending -= rows
+
+    def commit(self, kept: Sequence[int]) -> None:
+        """Keeps the pending rows ``kept`` (ascending), moved together in place; drops the rest."""
+        count = len(kept)
+        if count and kept[-1] != count - 1:  # else they already lie where they belong
+            self._gather(kept)
+        self.length += count
+        self.pending = 0
+
+    @abstractmethod
+    def fill(self, row: npt.NDArray[np.float32]) -> None:
+        """Puts ``row`` [layers, 2, B, KV, 1, D] into every row: for measurements."""
+
+    @abstractmethod
+    def _gather(self, kept: Sequence[int]) -> None:
+        """Moves the pending rows ``kept`` together, the first to row ``length``."""
+
+
+class KVCache(Cache):
+    """A cache in host memory, which a CPU engine writes in place."""
 
     def __init__(self, shape: CacheShape, capacity: int, batch: int = 1) -> None:
         self._hold(blank_rows(shape, capacity, batch))
@@ -74,25 +116,14 @@ class KVCache:
 
     def _hold(self, rows: npt.NDArray[Any]) -> None:
         self.rows = rows
+        dtype = "bfloat16" if rows.dtype == np.uint16 else rows.dtype.name
+        self.shape = CacheShape(rows.shape[0], rows.shape[3], rows.shape[5], dtype)
         self.capacity = rows.shape[4]
-        self.length = 0
-        self.pending = 0
 
-    @property
-    def used(self) -> int:
-        """Rows written so far; the next step's rows go behind them."""
-        return self.length + self.pending
+    def fill(self, row: npt.NDArray[np.float32]) -> None:
+        self.rows[:] = self.shape.stored(row)
 
-    def settle(self, rows: int) -> None:
-        """Commits the first ``rows`` pending rows where they lie; the others stay pending."""
-        self.length += rows
-        self.pending -= rows
-
-    def commit(self, kept: Sequence[int]) -> None:
-        """Keeps the pending rows ``kept`` (ascending), moved together in place; drops the rest."""
+    def _gather(self, kept: Sequence[int]) -> None:
         start, count = self.length, len(kept)
-        if count and kept[-1] != count - 1:  # else they already lie where they belong
-            source = [start + i for i in kept]
-            self.rows[..., start : start + count, :] = self.rows[..., source, :]
-        self.length = start + count
-        self.pending = 0
+        source = [start + i for i in kept]
+        self.rows[..., start : start + count, :] = self.rows[..., source, :]

@@ -24,14 +24,14 @@ def prefill(
     hidden: npt.NDArray[np.float32] | None = None,
     *,
     features: bool = False,
-) -> tuple[Array, Array | None]:
+) -> tuple[list[Array], Array | None]:
     """Commits ``embeds`` [L, H] at ``positions`` (0..L-1 by default), with ``hidden`` [L, H] where
     the graph takes it.
 
-    Returns the last row's first output (logits [V]) and, where asked for, every row's second one:
-    the target's features [L, F].
+    Returns the outputs of the last call, which are the last row's (logits [1, V]), and, where asked
+    for, the last output of every row: the target's features [L, F].
     """
-    last: Array = np.empty(0)
+    outputs: list[Array] = []
     seen: list[Array] = []
     where = range(len(embeds)) if positions is None else positions
     for start, end in _chunks(where):
@@ -43,11 +43,10 @@ def prefill(
             last_only=True,
             hidden=None if hidden is None else hidden[start:end],
         )
-        last = outputs[0][0]
         if features:
-            seen.append(outputs[1].copy())
+            seen.append(outputs[-1].copy())
         session.cache.commit(range(len(chunk)))
-    return last, np.concatenate(seen) if features else None
+    return outputs, np.concatenate(seen) if features else None
 
 
 def _chunks(positions: Sequence[int]) -> Iterator[tuple[int, int]]:

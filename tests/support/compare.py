@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.sampling import gumbel_noise, process
 from edgespec_runtime import Model
+from edgespec_runtime.kv import Cache, KVCache
 
 TIE = 1e-4
 """Largest difference of two tokens' scores that may fall either way."""
+
+
+def host_rows(cache: Cache) -> npt.NDArray[np.float32]:
+    """All rows [layers, 2, B, KV, capacity, D] of a cache that a CPU engine writes."""
+    assert isinstance(cache, KVCache)
+    return cache.rows
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
 from edgespec.latency import EngineFacts
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache, KVCache
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +41,7 @@ class StepSession(Protocol):
     """One request's hold on a decoder: its own KV cache, written in place."""
 
     @property
-    def cache(self) -> KVCache:
+    def cache(self) -> Cache:
         """The cache; a step appends pending rows, the caller commits them."""
 
     @property
@@ -120,7 +120,7 @@ class StepGraph(Protocol):
         self,
         capacity: int,
         outputs: tuple[str, ...] = ("logits",),
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> StepSession:
         """A session whose steps return ``outputs``: on a fresh cache of at least ``capacity`` rows,
         or on ``cache``, which another graph of the same model writes too."""
@@ -135,6 +135,14 @@ class Engine(Protocol):
     @property
     def facts(self) -> EngineFacts:
         """What runs the graphs: a profile measured with it fits no other."""
+
+    @property
+    def held_mb(self) -> float:
+        """Megabytes taken of an accelerator's memory since the engine was opened."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know of the graphs loaded so far: what runs slower than it could."""
 
     def load(self, spec: GraphSpec, folder: Path) -> Graph:
         """A memoryless graph. Raises EngineError where the engine refuses it."""

@@ -14,7 +14,7 @@ from edgespec_runtime.engines.base import Array, StepPool, StepSession
 from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.ort_pool import OrtPool, PackedStep
 from edgespec_runtime.engines.ort_step import OrtStepSession, short
-from edgespec_runtime.kv import CacheShape, KVCache
+from edgespec_runtime.kv import Cache, CacheShape, KVCache
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,6 +24,9 @@ CPU = "CPUExecutionProvider"
 
 class OrtEngine:
     """Opens sessions on one execution provider and checks that it is the one that runs."""
+
+    notes: tuple[str, ...] = ()
+    held_mb = 0.0
 
     def __init__(self, threads: int = 0, provider: str = CPU) -> None:
         try:
@@ -104,9 +107,11 @@ class OrtStepGraph:
         self,
         capacity: int,
         outputs: tuple[str, ...] = ("logits",),
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> StepSession:
         cache = cache or KVCache(CacheShape.of(self.spec), capacity)
+        if not isinstance(cache, KVCache):
+            raise EngineError(f"{self.spec.file}: its cache is not in host memory")
         return OrtStepSession(self._ort, self._session, self.spec, cache, outputs)
 
     def open_pool(self) -> StepPool:

@@ -23,7 +23,9 @@ BROKEN = "the target's logits are not finite; the weights or the engine are brok
 class LocalVerifier:
     """One request over a target step session.
 
-    With ``features`` the session's second output is ``hidden``, and verdicts carry it.
+    The session's first output is ``logits``; where it is ``named``, the first two are ``best_ids``
+    and ``best_logits``, the graph's own arg-max, which greedy verification needs nothing beside.
+    With ``features`` the last output is ``hidden``, and verdicts carry it.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class LocalVerifier:
         sampler: Sampler,
         *,
         features: bool = False,
+        named: bool = False,
     ) -> None:
         self._session = session
         self._table = table
         self._prompt = prompt
         self._sampler = sampler
         self._features = features
+        self._named = named
         self._prompt_length = len(prompt_ids)
         self._root = -1  # the last committed token; its row is not in the cache yet
         sampler.observe(prompt_ids)
@@ -56,8 +60,8 @@ class LocalVerifier:
     def begin(self) -> Verdict:
         """See ``Verifier.begin``. Leading rows that the cache holds already, all but the last of
         the prompt at most, are not fed again; features are those of the fed rows."""
-        logits, features = self._feed(self._prompt(), features=self._features)
-        self._root = self._pick(logits, 0, ())
+        outputs, features = self._feed(self._prompt(), features=self._features)
+        self._root = self._best(outputs)[0] if self._named else self._pick(outputs[0][0], 0, ())
         self._sampler.observe((self._root,))
         return Verdict((), (self._root,), features)
 
@@ -76,7 +80,7 @@ class LocalVerifier:
 
     def _feed(
         self, embeds: Floats, start: int = 0, features: bool = False
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[list[Array], Array | None]:
         """Commits what the cache lacks of the context's rows ``embeds``, which count from row
         ``start``."""
         cached = self._session.cache.length
@@ -99,21 +103,21 @@ class LocalVerifier:
         return Ask(self._table[[self._root, *tree.tokens]], positions, mask)
 
     def settle(self, tree: TokenTree, outputs: Sequence[Array]) -> Verdict:
-        """Walks ``tree`` by the engine's answer to ``ask`` (logits [rows, V] and, where asked for,
-        features [rows, F], the rows pending in the cache), and commits what is accepted."""
+        """Walks ``tree`` by the engine's answer to ``ask`` (the session's outputs, of all rows,
+        which are pending in the cache), and commits what is accepted."""
         session = self._session
-        logits, *hidden = outputs
         # The root's own row is still pending, so the token after it is one position further.
         if self._sampler.plain_argmax:
-            best = self._best(logits)
+            best = self._best(outputs)
             verdict = replace(walk(tree, lambda row, path: best[row]), named=tuple(best))
         else:
+            logits = outputs[0]
             verdict = walk(tree, lambda row, path: self._pick(logits[row], 1 + len(path), path))
         kept = [0, *verdict.rows]
         session.cache.commit(kept)
         self._root = verdict.tokens[-1]
         self._sampler.observe(verdict.tokens)
-        return replace(verdict, features=hidden[0][kept]) if hidden else verdict
+        return replace(verdict, features=outputs[-1][kept]) if self._features else verdict
 
     def _pick(self, logits: Array, ahead: int, path: Sequence[int]) -> int:
         token = self._sampler.pick(logits, self._session.cache.length + ahead, path)
@@ -121,10 +125,14 @@ class LocalVerifier:
             raise EngineError(BROKEN)
         return token
 
-    def _best(self, logits: Array) -> list[int]:
+    def _best(self, outputs: Sequence[Array]) -> list[int]:
         """Arg-max of every row at once: what greedy decoding needs, in one call."""
-        tokens = logits.argmax(axis=1)
-        if not np.isfinite(logits[np.arange(len(tokens)), tokens]).all():
+        if self._named:
+            tokens, values = outputs[:2]
+        else:
+            tokens = outputs[0].argmax(axis=1)
+            values = outputs[0][np.arange(len(tokens)), tokens]
+        if not np.isfinite(values).all():
             raise EngineError(BROKEN)
         best: list[int] = tokens.tolist()
         return best

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.bundle import GraphSpec
 from edgespec.sampling import Sampler
 from edgespec_runtime.engines.base import StepGraph
 from edgespec_runtime.inputs import VisualInputs, splice
@@ -41,12 +42,25 @@ def open_here(step: StepGraph, table: npt.NDArray[np.float32], question: Questio
     """The target on this device, with a fresh cache."""
     prompt, visual = question.prompt, question.visual
     capacity = len(prompt.ids) + question.max_new_tokens + question.max_nodes + 1
-    outputs = ("logits", *(["hidden"] if question.features else []))
+    named = names_best(step.spec, question.sampler)
     return LocalVerifier(
-        step.open(capacity, outputs),
+        step.open(capacity, target_outputs(named, question.features)),
         table,
         lambda: splice(prompt.ids, prompt.image_spans, table, visual.target),
         prompt.ids.tolist(),
         question.sampler,
         features=question.features,
+        named=named,
     )
+
+
+def names_best(spec: GraphSpec, sampler: Sampler) -> bool:
+    """Whether a target graph's own arg-max is all that ``sampler`` needs, so that no logits need
+    leave the engine."""
+    return sampler.plain_argmax and any(tensor.name == "best_ids" for tensor in spec.outputs)
+
+
+def target_outputs(named: bool, features: bool) -> tuple[str, ...]:
+    """What a target's session is opened with for a ``LocalVerifier``."""
+    first = ("best_ids", "best_logits") if named else ("logits",)
+    return (*first, "hidden") if features else first

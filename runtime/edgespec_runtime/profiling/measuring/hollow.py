@@ -14,7 +14,7 @@ from edgespec.bundle import Bundle, GraphSpec, Manifest, TensorSpec
 from edgespec.errors import EngineError
 from edgespec_runtime.engines import Engine
 from edgespec_runtime.engines.base import Array, StepPool
-from edgespec_runtime.kv import CacheShape, KVCache
+from edgespec_runtime.kv import Cache, CacheShape, KVCache
 from edgespec_runtime.model import Model
 
 Floats = npt.NDArray[np.float32]
@@ -72,7 +72,7 @@ class HollowGraph:
         self,
         capacity: int,
         outputs: tuple[str, ...] = ("logits",),
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> HollowSession:
         width = self._width if "hidden" in outputs else 0
         fresh = cache or KVCache(CacheShape(1, 1, 1), capacity)
@@ -88,7 +88,7 @@ class HollowSession:
 
     engine_s = 0.0
 
-    def __init__(self, cache: KVCache, vocab: int, features: int) -> None:
+    def __init__(self, cache: Cache, vocab: int, features: int) -> None:
         self.cache = cache
         self._vocab, self._features = vocab, features
 

@@ -17,10 +17,11 @@ from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines.base import StepSession
 from edgespec_runtime.inputs import VisualInputs, splice
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache
 from edgespec_runtime.model import Model
 from edgespec_runtime.prompt import Prompt
 from edgespec_runtime.verifiers import LocalVerifier
+from edgespec_runtime.verifiers.opening import names_best, target_outputs
 
 Ids = npt.NDArray[np.int64]
 
@@ -55,11 +56,12 @@ class Source:
         """Text of ``length`` tokens."""
         return Prompt("", self.ids(length), ())
 
-    def fill(self, cache: KVCache) -> None:
+    def fill(self, cache: Cache) -> None:
         """The same numbers in every row. Rows never written would all be one page of zeros, which
         is read from the nearest processor cache."""
-        one = self._rng.standard_normal(cache.rows[..., :1, :].shape, dtype=np.float32)
-        cache.rows[:] = one
+        shape = cache.shape
+        sizes = (shape.layers, 2, 1, shape.kv_heads, 1, shape.head_dim)
+        cache.fill(self._rng.standard_normal(sizes, dtype=np.float32))
 
 
 def text_only(model: Model) -> VisualInputs:
@@ -70,21 +72,26 @@ def text_only(model: Model) -> VisualInputs:
 def open_session(model: Model, capacity: int) -> StepSession:
     """A session of the target with the outputs that the bundle's draft wants."""
     features = model.draft is not None and model.draft.wants_features
-    outputs = ("logits", "hidden") if features else ("logits",)
-    return model.steps["target"].open(capacity, outputs)
+    step = model.steps["target"]
+    return step.open(capacity, target_outputs(names_best(step.spec, _greedy(model)), features))
 
 
 def verifier_over(model: Model, session: StepSession, prompt: Ids) -> LocalVerifier:
     """A greedy verifier of a text prompt over ``open_session``, as ``Model.stream`` makes one."""
-    table = model.tables["target"]
+    table, sampler = model.tables["target"], _greedy(model)
     return LocalVerifier(
         session,
         table,
         lambda: splice(prompt, (), table, None),
         prompt.tolist(),
-        Sampler(SamplingParams(), int(model.steps["target"].spec.meta["vocab"])),
+        sampler,
         features=model.draft is not None and model.draft.wants_features,
+        named=names_best(model.steps["target"].spec, sampler),
     )
+
+
+def _greedy(model: Model) -> Sampler:
+    return Sampler(SamplingParams(), int(model.steps["target"].spec.meta["vocab"]))
 
 
 class TargetRig:
@@ -93,7 +100,7 @@ class TargetRig:
     def __init__(self, model: Model, source: Source, contexts: Sequence[int], rows: int) -> None:
         most = max(contexts)
         # Where a graph attends to its whole buffer, time depends on the buffer: one per context.
-        whole = model.steps["target"].spec.meta["mask_span"] == "capacity"
+        whole = model.steps["target"].spec.meta["mask_span"] != "total"
         ends = {context: context if whole else most for context in contexts}
         opened: dict[int, tuple[LocalVerifier, StepSession]] = {}
         for end in set(ends.values()):
@@ -117,7 +124,7 @@ class DraftRig:
         assert model.draft is not None
         self._draft: DraftModel = model.draft
         self._source, self._visual = source, text_only(model)
-        whole = self._draft.step.spec.meta["mask_span"] == "capacity"
+        whole = self._draft.step.spec.meta["mask_span"] != "total"
         ends = {context: context if whole else max(contexts) for context in contexts}
         opened = {end: self._draft.sessions(end + rows) for end in set(ends.values())}
         self._opened = {context: opened[end] for context, end in ends.items()}

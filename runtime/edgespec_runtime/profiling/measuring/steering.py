@@ -15,7 +15,7 @@ from edgespec.sizing import Growth, Root, Sizer
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.drafts import Answered
 from edgespec_runtime.engines.base import Array, StepSession
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache
 from edgespec_runtime.profiling.measuring.rigs import Source
 from edgespec_runtime.verifiers import Meanwhile, Verifier
 
@@ -24,7 +24,8 @@ WANTED = np.float32(1e30)
 
 
 class SteeredSession:
-    """The target's session; the logits it returns name the tokens that ``wanted`` asks for."""
+    """The target's session; its first output, logits or best tokens, names what ``wanted`` asks
+    for."""
 
     def __init__(self, session: StepSession) -> None:
         self._session = session
@@ -32,7 +33,7 @@ class SteeredSession:
         """Row of the coming step -> token."""
 
     @property
-    def cache(self) -> KVCache:
+    def cache(self) -> Cache:
         return self._session.cache
 
     @property
@@ -57,7 +58,10 @@ class SteeredSession:
             embeds, positions, mask, last_only, hidden=hidden, offset=offset, noise=noise
         )
         for row, token in self.wanted.items():
-            outputs[0][row, token] = WANTED
+            if outputs[0].ndim == 1:  # the graph's own arg-max
+                outputs[0][row] = token
+            else:
+                outputs[0][row, token] = WANTED
         return outputs
 
 
