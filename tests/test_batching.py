@@ -30,17 +30,13 @@ from edgespec_runtime.verifiers import LocalVerifier
 from tests.support.fakes import random_tree
 from tests.support.mutants import plant
 from tests.support.tiny import VOCAB, tiny_config, write_tiny
-from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
+from tests.support.zoo import LOWERINGS, Zoo
 
 Floats = npt.NDArray[np.float32]
 SEATS, SLOTS = 4, 6
 CAPACITY = 128
 SHAPE = CacheShape(layers=2, kv_heads=2, head_dim=16)
 Bundles = Callable[[str], Bundle]
-LOWERINGS = (
-    "ort",
-    pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON)),
-)
 
 
 @pytest.fixture(scope="module")

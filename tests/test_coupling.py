@@ -28,6 +28,7 @@ KINDS = [
     ("vlm", "ort"), ("eaglevlm", "ort"), ("vispec", "ort"), ("eagle3", "ort"),
     *(pytest.param(kind, "native", marks=pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON))
       for kind in ("vlm", "eagle3")),
+    ("vlm", "portable"), ("vispec", "portable"),
 ]  # fmt: skip
 
 

@@ -70,13 +70,13 @@ def test_text_is_the_targets(zoo: Zoo, variant: str, compressor: str) -> None:
 def test_lowerings_agree(zoo: Zoo, variant: str) -> None:
     picture = zoo.picture(NAME, 3)
     runs = []
-    for lowering in ("ort", "native"):
+    for lowering in ("ort", "native", "portable"):
         request = load(zoo, variant, lowering=lowering).stream(
             [picture], "words", policy=POLICIES[1], max_new_tokens=12, temperature=1.0
         )
         lead(request, 2)
         runs.append([(record.token, record.tree_nodes) for record in request])
-    assert runs[0] == runs[1]
+    assert runs[0] == runs[1] == runs[2]
 
 
 @pytest.mark.parametrize("variant, compressor", CASES)

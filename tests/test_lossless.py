@@ -32,7 +32,7 @@ from tests.support.fakes import (
     toy_verifier,
 )
 from tests.support.sizers import Pausing, drafted
-from tests.support.zoo import HAS_NATIVE, NATIVE_REASON
+from tests.support.zoo import LOWERINGS
 
 if TYPE_CHECKING:
     from edgespec_runtime import Model, Record
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     from edgespec_runtime.request import Request
     from tests.support.zoo import Zoo
 
-LOWERINGS = [
-    "ort",
-    pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON)),
-]
 POLICIES = [
     "eagle2:nodes=12,depth=4,top_k=3",
     "eagle2:nodes=1,depth=1,top_k=1",

@@ -378,8 +378,9 @@ MUTANTS = [
     Mutant(
         "all requests share one cache",
         OrtStepGraph, "open",
-        "cache = cache or KVCache(shape, capacity)",
-        "cache = cache or self.__dict__.setdefault('one', KVCache(shape, 480))",
+        "cache = cache or KVCache(CacheShape.of(self.spec), capacity)",
+        "cache = cache or self.__dict__.setdefault("
+        "'one', KVCache(CacheShape.of(self.spec), 480))",
         lambda zoo: test_lossless.test_interleaved_requests_are_independent(zoo),
     ),
     Mutant(

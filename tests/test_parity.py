@@ -20,12 +20,8 @@ from edgespec_export.graphs import chain, decoder
 from edgespec_export.graphs.proposer import Proposer
 from tests.support.mutants import plant
 from tests.support.tiny import tiny_config, tiny_tensors, write_tiny
-from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
+from tests.support.zoo import LOWERINGS, Zoo
 
-LOWERINGS = (
-    "ort",
-    pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON)),
-)
 LLAMA3 = {
     "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -74,14 +70,13 @@ def test_graphs_of_saved_models_equal_torch(
         flavours=(Flavour(lowering),),
     )
     roles = ["vision", "projector", "target", "draft_vision", "draft_projector"]
-    chained = ["draft_chain"] if lowering == "ort" else []
-    assert list(report) == [*roles, "compressor", "draft", *chained]
+    assert list(report) == [*roles, "compressor", "draft", "draft_chain"]
     for role, figures in report.items():
         assert figures["max_abs_diff"] <= 1e-5 * figures["max_abs_value"], role
         assert f"torch {torch.__version__}" in figures["against"]
     assert report["target"]["argmax_equal"] and report["draft"]["argmax_equal"]
     assert report["draft"]["topk"]["max_abs_diff"] < 1e-3
-    coupled = [report[role]["coupled"] for role in ("draft", *chained)]
+    coupled = [report[role]["coupled"] for role in ("draft", "draft_chain")]
     assert coupled[0]["topk"]["max_abs_value"] != report["draft"]["topk"]["max_abs_value"]
     assert all(figures["max_abs_diff"] < 1e-3 for figures in coupled)
 

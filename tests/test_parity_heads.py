@@ -27,7 +27,7 @@ from edgespec_export.plan import open_model
 from edgespec_export.vocabulary import write_frequencies
 from tests.support.fakes import grown_by
 from tests.support.random_heads import VARIANTS, random_head
-from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
+from tests.support.zoo import LOWERINGS, Zoo
 
 CASES = [
     *((variant, "") for variant in VARIANTS),
@@ -65,11 +65,13 @@ def test_every_graph_equals_its_module(
     assert report["draft"]["argmax_equal"] and "hidden" in report["target"]
 
 
-@pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON)
+@pytest.mark.parametrize("lowering", LOWERINGS[1:])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_native_lowering_as_well(zoo: Zoo, tmp_path: Path, variant: str) -> None:
-    report = export(zoo, tmp_path / "b", variant, flavours=(Flavour("native"),))
-    assert report["draft"]["argmax_equal"] and "draft_chain" not in report
+def test_the_other_lowerings_as_well(zoo: Zoo, tmp_path: Path, variant: str, lowering: str) -> None:
+    report = export(zoo, tmp_path / "b", variant, flavours=(Flavour(lowering),))
+    assert report["draft"]["argmax_equal"]
+    for role, figures in report.items():
+        assert figures["max_abs_diff"] <= 1e-4 * figures["max_abs_value"], role
 
 
 @pytest.mark.parametrize("variant", ["eaglevlm", "vispec", "eagle3"])

@@ -19,8 +19,8 @@ from edgespec_runtime.drafts.ngram import NgramDraft
 from tests.support.compare import assert_same_tokens
 from tests.support.fakes import ScriptedDraft, ScriptedVerifier, chain, toy_draft, toy_verifier
 from tests.support.sizers import Pausing, drafted, tree_of
+from tests.support.zoo import LOWERINGS
 from tests.test_lossless import (
-    LOWERINGS,
     SAMPLING,
     check_kv,
     count_up,

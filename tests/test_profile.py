@@ -159,7 +159,7 @@ def test_heads_are_measured_as_well(zoo: Zoo, variant: str) -> None:
     assert (costs.draft_vision is not None) == bool(has_pictures)
 
 
-@pytest.mark.parametrize("lowering", ["ort", "native"])
+@pytest.mark.parametrize("lowering", ["ort", "native", "portable"])
 def test_a_bundle_without_a_draft_has_no_curves_of_one(zoo: Zoo, lowering: str) -> None:
     if lowering == "native" and not HAS_NATIVE:
         pytest.skip(NATIVE_REASON)

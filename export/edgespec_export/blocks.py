@@ -6,24 +6,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgespec_export.builder import Array, GraphBuilder, Weight
+from edgespec_export.builder import FLOATS, Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import Rope
 
-F32 = np.dtype(np.float32)
-
 
 def stored(checkpoint: Checkpoint, name: str) -> Weight:
-    """A tensor as it is, in float32."""
-    return Weight(checkpoint.shapes[name], F32, lambda: checkpoint.tensor(name))
+    """A tensor as it is."""
+    return Weight(checkpoint.shapes[name], FLOATS, lambda: checkpoint.tensor(name))
 
 
 def linear(
-    b: GraphBuilder, x: str, checkpoint: Checkpoint, names: Sequence[str], label: str
+    b: GraphBuilder,
+    x: str,
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    label: str,
+    *,
+    quantised: bool = False,
 ) -> str:
     """x @ W.T (+ bias) for one linear layer, or several that read the same input, packed.
 
     ``names`` are checkpoint names without ``.weight``; outputs are concatenated in that order.
+    ``quantised``: whether its weights may be stored in fewer bits than it computes with.
     """
     weights = [f"{name}.weight" for name in names]
     rows = sum(checkpoint.shapes[w][0] for w in weights)
@@ -38,7 +43,8 @@ def linear(
                 start += len(piece)
         return packed
 
-    y = b.node("MatMul", x, b.weight(f"{label}.weight", Weight((columns, rows), F32, load)))
+    weight = Weight((columns, rows), FLOATS, load)
+    y = b.node("MatMul", x, b.matrix(f"{label}.weight", weight, quantised=quantised))
     biases = [f"{name}.bias" for name in names if f"{name}.bias" in checkpoint.shapes]
     if not biases:
         return y
@@ -46,7 +52,7 @@ def linear(
     def load_bias() -> Array:
         return np.concatenate([checkpoint.tensor(bias) for bias in biases])
 
-    return b.node("Add", y, b.weight(f"{label}.bias", Weight((rows,), F32, load_bias)))
+    return b.node("Add", y, b.weight(f"{label}.bias", Weight((rows,), FLOATS, load_bias)))
 
 
 def layer_norm(b: GraphBuilder, x: str, checkpoint: Checkpoint, name: str, eps: float) -> str:
@@ -59,19 +65,17 @@ def layer_norm(b: GraphBuilder, x: str, checkpoint: Checkpoint, name: str, eps: 
 def activation(b: GraphBuilder, x: str, kind: str) -> str:
     """gelu (erf), quick_gelu (x * sigmoid(1.702 x)) or gelu_pytorch_tanh."""
     if kind == "quick_gelu":
-        gate = b.node("Sigmoid", b.node("Mul", x, b.constant(1.702, "float32")))
+        gate = b.node("Sigmoid", b.node("Mul", x, b.number(1.702)))
         return b.node("Mul", x, gate)
     if kind == "gelu":
-        inner = b.node("Erf", b.node("Mul", x, b.constant(0.5**0.5, "float32")))
+        inner = b.node("Erf", b.node("Mul", x, b.number(0.5**0.5)))
     else:
         cube = b.node("Mul", b.node("Mul", x, x), x)
-        scaled = b.node("Mul", cube, b.constant(0.044715, "float32"))
-        argument = b.node(
-            "Mul", b.node("Add", x, scaled), b.constant((2 / np.pi) ** 0.5, "float32")
-        )
+        scaled = b.node("Mul", cube, b.number(0.044715))
+        argument = b.node("Mul", b.node("Add", x, scaled), b.number((2 / np.pi) ** 0.5))
         inner = b.node("Tanh", argument)
-    half = b.node("Mul", x, b.constant(0.5, "float32"))
-    return b.node("Mul", half, b.node("Add", inner, b.constant(1.0, "float32")))
+    half = b.node("Mul", x, b.number(0.5))
+    return b.node("Mul", half, b.node("Add", inner, b.number(1.0)))
 
 
 def rotary_tables(rope: Rope, width: int, positions: int) -> tuple[Array, Array]:

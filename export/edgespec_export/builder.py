@@ -7,16 +7,24 @@ it, called once while saving: peak memory is one tensor, whatever the size of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edgespec.bundle import TensorSpec
+from edgespec_export.precision import (
+    FP32,
+    Precision,
+    Quantised,
+    block_of,
+    encoded,
+    stored_bytes,
+)
 
 Array = npt.NDArray[Any]
 Axis = int | str
@@ -28,28 +36,51 @@ INLINE_BYTES = 1024
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
 
 
-Stored = dict[str, onnx.TensorProto]
-"""Weights of one model that are on disk already, by name."""
+Stored = dict[tuple[str, str], onnx.TensorProto]
+"""Weights of one model that are on disk already, by name and kind."""
+
+FLOATS = "floats"
+"""The kind of a weight that is stored in the type its graph computes with."""
+
+KINDS = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
+    "int4": TensorProto.INT4,
+    "bool": TensorProto.BOOL,
+}
+"""ONNX's number of every kind of tensor that is used here."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor to be written when the graph is saved."""
+    """A tensor to be written when the graph is saved; ``kind`` is FLOATS or one of KINDS."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    kind: str
     load: Callable[[], Array]
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return stored_bytes(self.shape, self.kind)
 
 
 class GraphBuilder:
-    """Collects nodes, weights, inputs and outputs of one graph."""
+    """Collects nodes, weights, inputs and outputs of one graph.
 
-    def __init__(self, name: str, opset: int) -> None:
+    It computes in ``floats``, the precision's type; what goes in and comes out is float32 all the
+    same (``given``, ``give``), but for caches, which nobody looks into.
+    """
+
+    def __init__(self, name: str, opset: int, precision: Precision = FP32) -> None:
         self.name = name
+        self.floats = precision.floats
+        self.multiplied = 0
+        """Weights that a row is multiplied with."""
+        self._bits = precision.bits
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
         self._opset = opset
@@ -68,6 +99,25 @@ class GraphBuilder:
         self.outputs.append(TensorSpec(name, dtype, tuple(axes)))
         if value != name:
             self._rename(value, name)
+
+    def given(self, name: str, axes: Sequence[Axis]) -> str:
+        """Declares a float32 input; the value is of the type the graph computes with."""
+        return self.cast(self.input(name, "float32", axes), "float32", self.floats)
+
+    def give(self, value: str, name: str, axes: Sequence[Axis]) -> None:
+        """Publishes a value of the type the graph computes with as a float32 output."""
+        self.output(self.float32(value), name, "float32", axes)
+
+    def float32(self, value: str) -> str:
+        """A value of the type the graph computes with, in float32."""
+        return self.cast(value, self.floats, "float32")
+
+    def floating(self, value: str) -> str:
+        """The other way round."""
+        return self.cast(value, "float32", self.floats)
+
+    def cast(self, value: str, old: str, new: str) -> str:
+        return value if old == new else self.node("Cast", value, to=KINDS[new])
 
     def node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Adds a node with one output and returns the output's name."""
@@ -92,18 +142,39 @@ class GraphBuilder:
 
     def weight(self, name: str, weight: Weight) -> str:
         """Registers a weight under a unique name; the same name twice is the same weight."""
-        self._weights.setdefault(name, weight)
+        kind = self.floats if weight.kind == FLOATS else weight.kind
+        self._weights.setdefault(name, replace(weight, kind=kind))
         return name
 
-    def constant(self, value: Any, dtype: str = "int64") -> str:
+    def matrix(self, name: str, weight: Weight, *, quantised: bool = False) -> str:
+        """A weight [inputs, outputs] that rows are multiplied with, in the precision's bits where
+        it may be ``quantised``: DequantizeLinear makes floats of those."""
+        inputs, outputs = weight.shape
+        self.multiplied += inputs * outputs
+        block = block_of(inputs) if self._bits == 4 else 0
+        if not quantised or not self._bits or (self._bits == 4 and not block):
+            return self.weight(name, weight)
+        kind = f"int{self._bits}"
+        rounded = Quantised(weight.load, self._bits, block)
+        scale = (inputs // block, outputs) if block else (outputs,)
+        numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
+        scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
+        blocked: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
+        return self.node("DequantizeLinear", numbers, scales, **blocked)
+
+    def constant(self, value: Any, kind: str = "int64") -> str:
         """A small constant, stored inside the graph file once however often it is asked for."""
-        array = np.asarray(value, dtype=dtype)
-        key = (dtype, array.shape, array.tobytes())
+        array = np.asarray(value, dtype="float32" if kind == "bfloat16" else kind)
+        key = (kind, array.shape, array.tobytes())
         if key not in self._constants:
             name = f"const_{len(self._constants)}"
             self._constants[key] = name
-            self._inline.append(numpy_helper.from_array(array, name))
+            self._inline.append(_inline(name, array.shape, kind, encoded(array, kind, name)))
         return self._constants[key]
+
+    def number(self, value: float) -> str:
+        """A scalar of the type the graph computes with."""
+        return self.constant(value, self.floats)
 
     @property
     def weight_bytes(self) -> int:
@@ -128,18 +199,19 @@ class GraphBuilder:
         files = [folder / f"{stem}.onnx"]
         with data.open("wb") as out:
             for name, weight in self._weights.items():
-                if name in stored:
-                    initializers.append(stored[name])
+                key = (name, weight.kind)
+                if key in stored:
+                    initializers.append(stored[key])
                     progress(weight.nbytes)
                     continue
                 array = _loaded(name, weight)
                 if array.nbytes <= INLINE_BYTES:
-                    initializers.append(numpy_helper.from_array(array, name))
+                    initializers.append(_inline(name, weight.shape, weight.kind, array))
                 else:
                     out.write(b"\0" * (-out.tell() % ALIGNMENT))
-                    initializers.append(_external(name, array, data.name, out.tell()))
+                    initializers.append(_external(name, weight, data.name, out.tell()))
                     out.write(array.data)
-                stored[name] = initializers[-1]
+                stored[key] = initializers[-1]
                 progress(array.nbytes)
             written = out.tell()
         if written:
@@ -170,24 +242,27 @@ class GraphBuilder:
 
 
 def _loaded(name: str, weight: Weight) -> Array:
-    array = np.ascontiguousarray(weight.load(), dtype=weight.dtype)
+    array = weight.load()
     if array.shape != weight.shape:
         raise ValueError(f"weight {name} has shape {array.shape}, declared {weight.shape}")
-    return array
+    return encoded(array, weight.kind, name)
 
 
-def _external(name: str, array: Array, location: str, offset: int) -> onnx.TensorProto:
+def _inline(name: str, shape: tuple[int, ...], kind: str, array: Array) -> onnx.TensorProto:
+    return TensorProto(name=name, data_type=KINDS[kind], dims=shape, raw_data=array.tobytes())
+
+
+def _external(name: str, weight: Weight, location: str, offset: int) -> onnx.TensorProto:
     tensor = TensorProto(
         name=name,
-        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-        dims=array.shape,
+        data_type=KINDS[weight.kind],
+        dims=weight.shape,
         data_location=TensorProto.EXTERNAL,
     )
-    for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
+    for key, value in (("location", location), ("offset", offset), ("length", weight.nbytes)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
 
 
 def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
-    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return helper.make_tensor_value_info(spec.name, dtype, list(spec.axes))
+    return helper.make_tensor_value_info(spec.name, KINDS[spec.dtype], list(spec.axes))

@@ -19,7 +19,7 @@ def check_packed(graphs: Graphs, geometry: LlavaGeometry) -> dict[str, Any]:
     """A tree for every seat, below contexts of unequal lengths: together, and one by one."""
     rng, meta = np.random.default_rng(0), graphs.specs["target_packed"].meta
     table = graphs.table("target")
-    shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
+    shape = CacheShape.of(graphs.specs["target"])
     pool, outputs = graphs.pool(), ("logits", *graphs.wanted("target"))
     asks: list[tuple[StepSession, Ask]] = []
     for seat in range(int(meta["sessions"])):

@@ -141,8 +141,7 @@ def _graphs(
         direct_images=geometry.direct,
     )
     yield PlannedGraph("draft", step, meta)
-    if lowering.chains:
-        chain = build_feature_chain(
-            folded, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
-        )
-        yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
+    chain = build_feature_chain(
+        folded, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
+    )
+    yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})

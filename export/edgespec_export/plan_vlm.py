@@ -86,11 +86,10 @@ def _graphs(
     step = build_decoder(checkpoint, text, proposer, lowering, name="draft", top_k=top_k)
     meta = step_meta(text, lowering, variant="vlm", top_k=top_k, proposed=proposer.size)
     yield PlannedGraph("draft", step, meta)
-    if lowering.chains:
-        chain = build_chain(
-            checkpoint, text, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
-        )
-        yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
+    chain = build_chain(
+        checkpoint, text, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
+    )
+    yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
 
 
 def _check_pair(target: Model, draft: Model) -> None:

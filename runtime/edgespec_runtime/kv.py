@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgespec.bundle import GraphSpec
 
 BLOCK = 64  # rows; capacities are rounded up to whole blocks
 
@@ -22,14 +25,37 @@ class CacheShape:
     layers: int
     kv_heads: int
     head_dim: int
+    dtype: str = "float32"
+    """Of its numbers; "bfloat16" is kept as numpy knows it: by its bits."""
+
+    @classmethod
+    def of(cls, spec: GraphSpec) -> CacheShape:
+        """The cache of a decoder graph."""
+        meta = spec.meta
+        caches = (t.dtype for t in spec.inputs if t.name.startswith("past_key."))
+        return cls(
+            int(meta["layers"]),
+            int(meta["kv_heads"]),
+            int(meta["head_dim"]),
+            next(caches, "float32"),
+        )
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of context, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.storage.itemsize
 
 
-def blank_rows(shape: CacheShape, capacity: int, batch: int = 1) -> npt.NDArray[np.float32]:
+def blank_rows(shape: CacheShape, capacity: int, batch: int = 1) -> npt.NDArray[Any]:
     """Zeros [layers, 2, batch, KV, capacity, D], the capacity rounded up to whole blocks. Memory is
     taken as rows are written."""
     rows = -(-capacity // BLOCK) * BLOCK
     sizes = (shape.layers, 2, batch, shape.kv_heads, rows, shape.head_dim)
-    return np.zeros(sizes, dtype=np.float32)
+    return np.zeros(sizes, dtype=shape.storage)
 
 
 class KVCache:
@@ -39,14 +65,14 @@ class KVCache:
         self._hold(blank_rows(shape, capacity, batch))
 
     @classmethod
-    def over(cls, rows: npt.NDArray[np.float32]) -> KVCache:
+    def over(cls, rows: npt.NDArray[Any]) -> KVCache:
         """An empty cache in memory of somebody else's: ``rows`` [layers, 2, B, KV, capacity, D],
         a part of a pool for instance."""
         cache = cls.__new__(cls)
         cache._hold(rows)
         return cache
 
-    def _hold(self, rows: npt.NDArray[np.float32]) -> None:
+    def _hold(self, rows: npt.NDArray[Any]) -> None:
         self.rows = rows
         self.capacity = rows.shape[4]
         self.length = 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import pytest
 from PIL.Image import Image
 
 import edgespec_runtime
@@ -27,6 +28,12 @@ from tests.support.random_heads import write_random_head
 ORT_VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 HAS_NATIVE = ORT_VERSION >= (1, 24)
 NATIVE_REASON = "lowering 'native' needs onnxruntime >= 1.24"
+LOWERINGS = [
+    "ort",
+    pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason=NATIVE_REASON)),
+    "portable",
+]
+"""Of every decoder graph, each a test case."""
 DRAFT_NOISE = 0.08
 """Disturbs the target so far that about every second guess of the draft holds."""
 

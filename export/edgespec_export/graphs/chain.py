@@ -11,7 +11,8 @@ Every step reads the graph's own cache inputs and publishes its caches (``presen
 j > 0), all to be bound to one buffer per layer: each step then finds the rows of the one before in
 place. Passing caches from step to step inside the graph would copy the whole cache every time. The
 graph is only right on an engine that binds them so; order is safe, as a step needs the token of the
-one before.
+one before. A lowering that is not ``in_place`` hands the new rows from step to step instead, and
+gives all of them as ``new_key.i`` [B, KV, S + steps - 1, D].
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from edgespec_export.geometry import TextGeometry
 from edgespec_export.graphs.decoder import begin_step, publish_caches, stack
 from edgespec_export.graphs.proposer import Coupling, Proposer, coupling_inputs
 from edgespec_export.lowerings import Lowering
-from edgespec_export.lowerings.base import StepInputs
+from edgespec_export.lowerings.base import Cache, StepInputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ChainStep:
 
 
 def chained_steps(
-    b: GraphBuilder, lowering: Lowering, first: StepInputs, steps: int
+    b: GraphBuilder, text: TextGeometry, lowering: Lowering, first: StepInputs, steps: int
 ) -> Iterator[ChainStep]:
     """The steps in turn; every one but the first is a single row behind the last given one.
     Declares the inputs of coupled drafting: ``noise`` has a row for each step."""
@@ -55,8 +56,22 @@ def chained_steps(
     yield ChainStep(first, "", couplings[0], steps == 1)
     for ahead in range(1, steps):
         following = b.node("Add", position, b.constant([ahead]))
-        inputs = lowering.chained(b, first, following, ahead)
+        inputs = lowering.chained(b, text, first, following, ahead)
         yield ChainStep(inputs, f".{ahead}", couplings[ahead], ahead + 1 == steps)
+
+
+def publish_step(
+    b: GraphBuilder,
+    text: TextGeometry,
+    lowering: Lowering,
+    written: Sequence[Cache],
+    step: ChainStep,
+) -> None:
+    """Makes what a step wrote graph outputs; rows that are kept apart come out once, at the end."""
+    if lowering.in_place:
+        publish_caches(b, text, lowering, written, step.suffix)
+    elif step.last:
+        publish_caches(b, text, lowering, written, rows="N")
 
 
 def join_steps(b: GraphBuilder, found: Sequence[tuple[str, str]], top_k: int) -> None:
@@ -76,18 +91,19 @@ def build_chain(
     top_k: int,
     steps: int,
 ) -> GraphBuilder:
-    """The unrolled chain of ``steps`` draft steps; needs a lowering that ``chains``."""
-    b = GraphBuilder(name, lowering.opset)
-    first, caches = begin_step(b, text, lowering)
+    """The unrolled chain of ``steps`` draft steps."""
+    b = lowering.graph(name)
+    x, first, caches = begin_step(b, text, lowering)
     table_name = "text.embed_tokens.weight"
     table = b.weight(f"{table_name}:rows", stored(checkpoint, table_name))
-    x = "inputs_embeds"
     found: list[tuple[str, str]] = []
-    for step in chained_steps(b, lowering, first, steps):
+    for step in chained_steps(b, text, lowering, first, steps):
         done = stack(b, checkpoint, text, lowering, x, caches, step.inputs)
-        publish_caches(b, text, done.caches, step.suffix)
+        caches = lowering.following(caches, done.caches)
+        publish_step(b, text, lowering, done.caches, step)
         row = b.node("Gather", done.normed, b.constant([-1]), axis=1)
-        found.append(proposer.best(b, proposer.logits(b, row), top_k, step.coupling))
+        logits = b.float32(proposer.logits(b, row))
+        found.append(proposer.best(b, logits, top_k, step.coupling))
         if not step.last:
             token = b.node("Gather", found[-1][1], b.constant(0), axis=2)  # [B, 1]
             x = b.node("Gather", table, token, axis=0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgespec_export.blocks import F32, activation, linear, stored
-from edgespec_export.builder import Array, GraphBuilder, Weight
+from edgespec_export.blocks import activation, linear, stored
+from edgespec_export.builder import FLOATS, Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.compression import Compression, kept_tokens, square_window
 from edgespec_export.heads.folded import Folded
@@ -27,30 +27,30 @@ def build_compressor(
 ) -> GraphBuilder:
     """The graph of ``compression`` over ``visual`` tokens of ``width``; trained kinds read their
     tensors ``compressor.*`` from ``weights``."""
-    b = GraphBuilder("compressor", lowering.opset)
-    x = b.input("image_embeds", "float32", ["N", visual, width])
+    b = lowering.graph("compressor")
+    x = b.given("image_embeds", ["N", visual, width])
     layers = _Layers(b, lowering, visual, width, heads, weights)
     out = layers.apply(compression, x, "compressor")
     count: int | str = compression.tokens(visual)
     if compression.kind == "select":
         count = "P"
-    b.output(out, "compressed", "float32", ["N", count, width])
+    b.give(out, "compressed", ["N", count, width])
     return b
 
 
 def build_adaptor(folded: Folded, visual: int, lowering: Lowering) -> GraphBuilder:
     """ViSpec's adaptor: all outputs but the last are tokens, the last is the global vector."""
     text, queries = folded.geometry.text, folded.geometry.queries
-    b = GraphBuilder("compressor", lowering.opset)
-    x = b.input("image_embeds", "float32", ["N", visual, text.hidden])
+    b = lowering.graph("compressor")
+    x = b.given("image_embeds", ["N", visual, text.hidden])
     layers = _Layers(b, lowering, visual, text.hidden, text.heads, folded.head)
     out = layers.attend(x, "imadpt", queries)
     tokens = b.node("Slice", out, b.constant([0]), b.constant([queries - 1]), b.constant([1]))
-    b.output(tokens, "compressed", "float32", ["N", queries - 1, text.hidden])
+    b.give(tokens, "compressed", ["N", queries - 1, text.hidden])
     last = b.node("Gather", out, b.constant(queries - 1), axis=1)
     shape = (text.hidden, text.hidden)
-    matrix = b.weight("img_fc.offset", Weight(shape, F32, folded.offset_map))
-    b.output(b.node("MatMul", last, matrix), "offset", "float32", ["N", text.hidden])
+    matrix = b.matrix("img_fc.offset", Weight(shape, FLOATS, folded.offset_map))
+    b.give(b.node("MatMul", last, matrix), "offset", ["N", text.hidden])
     return b
 
 
@@ -69,6 +69,7 @@ class _Layers:
         self.b, self.lowering, self.visual, self.width = b, lowering, visual, width
         self.heads = heads
         self._weights = weights
+        self._question = ""
 
     @property
     def weights(self) -> Checkpoint:
@@ -109,11 +110,11 @@ class _Layers:
         def flat() -> Array:
             return self.weights.tensor(learned).reshape(1, queries, self.width)
 
-        q = b.weight(learned, Weight((1, queries, self.width), F32, flat))
+        q = b.weight(learned, Weight((1, queries, self.width), FLOATS, flat))
         batch = b.node("Shape", x, start=0, end=1)
         shape = b.node("Concat", batch, b.constant([queries, self.width]), axis=0)
         q = b.node("Expand", q, shape)
-        mixed = self.lowering.full_attention(b, q, keys, values, self.heads)
+        mixed = self.lowering.full_attention(b, q, keys, values, self.heads, self.width)
         return linear(b, mixed, self.weights, [f"{prefix}.o_proj"], f"{prefix}.o")
 
     def _pool(self, x: str, ratio: int) -> str:
@@ -146,11 +147,8 @@ class _Layers:
     def _gate(self, prefix: str) -> str:
         """Scores [1, branches] of the question."""
         b = self.b
-        names = {spec.name for spec in b.inputs}
-        question = "question" if "question" in names else b.input(
-            "question", "float32", [1, self.width]
-        )  # fmt: skip
-        inner = linear(b, question, self.weights, [f"{prefix}.0"], f"{prefix}.0")
+        self._question = self._question or b.given("question", [1, self.width])
+        inner = linear(b, self._question, self.weights, [f"{prefix}.0"], f"{prefix}.0")
         inner = activation(b, inner, "gelu")
         return linear(b, inner, self.weights, [f"{prefix}.2"], f"{prefix}.2")
 

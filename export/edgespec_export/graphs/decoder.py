@@ -11,8 +11,13 @@ The contract (DESIGN, decision 3), B named for servers that batch sessions:
 ``past_key.i``      [B, KV, capacity, D]   the KV cache; ``present_key.i`` is the same buffer
 ==================  =====================  ======================================================
 
-Outputs: ``logits`` [B, R, V]; for the target of a feature-level draft ``hidden`` [B, S, F], every
-row's feature. A draft, which may propose V_d of the V tokens, also gives ``topk_logprobs`` and
+``inputs_embeds`` and what else is computed with is float32 whatever the graph's precision, as are
+all outputs; only the caches are of the type that the graph computes with. A lowering that is not
+``in_place`` reads the caches and gives ``new_key.i`` [B, KV, S, D] in place of ``present_key.i``.
+
+Outputs: ``logits`` [B, R, V]; of the target of a GPU's lowering ``best_ids`` and ``best_logits``
+[B, R], their arg-max; of the target of a feature-level draft ``hidden`` [B, S, F], every row's
+feature. A draft, which may propose V_d of the V tokens, also gives ``topk_logprobs`` and
 ``topk_ids`` [B, R, K], so that the vocabulary need not cross into Python. They are the best of
 log-softmax(logits * inv_temperature + noise), of two more inputs; ``logits`` stay raw:
 
@@ -28,8 +33,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from edgespec_export.blocks import F32, linear, rotary_tables, stored
-from edgespec_export.builder import Array, GraphBuilder, Weight
+from edgespec_export.blocks import linear, rotary_tables, stored
+from edgespec_export.builder import FLOATS, Array, Axis, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
 from edgespec_export.graphs.proposer import Proposer, coupling_inputs
@@ -60,23 +65,25 @@ def build_decoder(
 ) -> GraphBuilder:
     """The step graph; ``top_k`` > 0 adds the draft's log-softmax and top-k outputs, ``features``
     the output ``hidden``: FINAL, or what enters the named layers, side by side (EAGLE-3)."""
-    b = GraphBuilder(name, lowering.opset)
-    step, caches = begin_step(b, text, lowering)
+    b = lowering.graph(name)
+    x, step, caches = begin_step(b, text, lowering)
     index = b.input("logit_index", "int64", ["R"])
-    done = stack(b, checkpoint, text, lowering, "inputs_embeds", caches, step)
+    done = stack(b, checkpoint, text, lowering, x, caches, step)
     rows = b.node("Gather", done.normed, index, axis=1)
     logits = proposer.logits(b, rows)
-    b.output(logits, "logits", "float32", ["B", "R", proposer.size])
+    b.give(logits, "logits", ["B", "R", proposer.size])
     if features:
         states = [*done.entering, done.normed]  # as transformers numbers them
         parts = [states[k] for k in features]
         joined = b.node("Concat", *parts, axis=-1)
-        b.output(joined, "hidden", "float32", ["B", "S", text.hidden * len(parts)])
+        b.give(joined, "hidden", ["B", "S", text.hidden * len(parts)])
     if top_k:
         logprobs, ids = proposer.best(b, "logits", top_k, coupling_inputs(b, "N"))
         b.output(logprobs, "topk_logprobs", "float32", ["B", "R", top_k])
         b.output(ids, "topk_ids", "int64", ["B", "R", top_k])
-    publish_caches(b, text, done.caches)
+    elif lowering.names_best:
+        _name_best(b)
+    publish_caches(b, text, lowering, done.caches)
     return b
 
 
@@ -93,26 +100,60 @@ class Stacked:
 
 def begin_step(
     b: GraphBuilder, text: TextGeometry, lowering: Lowering
-) -> tuple[StepInputs, list[Cache]]:
-    """Declares the contract's inputs; returns what attention wants and the caches' names."""
-    b.input("inputs_embeds", "float32", ["B", "S", text.hidden])
+) -> tuple[str, StepInputs, list[Cache]]:
+    """Declares the contract's inputs; returns the rows, what attention wants and the caches."""
+    x = b.given("inputs_embeds", ["B", "S", text.hidden])
     b.input("position_ids", "int64", ["B", "S"])
     b.input("tree_mask", "bool", ["B", 1, "S", "T"])
     b.input("past_length", "int64", ["B"])
-    caches = [(f"past_key.{layer}", f"past_value.{layer}") for layer in range(text.layers)]
-    for pair in caches:
-        for name in pair:
-            b.input(name, "float32", cache_axes(text))
-    return lowering.step_inputs(b, *rotary(b, text)), caches
+    caches = [begin_cache(b, text, str(layer)) for layer in range(text.layers)]
+    return x, lowering.step_inputs(b, text, *rotary(b, text)), caches
+
+
+def begin_cache(b: GraphBuilder, text: TextGeometry, label: str, batch: Axis = "B") -> Cache:
+    """Declares one layer's cache as inputs."""
+    axes = [batch, text.kv_heads, "C", text.head_dim]
+    return tuple(b.input(f"past_{kind}.{label}", b.floats, axes) for kind in ("key", "value"))
 
 
 def publish_caches(
-    b: GraphBuilder, text: TextGeometry, caches: Sequence[Cache], suffix: str = ""
+    b: GraphBuilder,
+    text: TextGeometry,
+    lowering: Lowering,
+    caches: Sequence[Cache],
+    suffix: str = "",
+    rows: Axis = "S",
 ) -> None:
-    """Makes the caches with the new rows graph outputs, to be bound to the inputs' buffers."""
-    for layer, (key, value) in enumerate(caches):
-        b.output(key, f"present_key.{layer}{suffix}", "float32", cache_axes(text))
-        b.output(value, f"present_value.{layer}{suffix}", "float32", cache_axes(text))
+    """Makes every layer's cache an output (``publish_cache``)."""
+    for layer, written in enumerate(caches):
+        publish_cache(b, text, lowering, written, f"{layer}{suffix}", "B", rows)
+
+
+def publish_cache(
+    b: GraphBuilder,
+    text: TextGeometry,
+    lowering: Lowering,
+    written: Cache,
+    label: str,
+    batch: Axis,
+    rows: Axis,
+) -> None:
+    """Makes a cache with the new rows in it an output, to be bound to the input's buffer; of a
+    lowering that leaves the cache alone the new ``rows``, for the engine to put behind it."""
+    name, length = ("present", "C") if lowering.in_place else ("new", rows)
+    axes: list[Axis] = [batch, text.kv_heads, length, text.head_dim]
+    for kind, value in zip(("key", "value"), written[-2:], strict=True):
+        b.output(value, f"{name}_{kind}.{label}", b.floats, axes)
+
+
+def _name_best(b: GraphBuilder) -> None:
+    """The arg-max of all rows of ``logits``: plain greedy verification needs nothing else."""
+    values, ids = b.nodes(
+        "TopK", "logits", b.constant([1]), outputs=2, axis=-1, largest=1, sorted=1
+    )
+    last = b.constant([-1])
+    b.output(b.node("Squeeze", values, last), "best_logits", "float32", ["B", "R"])
+    b.output(b.node("Squeeze", ids, last), "best_ids", "int64", ["B", "R"])
 
 
 def stack(
@@ -155,25 +196,23 @@ def layers(
         entering.append(residual)
         prefix = f"text.layers.{layer}"
         qkv_names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
-        qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv")
+        qkv = linear(b, normed, checkpoint, qkv_names, f"{prefix}.qkv", quantised=True)
         mixed, cache = attend(layer, qkv)
         written.append(cache)
-        mixed = linear(b, mixed, checkpoint, [f"{prefix}.self_attn.o_proj"], f"{prefix}.o")
+        out_name = [f"{prefix}.self_attn.o_proj"]
+        mixed = linear(b, mixed, checkpoint, out_name, f"{prefix}.o", quantised=True)
         scale = _scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
         normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
         gate_up_names = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
-        gate_up = linear(b, normed, checkpoint, gate_up_names, f"{prefix}.gate_up")
-        down_names = [f"{prefix}.mlp.down_proj"]
-        down = linear(b, lowering.gated_silu(b, gate_up), checkpoint, down_names, f"{prefix}.down")
+        gate_up = linear(b, normed, checkpoint, gate_up_names, f"{prefix}.gate_up", quantised=True)
+        inner = lowering.gated_silu(b, gate_up)
+        down_name = [f"{prefix}.mlp.down_proj"]
+        down = linear(b, inner, checkpoint, down_name, f"{prefix}.down", quantised=True)
         last = layer + 1 == text.layers
         following = "text.norm" if last else f"text.layers.{layer + 1}.input_layernorm"
         scale = _scale(b, checkpoint, following)
         normed, residual = lowering.add_rms_norm(b, down, residual, scale, text.eps)
     return normed, entering, written
-
-
-def cache_axes(text: TextGeometry) -> list[int | str]:
-    return ["B", text.kv_heads, "C", text.head_dim]
 
 
 def _scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:
@@ -187,6 +226,6 @@ def rotary(b: GraphBuilder, text: TextGeometry) -> tuple[str, str]:
     def table(which: int) -> Array:
         return rotary_tables(text.rope, text.head_dim, rows)[which]
 
-    cos = b.weight("rotary.cos", Weight(shape, F32, lambda: table(0)))
-    sin = b.weight("rotary.sin", Weight(shape, F32, lambda: table(1)))
+    cos = b.weight("rotary.cos", Weight(shape, FLOATS, lambda: table(0)))
+    sin = b.weight("rotary.sin", Weight(shape, FLOATS, lambda: table(1)))
     return cos, sin

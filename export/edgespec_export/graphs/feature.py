@@ -8,10 +8,10 @@ drafted ones. Its token side is folded into the embedding table (``heads/folded.
 
 from __future__ import annotations
 
-from edgespec_export.blocks import F32, linear, stored
-from edgespec_export.builder import GraphBuilder, Weight
+from edgespec_export.blocks import linear, stored
+from edgespec_export.builder import FLOATS, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
-from edgespec_export.graphs.chain import chained_steps, join_steps
+from edgespec_export.graphs.chain import chained_steps, join_steps, publish_step
 from edgespec_export.graphs.decoder import begin_step, publish_caches
 from edgespec_export.graphs.proposer import Proposer, coupling_inputs
 from edgespec_export.heads.folded import Folded
@@ -23,21 +23,21 @@ def build_feature_step(
     folded: Folded, proposer: Proposer, lowering: Lowering, *, name: str, top_k: int
 ) -> GraphBuilder:
     """The step graph: ``logits`` [B, R, V_d], ``topk_logprobs``, ``topk_ids``, ``feedback``."""
-    b = GraphBuilder(name, lowering.opset)
+    b = lowering.graph(name)
     text = folded.geometry.text
-    step, caches = begin_step(b, text, lowering)
-    b.input("hidden", "float32", ["B", "S", text.hidden])
+    x, step, caches = begin_step(b, text, lowering)
+    hidden = b.given("hidden", ["B", "S", text.hidden])
     index = b.input("logit_index", "int64", ["R"])
-    out, written = _pass(b, folded, lowering, "inputs_embeds", "hidden", caches[0], step)
+    out, written = _pass(b, folded, lowering, x, hidden, caches[0], step)
     out = b.node("Gather", out, index, axis=1)
     scored, feedback = _ends(b, folded, lowering, out)
     logits = proposer.logits(b, scored)
-    b.output(logits, "logits", "float32", ["B", "R", proposer.size])
+    b.give(logits, "logits", ["B", "R", proposer.size])
     logprobs, ids = proposer.best(b, "logits", top_k, coupling_inputs(b, "N"))
     b.output(logprobs, "topk_logprobs", "float32", ["B", "R", top_k])
     b.output(ids, "topk_ids", "int64", ["B", "R", top_k])
-    b.output(b.node("Identity", feedback), "feedback", "float32", ["B", "R", text.hidden])
-    publish_caches(b, text, [written])
+    b.give(b.node("Identity", feedback), "feedback", ["B", "R", text.hidden])
+    publish_caches(b, text, lowering, [written])
     return b
 
 
@@ -47,36 +47,37 @@ def build_feature_chain(
     """All steps of a greedy chain in one call (see ``graphs/chain.py``); ViSpec's rows also carry
     the input ``offset`` [B, 1, H], which the first step's embeddings hold already. ``feedback``
     [B, 1, H] is the last step's: the ``hidden`` of the row that continues the chain."""
-    b = GraphBuilder(name, lowering.opset)
+    b = lowering.graph(name)
     text = folded.geometry.text
-    first, caches = begin_step(b, text, lowering)
-    b.input("hidden", "float32", ["B", "S", text.hidden])
+    x, first, caches = begin_step(b, text, lowering)
+    hidden = b.given("hidden", ["B", "S", text.hidden])
     vispec = folded.geometry.variant == "vispec"
-    offset = b.input("offset", "float32", ["B", 1, text.hidden]) if vispec else ""
-    rows = Weight((folded.vocab, text.hidden), F32, folded.table_array)
+    offset = b.given("offset", ["B", 1, text.hidden]) if vispec else ""
+    rows = Weight((folded.vocab, text.hidden), FLOATS, folded.table_array)
     table = b.weight("table.rows", rows)
-    x, hidden = "inputs_embeds", "hidden"
     found: list[tuple[str, str]] = []
-    for step in chained_steps(b, lowering, first, steps):
+    for step in chained_steps(b, text, lowering, first, steps):
         out, written = _pass(b, folded, lowering, x, hidden, caches[0], step.inputs)
-        publish_caches(b, text, [written], step.suffix)
+        caches = lowering.following(caches, [written])
+        publish_step(b, text, lowering, [written], step)
         row = b.node("Gather", out, b.constant([-1]), axis=1)
         scored, hidden = _ends(b, folded, lowering, row)
-        found.append(proposer.best(b, proposer.logits(b, scored), top_k, step.coupling))
+        logits = b.float32(proposer.logits(b, scored))
+        found.append(proposer.best(b, logits, top_k, step.coupling))
         if not step.last:
             token = b.node("Gather", found[-1][1], b.constant(0), axis=2)  # [B, 1]
             x = b.node("Gather", table, token, axis=0)
             x = b.node("Add", x, offset) if offset else x
     join_steps(b, found, top_k)
-    b.output(hidden, "feedback", "float32", ["B", 1, text.hidden])
+    b.give(hidden, "feedback", ["B", 1, text.hidden])
     return b
 
 
 def build_feature_encoder(folded: Folded, lowering: Lowering) -> GraphBuilder:
     """EAGLE-3's ``fc``: target ``features`` [N, F] -> ``hidden`` [N, H]."""
     geometry, head = folded.geometry, folded.head
-    b = GraphBuilder("draft_features", lowering.opset)
-    x = b.input("features", "float32", ["N", geometry.feature_size])
+    b = lowering.graph("draft_features")
+    x = b.given("features", ["N", geometry.feature_size])
     if geometry.norm_before_fc:
         x = lowering.rms_norm(b, x, _scale(b, head, "input_norm"), geometry.text.eps)
     if geometry.fc_norm:
@@ -88,24 +89,25 @@ def build_feature_encoder(folded: Folded, lowering: Lowering) -> GraphBuilder:
             for i, part in enumerate(parts)
         ), axis=-1)  # fmt: skip
     x = linear(b, x, head, ["fc"], "fc")
-    b.output(x, "hidden", "float32", ["N", geometry.text.hidden])
+    b.give(x, "hidden", ["N", geometry.text.hidden])
     return b
 
 
 def build_image_rows(folded: Folded, lowering: Lowering) -> GraphBuilder:
     """The token side of image rows: target ``image_embeds`` [N, P, H] -> ``draft_rows``."""
     text = folded.geometry.text
-    b = GraphBuilder("draft_projector", lowering.opset)
-    x = b.input("image_embeds", "float32", ["N", "P", text.hidden])
+    b = lowering.graph("draft_projector")
+    x = b.given("image_embeds", ["N", "P", text.hidden])
     if folded.geometry.variant == "eagle3":
         scale = _scale(b, folded.head, "midlayer.input_layernorm")
         x = lowering.rms_norm(b, x, scale, text.eps)
     else:
         shape = (text.hidden, text.hidden)
-        x = b.node("MatMul", x, b.weight("fc.tokens", Weight(shape, F32, lambda: folded.token_map)))
-        constant = Weight((text.hidden,), F32, lambda: folded.constant)
+        tokens = Weight(shape, FLOATS, lambda: folded.token_map)
+        x = b.node("MatMul", x, b.matrix("fc.tokens", tokens))
+        constant = Weight((text.hidden,), FLOATS, lambda: folded.constant)
         x = b.node("Add", x, b.weight("fc.constant", constant))
-    b.output(x, "draft_rows", "float32", ["N", "P", text.hidden])
+    b.give(x, "draft_rows", ["N", "P", text.hidden])
     return b
 
 
@@ -129,22 +131,24 @@ def _pass(
     else:
         prefix = "layers.0"
         shape = (text.hidden, text.hidden)
-        matrix = b.weight("fc.hidden", Weight(shape, F32, folded.hidden_map))
+        matrix = b.matrix("fc.hidden", Weight(shape, FLOATS, folded.hidden_map), quantised=True)
         residual = b.node("Add", x, b.node("MatMul", hidden, matrix))
         given = residual
         if geometry.input_norm:
             scale = _scale(b, head, "layers.0.input_layernorm")
             given = lowering.rms_norm(b, residual, scale, text.eps)
     names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
-    qkv = linear(b, given, head, names, f"{prefix}.qkv")
+    qkv = linear(b, given, head, names, f"{prefix}.qkv", quantised=True)
     mixed, written = lowering.attention(b, qkv, cache, text, step)
-    mixed = linear(b, mixed, head, [f"{prefix}.self_attn.o_proj"], f"{prefix}.o")
+    out_name = [f"{prefix}.self_attn.o_proj"]
+    mixed = linear(b, mixed, head, out_name, f"{prefix}.o", quantised=True)
     scale = _scale(b, head, f"{prefix}.post_attention_layernorm")
     normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
     both = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
-    gate_up = linear(b, normed, head, both, f"{prefix}.gate_up")
+    gate_up = linear(b, normed, head, both, f"{prefix}.gate_up", quantised=True)
     inner = lowering.gated_silu(b, gate_up)
-    down = linear(b, inner, head, [f"{prefix}.mlp.down_proj"], f"{prefix}.down")
+    down_name = [f"{prefix}.mlp.down_proj"]
+    down = linear(b, inner, head, down_name, f"{prefix}.down", quantised=True)
     return b.node("Add", down, residual), written
 
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.graphs.decoder import cache_axes, layers, rotary
+from edgespec_export.graphs.decoder import begin_cache, layers, publish_cache, rotary
 from edgespec_export.graphs.proposer import Proposer
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, Given, StepInputs
@@ -41,8 +41,8 @@ def build_packed(
     features: Sequence[int] = (),
 ) -> GraphBuilder:
     """The step graph of ``sessions`` sessions at once; ``features`` as in ``build_decoder``."""
-    b = GraphBuilder(name, lowering.opset)
-    b.input("inputs_embeds", "float32", [1, "N", text.hidden])
+    b = lowering.graph(name)
+    x = b.given("inputs_embeds", [1, "N", text.hidden])
     rows = b.input("rows", "int64", [sessions])
     steps = _steps(b, text, lowering, rows, sessions)
 
@@ -50,24 +50,25 @@ def build_packed(
         parts = b.nodes("Split", qkv, rows, outputs=sessions, axis=1)
         mixed, caches = zip(
             *(
-                lowering.attention(b, part, _cache(b, text, layer, session), text, step)
+                lowering.attention(
+                    b, part, begin_cache(b, text, f"{layer}.{session}", 1), text, step
+                )
                 for session, (part, step) in enumerate(zip(parts, steps, strict=True))
             ),
             strict=True,
         )
         return b.node("Concat", *mixed, axis=1), list(caches)
 
-    normed, entering, written = layers(b, checkpoint, text, lowering, "inputs_embeds", attend)
-    b.output(proposer.logits(b, normed), "logits", "float32", [1, "N", proposer.size])
+    normed, entering, written = layers(b, checkpoint, text, lowering, x, attend)
+    b.give(proposer.logits(b, normed), "logits", [1, "N", proposer.size])
     if features:
         states = [*entering, normed]
         joined = b.node("Concat", *(states[k] for k in features), axis=-1)
-        b.output(joined, "hidden", "float32", [1, "N", text.hidden * len(features)])
+        b.give(joined, "hidden", [1, "N", text.hidden * len(features)])
     for layer, caches in enumerate(written):
-        for session, pair in enumerate(caches):
-            for kind, value in zip(("key", "value"), pair, strict=True):
-                axes = [1, *cache_axes(text)[1:]]
-                b.output(value, f"present_{kind}.{layer}.{session}", "float32", axes)
+        for session, cache in enumerate(caches):
+            label = f"{layer}.{session}"
+            publish_cache(b, text, lowering, cache, label, 1, f"S.{session}")
     return b
 
 
@@ -83,14 +84,6 @@ def _steps(
     masks = [b.input(f"tree_mask.{s}", "bool", [1, 1, f"S.{s}", f"T.{s}"]) for s in range(sessions)]
     tables = rotary(b, text)
     return [
-        lowering.step_inputs(b, *tables, Given(mask, position, past))
+        lowering.step_inputs(b, text, *tables, Given(mask, position, past))
         for mask, position, past in zip(masks, positions, pasts, strict=True)
     ]
-
-
-def _cache(b: GraphBuilder, text: TextGeometry, layer: int, session: int) -> Cache:
-    axes = [1, *cache_axes(text)[1:]]
-    key, value = (
-        b.input(f"past_{kind}.{layer}.{session}", "float32", axes) for kind in ("key", "value")
-    )
-    return key, value

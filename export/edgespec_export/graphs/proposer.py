@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgespec_export.blocks import F32, linear
-from edgespec_export.builder import Array, Axis, GraphBuilder, Weight
+from edgespec_export.blocks import linear
+from edgespec_export.builder import FLOATS, Array, Axis, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 
 
@@ -63,18 +63,18 @@ class Proposer:
             whole = self.checkpoint.tensor(f"{self.name}.weight")
             return np.ascontiguousarray(whole[kept].T)
 
-        weight = Weight((hidden, len(kept)), F32, load)
-        return b.node("MatMul", x, b.weight("head.trimmed.weight", weight))
+        weight = Weight((hidden, len(kept)), FLOATS, load)
+        return b.node("MatMul", x, b.matrix("head.trimmed.weight", weight))
 
     def best(self, b: GraphBuilder, logits: str, k: int, coupling: Coupling) -> tuple[str, str]:
-        """The ``k`` best (scores, target ids) of [B, R, size] logits, where scores are
+        """The ``k`` best (scores, target ids) of float32 [B, R, size] logits, where scores are
         log-softmax(logits * inv_temperature + noise)."""
         scaled = b.node("Mul", logits, coupling.inv_temperature)
         logprobs, found = best(b, b.node("Add", scaled, coupling.noise), k)
         if self.ids is None:
             return logprobs, found
         ids = np.array(self.ids, dtype=np.int64)
-        names = b.weight("head.ids", Weight(ids.shape, ids.dtype, lambda: ids))
+        names = b.weight("head.ids", Weight(ids.shape, "int64", lambda: ids))
         return logprobs, b.node("Gather", names, found, axis=0)
 
 

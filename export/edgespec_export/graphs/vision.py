@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgespec_export.blocks import F32, activation, layer_norm, linear, stored
-from edgespec_export.builder import Array, GraphBuilder, Weight
+from edgespec_export.blocks import activation, layer_norm, linear, stored
+from edgespec_export.builder import FLOATS, Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import LlavaGeometry, VisionGeometry
 from edgespec_export.lowerings import Lowering
@@ -19,8 +19,8 @@ def build_vision(
     F is the tower's width times the number of feature layers (1 in published checkpoints).
     """
     vision = geometry.vision
-    b = GraphBuilder(name, lowering.opset)
-    pixels = b.input("pixel_values", "float32", ["N", 3, vision.image_size, vision.image_size])
+    b = lowering.graph(name)
+    pixels = b.given("pixel_values", ["N", 3, vision.image_size, vision.image_size])
     hidden = _embeddings(b, pixels, checkpoint, vision)
     states = {0: hidden}
     for layer in range(max(geometry.feature_layers)):
@@ -34,7 +34,7 @@ def build_vision(
         end = b.constant([np.iinfo(np.int64).max])
         features = b.node("Slice", features, b.constant([1]), end, b.constant([1]))
     width = vision.hidden * len(chosen)
-    b.output(features, "features", "float32", ["N", geometry.visual_tokens, width])
+    b.give(features, "features", ["N", geometry.visual_tokens, width])
     return b
 
 
@@ -42,13 +42,13 @@ def build_projector(
     checkpoint: Checkpoint, geometry: LlavaGeometry, lowering: Lowering, name: str
 ) -> GraphBuilder:
     """``features`` [N, P, F] -> ``image_embeds`` [N, P, H]."""
-    b = GraphBuilder(name, lowering.opset)
+    b = lowering.graph(name)
     width = geometry.vision.hidden * len(geometry.feature_layers)
-    x = b.input("features", "float32", ["N", "P", width])
+    x = b.given("features", ["N", "P", width])
     x = linear(b, x, checkpoint, ["projector.linear_1"], "projector.linear_1")
     x = activation(b, x, geometry.projector_activation)
     x = linear(b, x, checkpoint, ["projector.linear_2"], "projector.linear_2")
-    b.output(x, "image_embeds", "float32", ["N", "P", geometry.text.hidden])
+    b.give(x, "image_embeds", ["N", "P", geometry.text.hidden])
     return b
 
 
@@ -72,7 +72,7 @@ def _embeddings(
     def class_row() -> Array:
         return checkpoint.tensor(f"{prefix}class_embedding").reshape(1, 1, -1)
 
-    token = b.weight(f"{prefix}class", Weight((1, 1, vision.hidden), F32, class_row))
+    token = b.weight(f"{prefix}class", Weight((1, 1, vision.hidden), FLOATS, class_row))
     batch = b.node("Shape", x, start=0, end=1)
     shape = b.node("Concat", batch, b.constant([1, vision.hidden]), axis=0)
     x = b.node("Concat", b.node("Expand", token, shape), x, axis=1)
@@ -93,7 +93,7 @@ def _encoder_layer(
     names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
     qkv = linear(b, normed, checkpoint, names, f"{prefix}.qkv")
     q, k, v = b.nodes("Split", qkv, b.constant([vision.hidden] * 3), outputs=3, axis=-1)
-    mixed = lowering.full_attention(b, q, k, v, vision.heads)
+    mixed = lowering.full_attention(b, q, k, v, vision.heads, vision.hidden)
     out = linear(b, mixed, checkpoint, [f"{prefix}.self_attn.out_proj"], f"{prefix}.out")
     x = b.node("Add", x, out)
     normed = layer_norm(b, x, checkpoint, f"{prefix}.layer_norm2", vision.eps)

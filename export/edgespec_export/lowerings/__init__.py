@@ -7,18 +7,28 @@ from collections.abc import Callable, Mapping
 from edgespec.errors import ConfigError
 from edgespec.flavour import Flavour
 from edgespec_export.lowerings.base import Lowering
+from edgespec_export.precision import KNOWN, Precision
 
 
 def get_lowering(flavour: Flavour) -> Lowering:
     """The lowering of that flavour. Raises ConfigError listing what there is."""
     from edgespec_export.lowerings.native import NativeLowering
     from edgespec_export.lowerings.ort import OrtLowering
+    from edgespec_export.lowerings.portable import PortableLowering
 
     flavour.check()
-    known: Mapping[str, Callable[[], Lowering]] = {"ort": OrtLowering, "native": NativeLowering}
-    if flavour.lowering not in known or flavour.precision != "fp32":
-        raise ConfigError(f"flavour '{flavour}' is not built yet")
-    return known[flavour.lowering]()
+    precision = KNOWN[flavour.precision]
+    if flavour.lowering == "ort" and precision.bits:
+        raise ConfigError(
+            f"flavour '{flavour}' is not built: lowering 'ort' has fp32, fp16 and bf16; use "
+            f"native:{precision.name}"
+        )
+    known: Mapping[str, Callable[[Precision], Lowering]] = {
+        "ort": OrtLowering,
+        "native": NativeLowering,
+        "portable": PortableLowering,
+    }
+    return known[flavour.lowering](precision)
 
 
 __all__ = ["Lowering", "get_lowering"]

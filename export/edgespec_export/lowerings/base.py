@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
 
-Cache = tuple[str, str]
-"""Names of one layer's key and value cache."""
+Cache = tuple[str, ...]
+"""Names of one layer's keys and values; where new rows are kept apart, theirs behind them."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class StepInputs:
 
     mask: str
     positions: str
-    lengths: tuple[str, ...]
     cos: str
     sin: str
+    own: tuple[str, ...] = ()
 
 
 CONTRACT = Given()
@@ -42,15 +43,21 @@ class Lowering(Protocol):
     """Builds norm, attention and gating blocks out of one engine's preferred operators."""
 
     name: str
-    opset: int
     mask_span: str
-    """What the last axis T of ``tree_mask`` covers: "total" (cached + new rows) or "capacity"."""
+    """What the last axis T of ``tree_mask`` covers: "total" (cached and new rows), "capacity" (the
+    cache, new rows in it), or "behind" (the whole cache, then the new rows)."""
 
-    chains: bool
-    """Whether several draft steps can be put into one graph."""
+    in_place: bool
+    """Whether graphs write new rows into the cache they are given, rather than hand them out."""
+
+    names_best: bool
+    """Whether a target's step graph names the best token of every row."""
+
+    def graph(self, name: str) -> GraphBuilder:
+        """An empty graph for this lowering and its precision."""
 
     def step_inputs(
-        self, b: GraphBuilder, cos: str, sin: str, given: Given = CONTRACT
+        self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT
     ) -> StepInputs:
         """Turns the mask, positions and past length ``given`` into what attention wants."""
 
@@ -62,18 +69,25 @@ class Lowering(Protocol):
     ) -> tuple[str, str]:
         """(normed, x + residual): the fused step between two blocks."""
 
-    def chained(self, b: GraphBuilder, step: StepInputs, positions: str, ahead: int) -> StepInputs:
+    def chained(
+        self, b: GraphBuilder, text: TextGeometry, step: StepInputs, positions: str, ahead: int
+    ) -> StepInputs:
         """What attention wants for one more row, ``ahead`` rows behind those of ``step``, that
-        sees everything before it. Only where ``chains`` is true."""
+        sees everything before it, as the last row of ``step`` does."""
+
+    def following(self, past: Sequence[Cache], written: Sequence[Cache]) -> list[Cache]:
+        """The caches that the next step of a chain reads, after one that read ``past``."""
 
     def attention(
         self, b: GraphBuilder, qkv: str, past: Cache, text: TextGeometry, step: StepInputs
     ) -> tuple[str, Cache]:
-        """Packed [B, S, (heads + 2 kv) D] -> [B, S, heads D] and the cache with the new rows in it;
-        rotates, writes the cache, attends under the mask."""
+        """Packed [B, S, (heads + 2 kv) D] -> [B, S, heads D] and the cache with the new rows in it
+        or behind it; rotates, attends under the mask."""
 
     def gated_silu(self, b: GraphBuilder, gate_up: str) -> str:
         """[B, S, 2 I] (gate, up) -> silu(gate) * up."""
 
-    def full_attention(self, b: GraphBuilder, q: str, k: str, v: str, heads: int) -> str:
-        """Unmasked attention of a vision tower, [N, P, H] each."""
+    def full_attention(
+        self, b: GraphBuilder, q: str, k: str, v: str, heads: int, width: int
+    ) -> str:
+        """Unmasked attention of a vision tower, [N, P, ``width``] each."""

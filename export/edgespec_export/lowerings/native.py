@@ -7,21 +7,30 @@ cache capacity and hides what is not written yet.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
 from edgespec_export.lowerings.base import CONTRACT, Cache, Given, StepInputs
+from edgespec_export.precision import Precision
 
 
 class NativeLowering:
     name = "native"
-    opset = 24
     mask_span = "capacity"
-    chains = False
+    in_place = True
+    names_best = True
+
+    def __init__(self, precision: Precision) -> None:
+        self._precision = precision
+
+    def graph(self, name: str) -> GraphBuilder:
+        return GraphBuilder(name, 24, self._precision)
 
     def step_inputs(
-        self, b: GraphBuilder, cos: str, sin: str, given: Given = CONTRACT
+        self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT
     ) -> StepInputs:
-        return StepInputs(given.mask, given.positions, (given.past,), cos, sin)
+        return StepInputs(given.mask, given.positions, cos, sin, (given.past,))
 
     def rms_norm(self, b: GraphBuilder, x: str, scale: str, eps: float) -> str:
         return b.node("RMSNormalization", x, scale, axis=-1, epsilon=eps)
@@ -32,8 +41,20 @@ class NativeLowering:
         total = b.node("Add", x, residual)
         return self.rms_norm(b, total, scale, eps), total
 
-    def chained(self, b: GraphBuilder, step: StepInputs, positions: str, ahead: int) -> StepInputs:
-        raise NotImplementedError("the static cache's mask is not extended inside a graph yet")
+    def chained(
+        self, b: GraphBuilder, text: TextGeometry, step: StepInputs, positions: str, ahead: int
+    ) -> StepInputs:
+        (past,) = step.own
+        given = b.node("Shape", step.positions, start=1, end=2)
+        start = b.node("Add", past, b.node("Add", given, b.constant([ahead - 1])))  # [B]
+        end = b.node("Reshape", b.node("Add", start, b.constant([1])), b.constant([-1, 1, 1, 1]))
+        capacity = b.node("Squeeze", b.node("Shape", step.mask, start=3, end=4))
+        columns = b.node("Range", b.constant(0), capacity, b.constant(1))
+        mask = b.node("Less", columns, end)
+        return StepInputs(mask, positions, step.cos, step.sin, (start,))
+
+    def following(self, past: Sequence[Cache], written: Sequence[Cache]) -> list[Cache]:
+        return list(past)  # the same memory, the new rows in it
 
     def attention(
         self, b: GraphBuilder, qkv: str, past: Cache, text: TextGeometry, step: StepInputs
@@ -46,7 +67,7 @@ class NativeLowering:
         )
         q, k = (b.node("RotaryEmbedding", x, step.cos, step.sin, step.positions) for x in (q, k))
         key, value = (
-            b.node("TensorScatter", cache, new, *step.lengths, axis=2)
+            b.node("TensorScatter", cache, new, *step.own, axis=2)
             for cache, new in zip(past, (k, v), strict=True)
         )
         mixed = b.node("Attention", q, key, value, step.mask, scale=text.head_dim**-0.5)
@@ -58,7 +79,9 @@ class NativeLowering:
         gate, up = b.nodes("Split", gate_up, outputs=2, axis=-1, num_outputs=2)
         return b.node("Mul", b.node("Mul", gate, b.node("Sigmoid", gate)), up)
 
-    def full_attention(self, b: GraphBuilder, q: str, k: str, v: str, heads: int) -> str:
+    def full_attention(
+        self, b: GraphBuilder, q: str, k: str, v: str, heads: int, width: int
+    ) -> str:
         return b.node("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)
 
     def _heads(self, b: GraphBuilder, x: str, heads: int, width: int) -> str:

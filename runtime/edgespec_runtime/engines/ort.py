@@ -106,9 +106,7 @@ class OrtStepGraph:
         outputs: tuple[str, ...] = ("logits",),
         cache: KVCache | None = None,
     ) -> StepSession:
-        meta = self.spec.meta
-        shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
-        cache = cache or KVCache(shape, capacity)
+        cache = cache or KVCache(CacheShape.of(self.spec), capacity)
         return OrtStepSession(self._ort, self._session, self.spec, cache, outputs)
 
     def open_pool(self) -> StepPool:

@@ -18,10 +18,13 @@ from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.ort_step import (
+    BEHIND,
     OrtStepSession,
+    append,
     cache_values,
     check_rows,
-    mask_span,
+    layer_values,
+    new_rows,
     short,
     spread,
 )
@@ -90,8 +93,9 @@ class PackedStep:
         self._past, self._rows = (np.zeros(self.seats, dtype=np.int64) for _ in range(2))
         self._binding.bind_ortvalue_input("past_length", wrap(self._past))
         self._binding.bind_ortvalue_input("rows", wrap(self._rows))
-        shape = CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
-        self._scratch = KVCache(shape, 1)
+        self._behind = meta["mask_span"] == BEHIND
+        self._fresh: list[Array] = []  # new rows of every seat, where the graph hands them out
+        self._scratch = KVCache(CacheShape.of(spec), 1)
         self._scratch_layers = cache_values(self._scratch, wrap)
         nothing = np.zeros((1, self._hidden), dtype=np.float32)
         self._idle = Ask(nothing, [0], np.ones((1, 1), dtype=np.bool_))  # operators want a row
@@ -121,6 +125,8 @@ class PackedStep:
             end = int(ends[self._seated.index(session)])
             start = end - len(ask.embeds)
             answers.append([found[name][start:end] for name in session.outputs])
+            if self._behind:
+                append(session.cache, self._fresh[self._seated.index(session)])
             session.cache.pending += len(ask.embeds)
         return answers
 
@@ -138,7 +144,8 @@ class PackedStep:
         layers = session.layers if session else self._scratch_layers
         for name, value in layers.items():
             self._binding.bind_ortvalue_input(f"past_{name}.{seat}", value)
-            self._binding.bind_ortvalue_output(f"present_{name}.{seat}", value)
+            if not self._behind:
+                self._binding.bind_ortvalue_output(f"present_{name}.{seat}", value)
         self._seated[seat] = session
 
     def _feed(self, asks: Sequence[Ask]) -> None:
@@ -149,13 +156,17 @@ class PackedStep:
         np.concatenate([ask.embeds for ask in asks], out=embeds)
         positions = self._take("position_ids", total, 0, np.int64)
         positions[:] = [position for ask in asks for position in ask.positions]
-        self._masks = []  # what is bound is kept here
+        self._masks, self._fresh = [], []  # what is bound is kept here
         for seat, (session, ask) in enumerate(zip(self._seated, asks, strict=True)):
             cache = session.cache if session else self._scratch
             self._past[seat] = cache.used
-            mask = spread(ask.mask, mask_span(self._spec, cache))
+            mask = spread(ask.mask, self._spec, cache)
             self._masks.append(mask)
             self._binding.bind_ortvalue_input(f"tree_mask.{seat}", self._wrap(mask))
+            if self._behind:
+                self._fresh.append(new_rows(cache, len(ask.embeds)))
+                for name, value in layer_values(self._fresh[-1], self._wrap).items():
+                    self._binding.bind_ortvalue_output(f"new_{name}.{seat}", value)
 
     def _take(self, name: str, rows: int, width: int, dtype: Any) -> Array:
         array, value = self._buffers.take(f"given {name}", rows, width, dtype)
@@ -169,4 +180,4 @@ class PackedStep:
 
 
 def _is_cache(tensor: TensorSpec) -> bool:
-    return tensor.name.startswith("present_")
+    return tensor.name.startswith(("present_", "new_"))

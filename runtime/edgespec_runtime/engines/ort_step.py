@@ -16,6 +16,9 @@ from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.coupling import Coupling
 from edgespec_runtime.kv import KVCache
 
+BEHIND = "behind"
+"""``mask_span`` of graphs that hand new rows out instead of writing them into the cache."""
+
 
 class OrtStepSession:
     """One request: a cache bound to the same buffers as input and output of the graph."""
@@ -38,7 +41,7 @@ class OrtStepSession:
         self._session = session
         self._wrap = ort.OrtValue.ortvalue_from_numpy  # shares memory on the CPU
         self._hidden = int(meta["hidden"])
-        self._span = mask_span(spec, cache)
+        self._behind = spec.meta["mask_span"] == BEHIND
         self._steps = int(meta.get("steps", 1))  # > 1: a chain graph, which appends its own rows
         self._given = {tensor.name for tensor in spec.inputs}
         self._produced = {t.name: t for t in spec.outputs}
@@ -59,6 +62,7 @@ class OrtStepSession:
             if tensor.name.startswith("present_"):
                 kind, layer = tensor.name.removeprefix("present_").split(".")[:2]
                 self._binding.bind_ortvalue_output(tensor.name, self.layers[f"{kind}.{layer}"])
+        self._fresh: Array | None = None  # the new rows, where the graph does not write the cache
 
     def step(
         self,
@@ -88,7 +92,7 @@ class OrtStepSession:
         elif self._coupling and self._coupling.noisy:
             self._coupling.clear()
         self._past[0] = cache.used
-        seen = spread(mask, self._span)  # bound until the run is over
+        seen = spread(mask, self._spec, cache)  # bound until the run is over
         self._binding.bind_ortvalue_input("tree_mask", self._wrap(seen))
         started = perf_counter()
         try:
@@ -96,6 +100,8 @@ class OrtStepSession:
         except Exception as error:
             raise EngineError(f"onnxruntime failed in {self._file}: {short(error)}") from error
         self.engine_s += perf_counter() - started
+        if self._fresh is not None:
+            append(cache, self._fresh)
         cache.pending += new
         return self._returned
 
@@ -119,6 +125,10 @@ class OrtStepSession:
             self._binding.bind_ortvalue_input("logit_index", self._wrap(self._picked))
         sizes = {"S": rows, "R": 1 if last_only else rows}  # a chain's outputs say theirs
         self._returned = [self._result(name, sizes) for name in self.outputs]
+        if self._behind:
+            self._fresh = new_rows(self.cache, rows + self._steps - 1)
+            for name, value in layer_values(self._fresh, self._wrap).items():
+                self._binding.bind_ortvalue_output(f"new_{name}", value)
         self._bound_for = (rows, last_only)
 
     def _take(self, name: str, rows: int, width: int, dtype: Any) -> Array:
@@ -128,37 +138,54 @@ class OrtStepSession:
         return array
 
     def _result(self, name: str, sizes: Mapping[str, int]) -> Array:
-        """A reused output buffer [rows, width], bound for the coming run; ``sizes`` are those of
-        axes that have a name."""
+        """A reused output buffer [rows, width] or [rows], bound for the coming run; ``sizes`` are
+        those of axes that have a name."""
         tensor = self._produced[name]
-        _, axis, width = tensor.axes
+        _, axis, *width = tensor.axes
         rows = axis if isinstance(axis, int) else sizes[axis]
-        array, value = self._buffers.take(name, rows, int(width), tensor.dtype)
+        array, value = self._buffers.take(name, rows, int(width[0]) if width else 0, tensor.dtype)
         self._binding.bind_ortvalue_output(name, value)
         return array
 
 
-def mask_span(spec: GraphSpec, cache: KVCache) -> int:
-    """Columns of the graph's mask where they are always the same; 0: as many as rows are in use."""
-    return cache.capacity if spec.meta["mask_span"] == "capacity" else 0
-
-
-def spread(mask: npt.NDArray[np.bool_], span: int) -> npt.NDArray[np.bool_]:
-    """[S, used + S] as a graph wants it: [1, 1, S, T], T = ``span`` (see ``mask_span``)."""
-    if span:
-        full = np.zeros((len(mask), span), dtype=np.bool_)
+def spread(mask: npt.NDArray[np.bool_], spec: GraphSpec, cache: KVCache) -> npt.NDArray[np.bool_]:
+    """[S, used + S] as a graph wants it: [1, 1, S, T], where T is used + S ("total"), the cache's
+    capacity, or that and S more columns for the new rows, which lie "behind" the cache."""
+    span = spec.meta["mask_span"]
+    if span == "total":
+        return mask[None, None]
+    rows = len(mask)
+    if span == BEHIND:
+        full = np.zeros((rows, cache.capacity + rows), dtype=np.bool_)
+        full[:, : cache.used], full[:, cache.capacity :] = np.split(mask, [cache.used], axis=1)
+    else:
+        full = np.zeros((rows, cache.capacity), dtype=np.bool_)
         full[:, : mask.shape[1]] = mask
-        mask = full
-    return mask[None, None]
+    return full[None, None]
 
 
 def cache_values(cache: KVCache, wrap: Callable[[Array], Any]) -> dict[str, Any]:
     """The engine's values of a cache: "key.i" and "value.i" of layer i."""
+    return layer_values(cache.rows, wrap)
+
+
+def layer_values(rows: Array, wrap: Callable[[Array], Any]) -> dict[str, Any]:
+    """The engine's values of [layers, 2, B, KV, rows, D]: "key.i" and "value.i" of layer i."""
     return {
-        f"{kind}.{layer}": wrap(rows)
-        for layer, pair in enumerate(cache.rows)
-        for kind, rows in zip(("key", "value"), pair, strict=True)
+        f"{kind}.{layer}": wrap(part)
+        for layer, pair in enumerate(rows)
+        for kind, part in zip(("key", "value"), pair, strict=True)
     }
+
+
+def new_rows(cache: KVCache, rows: int) -> Array:
+    """Room for ``rows`` rows that a graph hands out: [layers, 2, B, KV, rows, D]."""
+    return np.zeros((*cache.rows.shape[:4], rows, cache.rows.shape[5]), dtype=cache.rows.dtype)
+
+
+def append(cache: KVCache, rows: Array) -> None:
+    """Writes ``rows`` behind those in use; the caller counts them."""
+    cache.rows[..., cache.used : cache.used + rows.shape[4], :] = rows
 
 
 def check_rows(

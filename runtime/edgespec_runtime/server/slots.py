@@ -11,6 +11,7 @@ import math
 import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,8 +76,9 @@ class Slots:
         capacity = -(-capacity // BLOCK) * BLOCK
         sizes = (shape.layers, 2, count, shape.kv_heads, capacity, shape.head_dim)
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._memory = mmap.mmap(-1, 4 * math.prod(sizes), flags=private)
-        self.rows: npt.NDArray[np.float32] = np.frombuffer(self._memory, np.float32).reshape(sizes)
+        size = shape.storage.itemsize * math.prod(sizes)
+        self._memory = mmap.mmap(-1, size, flags=private)
+        self.rows: npt.NDArray[Any] = np.frombuffer(self._memory, shape.storage).reshape(sizes)
         """[layers, 2, slots, KV, capacity, D]; zeros take no memory until they are written."""
         self.all = [Slot(i, KVCache.over(self.rows[:, :, i : i + 1])) for i in range(count)]
         self._free = deque(self.all)  # the next to take is leftmost

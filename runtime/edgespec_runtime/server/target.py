@@ -45,14 +45,12 @@ class Target:
 
     @property
     def cache_shape(self) -> CacheShape:
-        meta = self.step.spec.meta
-        return CacheShape(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]))
+        return CacheShape.of(self.step.spec)
 
     @property
     def row_bytes(self) -> int:
         """Of one row of context in the KV cache."""
-        shape = self.cache_shape
-        return 2 * shape.layers * shape.kv_heads * shape.head_dim * 4
+        return self.cache_shape.row_bytes
 
     @property
     def feature_width(self) -> int:
