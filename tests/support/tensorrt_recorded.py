@@ -35,7 +35,6 @@ def recorded(version: str) -> TensorRT:
         members = enumeration(version, name)
         if members:
             setattr(module, name, IntEnum(name, members, start=0))
-    module.LayerType = getattr(module, "LayerType", None)
     for name, members in RECORD["versions"][version]["classes"].items():
         if members is not None:
             setattr(module, name, _class(module, name, members))
@@ -65,7 +64,8 @@ def _class(module: Any, name: str, members: list[str]) -> type:
     def method(member: str) -> Callable[..., Any]:
         def call(self: Any, *arguments: Any) -> Any:
             module.calls.append((f"{name}.{member}", arguments))
-            return results.get(member, lambda *given: None)(*arguments)
+            result = results.get(member)
+            return result(*arguments) if result else None
 
         return call
 
