@@ -33,6 +33,8 @@ CONTRIB = "com.microsoft"
 # ONNX Runtime maps external data in place only where it starts on a page.
 ALIGNMENT = 4096
 INLINE_BYTES = 1024
+BLOCKS_OPSET = 21
+"""Where ONNX has weights in blocks; TensorRT 10.3 takes them too, though its table ends at 20."""
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
 
 
@@ -160,6 +162,8 @@ class GraphBuilder:
         numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
         scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
         blocked: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
+        if block:
+            self._opset = max(self._opset, BLOCKS_OPSET)
         return self.node("DequantizeLinear", numbers, scales, **blocked)
 
     def constant(self, value: Any, kind: str = "int64") -> str:

@@ -20,8 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgespec_export.blocks import stored
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
@@ -51,8 +49,8 @@ def chained_steps(
     given = coupling_inputs(b, steps)
     noises = b.nodes("Split", given.noise, b.constant([1] * steps), outputs=steps, axis=1)
     couplings = [Coupling(noise, given.inv_temperature) for noise in noises]
-    last = [b.constant([value]) for value in (-1, np.iinfo(np.int64).max, 1)]
-    position = b.node("Slice", "position_ids", *last)  # [B, 1], of the last given row
+    # [B, 1], of the last given row: by Gather, as TensorRT does not see that a Slice has one row.
+    position = b.node("Gather", "position_ids", b.constant([-1]), axis=1)
     yield ChainStep(first, "", couplings[0], steps == 1)
     for ahead in range(1, steps):
         following = b.node("Add", position, b.constant([ahead]))
