@@ -24,6 +24,7 @@ from edgespec_export.exporter import ExportRequest, export_bundle, plan_export
 from edgespec_export.family import export_request
 from edgespec_runtime import Model
 from edgespec_runtime.engines import StepSession, open_engine
+from edgespec_runtime.kv import KVCache
 from edgespec_runtime.loading import STEP_ROLES
 from edgespec_runtime.prefill import causal_mask, prefill
 from tests.support.compare import assert_same_tokens
@@ -198,8 +199,14 @@ def step_outputs(bundle: Bundle, spec: GraphSpec, folder: Path) -> dict[str, Flo
         hidden=hidden[12:22] if fed else None,
     )
     outputs = dict(zip(names, (array.copy() for array in found), strict=True))
-    rows = session.cache.rows[..., : session.cache.used, :]
-    return outputs | {"cache": np.asarray(rows, dtype=np.float32)}
+    return outputs | {"cache": rows_of(session)}
+
+
+def rows_of(session: StepSession) -> Floats:
+    """What its cache holds so far."""
+    cache = session.cache
+    assert isinstance(cache, KVCache)
+    return np.asarray(cache.rows[..., : cache.used, :], dtype=np.float32)
 
 
 def check_close(found: dict[str, Floats], wanted: dict[str, Floats], off: float) -> None:
@@ -249,8 +256,7 @@ def chain_outputs(bundle: Bundle, flavour: Flavour) -> tuple[Any, ...]:
         hidden=hidden[8:] if fed else None, offset=offset if "offset" in given else None,
     )  # fmt: skip
     assert session.cache.pending == 3 + int(chain.meta["steps"]) - 1
-    rows = session.cache.rows[..., : session.cache.used, :].astype(np.float32)
-    return scores.copy(), ids.copy(), rows
+    return scores.copy(), ids.copy(), rows_of(session)
 
 
 @pytest.mark.parametrize("flavour", [*FP32[1:], *RUN], ids=str)
@@ -390,7 +396,7 @@ def test_rounded_weights_are_for_standard_operators(zoo: Zoo) -> None:
     request = ExportRequest(
         str(zoo.checkpoint("gqa")), Path("b"), flavours=(Flavour("ort", "int4"),)
     )
-    with pytest.raises(ConfigError, match="'ort' has fp32, fp16 and bf16; use native:int4"):
+    with pytest.raises(ConfigError, match="'ort' has fp32, fp16, bf16; use native:int4"):
         plan_export(request)
 
 
