@@ -32,6 +32,7 @@ from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request
 from edgespec_runtime import Model
 from edgespec_runtime.kv import BLOCK as CACHE_BLOCK
+from edgespec_runtime.kv import KVCache
 from edgespec_runtime.prefill import CHUNK as PREFILL_CHUNK
 
 ROOT = Path(__file__).parent.parent

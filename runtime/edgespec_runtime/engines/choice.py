@@ -18,6 +18,8 @@ ENGINES = ("ort", "ort-cuda", "ort-tensorrt-rtx", "tensorrt", "tensorrt-rtx")
 `edgespec build` made, under either TensorRT."""
 BUILT = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Engines that run what was built, and the library of each."""
+ON_GPU = ("cuda", "native", "portable", "ort")
+"""Lowerings by speed with ONNX Runtime on a GPU (docs/performance.md)."""
 HALVES = ("fp16", "bf16", "int8", "int4", "fp32")
 """Precisions as a GPU likes them: half ones first, and of those the exacter ones."""
 
@@ -64,7 +66,7 @@ def flavours_for(engine: str = AUTO) -> tuple[Flavour, ...]:
     """What a bundle should hold to run on ``engine`` here."""
     if engine == "ort" or (engine == AUTO and why_no_cuda()):
         return (Flavour("ort"),)
-    return (Flavour("native", "fp16"),)
+    return (Flavour("cuda" if engine in (AUTO, "ort-cuda") else "native", "fp16"),)
 
 
 def chosen(bundle: Bundle, engine: str = "ort") -> Bundle:
@@ -110,22 +112,23 @@ def _best(bundle: Bundle, engine: str, there: Sequence[Flavour]) -> Flavour:
         built = {found.flavour for found in _index(bundle) if found.library == BUILT[engine]}
         fit = [flavour for flavour in fit if str(flavour) in built] or fit
     if not fit:
+        add = "cuda" if engine == "ort-cuda" else "native"
         raise BundleError(
             f"engine {engine} runs none of {', '.join(map(str, there))}; export {bundle.path} "
-            "again with --lowering native:fp16 as well"
+            f"again with --lowering {add}:fp16 as well"
         )
     if engine == "ort":  # its own operators, and float32 before anything else
         return min(fit, key=lambda f: (f.precision != "fp32", LOWERINGS.index(f.lowering)))
-    standard = {"native": 0, "portable": 1, "ort": 2}
-    return min(fit, key=lambda f: (standard[f.lowering], HALVES.index(f.precision)))
+    return min(fit, key=lambda f: (ON_GPU.index(f.lowering), HALVES.index(f.precision)))
 
 
 def _takes(engine: str, flavour: Flavour) -> bool:
     if engine == "ort":
         return True
-    if engine == "ort-cuda":  # GroupQueryAttention has no float32 there
-        return flavour.lowering != "ort" or flavour.precision in ("fp16", "bf16")
-    return flavour.lowering != "ort"
+    own = flavour.lowering in ("ort", "cuda")  # ONNX Runtime's own operators
+    if engine == "ort-cuda":  # whose GroupQueryAttention has no float32 there
+        return not own or flavour.precision != "fp32"
+    return not own
 
 
 def _why_not(bundle: Bundle, engine: str, there: Sequence[Flavour]) -> str:
