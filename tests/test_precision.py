@@ -84,7 +84,7 @@ def test_an_engine_reads_the_numbers_that_were_written(
     b.give(b.node("MatMul", x, b.matrix("w", weight, quantised=True)), "y", ["N", 24])
     assert b.multiplied == exact.size
     b.save(tmp_path, "layer")
-    wanted = exact.astype(np.float16).astype(np.float32)
+    wanted: npt.NDArray[Any] = exact.astype(np.float16).astype(np.float32)
     if kind:
         block = block_of(inputs) if kind == "int4" else 0
         rounded = Quantised(lambda: exact, int(kind[3:]), block)

@@ -37,6 +37,8 @@ CONTRIB = "com.microsoft"
 ALIGNMENT = 4096
 INLINE_BYTES = 1024
 WINDOWS = 22  # the opset from which convolutions and pools take bfloat16
+BLOCKS_OPSET = 21
+"""Where ONNX has weights in blocks; TensorRT 10.3 takes them too, though its table ends at 20."""
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
 
 
@@ -167,6 +169,8 @@ class GraphBuilder:
         numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
         scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
         blocked: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
+        if block:
+            self._opset = max(self._opset, BLOCKS_OPSET)
         if name not in self._dequantised:
             floats = self.node("DequantizeLinear", numbers, scales, **blocked)
             self._dequantised[name] = floats

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -48,9 +48,6 @@ from edgespec_export.vocabulary import parse_vocabulary
 
 DECODERS = {"target_packed": "target", "draft_chain": "draft"}
 """Graphs of a decoder beside its step graph, whose weights they share."""
-DRAFTS = {"int4": "int8"}
-"""Precision of the draft beside a target of another: a draft is small, and what int4 takes from it
-is paid in tokens that are not accepted. (TensorRT-RTX 1.7 also crashes over chains of int4.)"""
 PARTS = ("whole", "device")
 """What a bundle holds: everything, or what a device needs whose target is a server's."""
 
@@ -114,10 +111,7 @@ def _compose(
     request: ExportRequest, target: Model, draft: DraftPlan | None, flavour: Flavour
 ) -> Iterator[PlannedGraph]:
     """All graphs of one flavour: the target's, as far as they are wanted, then the draft's."""
-    drafts = get_lowering(
-        replace(flavour, precision=DRAFTS.get(flavour.precision, flavour.precision))
-    )
-    drafting = tuple(draft.compose(drafts)) if draft else ()
+    drafting = tuple(draft.compose(get_lowering(flavour.drafts))) if draft else ()
     features = draft.features if draft else ()
     for graph in target_graphs(target, get_lowering(flavour), features, request.sessions):
         if request.part == "whole" or _drafts_with(graph.role, drafting, features):

@@ -30,8 +30,7 @@ class PortableLowering:
         self._precision = precision
 
     def graph(self, name: str) -> GraphBuilder:
-        # Weights in blocks came to ONNX with opset 21; TensorRT had them before.
-        return GraphBuilder(name, 21 if self._precision.bits == 4 else 20, self._precision)
+        return GraphBuilder(name, 20, self._precision)
 
     @property
     def chains(self) -> PortableLowering:
