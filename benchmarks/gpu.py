@@ -34,7 +34,7 @@ from benchmarks.gpu_rig import Clock, OutOfTime, Rig  # noqa: E402
 from benchmarks.gpu_tables import tables  # noqa: E402
 from edgespec.flavour import Flavour  # noqa: E402
 
-FLAVOURS = "native:fp16,portable:fp16,ort:fp16"
+FLAVOURS = "cuda:fp16,portable:fp16,native:fp16,ort:fp16"
 
 
 def machine(rig: Rig, figures: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from edgespec_export.family import checkpoint_path, export_request, sample_folde
 from edgespec_runtime.bench.data import read_sets, select
 from edgespec_runtime.model import Model
 
-FLAVOURS = ("ort:fp32", "native:fp32", "native:fp16", "portable:fp16")
+FLAVOURS = ("ort:fp32", "native:fp32", "cuda:fp16", "native:fp16", "portable:fp16")
 TASKS = ("detailed", "naming")
 DRAFTED = "a chain of twelve, the policy where there is no profile"
 PROMPTS, REPEATS = 2, 2

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from edgespec.errors import ConfigError
 
-LOWERINGS = ("ort", "native", "portable")
-"""Which operators: ONNX Runtime's own, opset 24 (TensorRT from 10.15), opset 20 (TensorRT 10.3)."""
+LOWERINGS = ("ort", "cuda", "native", "portable")
+"""Which operators: ONNX Runtime's own, for its CPU or its CUDA provider; opset 24 (TensorRT from
+10.15); opset 20 (TensorRT 10.3)."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 """What weights are stored in; int8 and int4 ones are multiplied in fp16."""
 

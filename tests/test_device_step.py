@@ -13,7 +13,7 @@ import pytest
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EngineError
-from edgespec.flavour import LOWERINGS, Flavour
+from edgespec.flavour import Flavour
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import StepSession, open_engine
@@ -30,6 +30,7 @@ SAMPLED = {"temperature": 0.9, "seed": 3}
 Floats = npt.NDArray[np.float32]
 
 
+LOWERINGS = ("ort", "native", "portable")  # lowering cuda, in half precision: test_lowering_cuda.py
 FLAVOURS = tuple(Flavour(lowering) for lowering in LOWERINGS)
 
 

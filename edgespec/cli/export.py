@@ -61,8 +61,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--lowering",
         action="append",
         metavar="NAME[:PRECISION]",
-        help="ort (ONNX Runtime's fast operators, default), native (opset 24: TensorRT from 10.15, "
-        "ONNX Runtime) or portable (opset 20: TensorRT from 10.3); give it again for a bundle "
+        help="ort (ONNX Runtime's fast operators, default), cuda (the same for its CUDA provider; "
+        "fp16), native (opset 24: TensorRT from 10.15, ONNX Runtime) or portable (opset 20: "
+        "TensorRT from 10.3); give it again for a bundle "
         "with several, of which a device takes the one that suits it",
     )
     parser.add_argument(

@@ -24,7 +24,7 @@ from edgespec.bundle import (
 from edgespec.errors import ConfigError
 from edgespec.flavour import Flavour
 from edgespec_export.ahead import begun
-from edgespec_export.assets import read_assets
+from edgespec_export.assets import config_files, read_assets
 from edgespec_export.builder import GraphBuilder, Stored
 from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.compression import parse_compression
@@ -73,6 +73,8 @@ class ExportRequest:
     draft_vocab: str | None = None
     """``FILE[:N]``: a frequency list, of which the draft proposes the N most frequent tokens."""
     part: str = "whole"
+    configs: bool = False
+    """Whether the target's configuration files are copied as well, as transformers reads them."""
 
 
 Progress = Callable[[str, int], None]
@@ -169,6 +171,8 @@ def export_bundle(
                 np.save(writer.folder / "draft.ids.npy", ids)
             if plan.draft.processor:
                 _write_json(writer, "draft_preprocessor_config.json", plan.draft.processor)
+        for name, content in config_files(plan.target.checkpoint) if request.configs else ():
+            (writer.folder / name).write_bytes(content)
         template = writer.folder / "chat_template.jinja"
         template.write_text(assets.chat_template, encoding="utf-8")
         drafts = {"draft": plan.draft.identity} if plan.draft else {}

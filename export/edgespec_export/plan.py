@@ -152,6 +152,10 @@ def target_graphs(
         checkpoint, geometry.text, target.proposer, lowering, name="target", features=features
     )
     yield PlannedGraph("target", builder, step_meta(geometry.text, lowering))
+    if sessions and lowering.name == "cuda":
+        raise ConfigError(
+            "--sessions is not built for lowering 'cuda'; leave it out, or use --lowering ort"
+        )
     if sessions:
         packed = build_packed(
             checkpoint, geometry.text, target.proposer, lowering,
@@ -169,10 +173,10 @@ def embedding_table(model: Model) -> Table:
 
 def step_meta(text: TextGeometry, lowering: Lowering, **more: Any) -> dict[str, Any]:
     """What the runtime must know of a step graph."""
-    if lowering.name == "ort" and text.head_dim % 16:
+    if lowering.name in ("ort", "cuda") and text.head_dim % 16:
         raise ConfigError(
-            f"lowering 'ort' needs a head size that is a multiple of 16, this model has "
-            f"{text.head_dim}; use --lowering native"
+            f"lowering '{lowering.name}' needs a head size that is a multiple of 16, this model "
+            f"has {text.head_dim}; use --lowering native"
         )
     return {
         "hidden": text.hidden,

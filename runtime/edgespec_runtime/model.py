@@ -197,7 +197,10 @@ class Model:
         )
         limits = budget or self.budget
         load = self._load(built, choice, emitted)
-        policy = within(limits, policy, self.profile, load, drafts=choice.model)
+        policy = within(
+            limits, policy, self.profile, load,
+            drafts=choice.model, draft_loaded=self.has_draft,
+        )  # fmt: skip
         visual = self._visual_inputs(pictures, choice.model)
         sampler = Sampler(params, vocabulary(self.bundle))
         couples = coupled and choice.model and not params.greedy

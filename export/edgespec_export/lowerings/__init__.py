@@ -12,19 +12,22 @@ from edgespec_export.precision import KNOWN, Precision
 
 def get_lowering(flavour: Flavour) -> Lowering:
     """The lowering of that flavour. Raises ConfigError listing what there is."""
+    from edgespec_export.lowerings.cuda import CudaLowering
     from edgespec_export.lowerings.native import NativeLowering
     from edgespec_export.lowerings.ort import OrtLowering
     from edgespec_export.lowerings.portable import PortableLowering
 
     flavour.check()
     precision = KNOWN[flavour.precision]
-    if flavour.lowering == "ort" and precision.bits:
+    built = {"ort": ("fp32", "fp16", "bf16"), "cuda": ("fp16", "bf16")}
+    if precision.name not in built.get(flavour.lowering, (precision.name,)):
         raise ConfigError(
-            f"flavour '{flavour}' is not built: lowering 'ort' has fp32, fp16 and bf16; use "
-            f"native:{precision.name}"
+            f"flavour '{flavour}' is not built: lowering '{flavour.lowering}' has "
+            f"{', '.join(built[flavour.lowering])}; use native:{precision.name}"
         )
     known: Mapping[str, Callable[[Precision], Lowering]] = {
         "ort": OrtLowering,
+        "cuda": CudaLowering,
         "native": NativeLowering,
         "portable": PortableLowering,
     }

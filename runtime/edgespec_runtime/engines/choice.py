@@ -9,7 +9,7 @@ from edgespec.bundle import ENGINES as FOLDER
 from edgespec.bundle import Bundle
 from edgespec.engines import BuiltEngines, check_runs_here, parse_engines, read_engines
 from edgespec.errors import BundleError, ConfigError, EdgespecError, EngineError
-from edgespec.flavour import LOWERINGS, Flavour
+from edgespec.flavour import Flavour
 from edgespec.nvidia import find_gpu, find_tensorrt
 
 AUTO = "auto"
@@ -18,6 +18,12 @@ ENGINES = ("ort", "ort-cuda", "ort-tensorrt-rtx", "tensorrt", "tensorrt-rtx")
 `edgespec build` made, under either TensorRT."""
 BUILT = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Engines that run what was built, and the library of each."""
+STANDARD = ("native", "portable")
+PREFERRED = {
+    "ort": ("ort", "native", "portable", "cuda"),
+    "ort-cuda": ("cuda", "portable", "native", "ort"),
+}
+"""Lowerings as engines like them, by what was measured (docs/performance.md)."""
 HALVES = ("fp16", "bf16", "int8", "int4", "fp32")
 """Precisions as a GPU likes them: half ones first, and of those the exacter ones."""
 
@@ -51,13 +57,12 @@ def choose(bundle: Bundle, engine: str = AUTO, flavour: str | None = None) -> Ch
         return Choice("ort" if engine == AUTO else engine, Flavour("ort"), "there are no graphs")
     if engine != AUTO:
         return Choice(engine, _best(bundle, engine, there), _asked(there))
-    reasons = []
-    for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
-        if reason := _why_not(bundle, name, there):
-            reasons.append(reason)
-        else:
-            return Choice(name, _best(bundle, name, there), _asked(there, "the fastest here"))
-    why = next((reason for reason in reversed(reasons) if reason), "")
+    why = "no GPU"
+    if find_gpu() is not None:
+        for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
+            why = _why_not(bundle, name, there)
+            if not why:
+                return Choice(name, _best(bundle, name, there), _asked(there, "the fastest here"))
     return Choice("ort", _best(bundle, "ort", there), _asked(there, why))
 
 
@@ -65,7 +70,7 @@ def flavours_for(engine: str = AUTO) -> tuple[Flavour, ...]:
     """What a bundle should hold to run on ``engine`` here."""
     if engine == "ort" or (engine == AUTO and why_no_cuda()):
         return (Flavour("ort"),)
-    return (Flavour("native", "fp16"),)
+    return (Flavour("cuda", "fp16"),)
 
 
 def chosen(bundle: Bundle, engine: str = "ort") -> Bundle:
@@ -113,20 +118,24 @@ def _best(bundle: Bundle, engine: str, there: Sequence[Flavour]) -> Flavour:
     if not fit:
         raise BundleError(
             f"engine {engine} runs none of {', '.join(map(str, there))}; export {bundle.path} "
-            "again with --lowering native:fp16 as well"
+            f"again with --lowering {_advised(engine)} as well"
         )
-    if engine == "ort":  # its own operators, and float32 before anything else
-        return min(fit, key=lambda f: (f.precision != "fp32", LOWERINGS.index(f.lowering)))
-    standard = {"native": 0, "portable": 1, "ort": 2}
-    return min(fit, key=lambda f: (standard[f.lowering], HALVES.index(f.precision)))
+    order = PREFERRED.get(engine, STANDARD)
+    if engine == "ort":  # float32 before anything else
+        return min(fit, key=lambda f: (f.precision != "fp32", order.index(f.lowering)))
+    return min(fit, key=lambda f: (order.index(f.lowering), HALVES.index(f.precision)))
+
+
+def _advised(engine: str) -> Flavour:
+    if engine == "ort":
+        return Flavour("ort")
+    return Flavour(PREFERRED.get(engine, STANDARD)[0], "fp16")
 
 
 def _takes(engine: str, flavour: Flavour) -> bool:
-    if engine == "ort":
-        return True
     if engine == "ort-cuda":  # GroupQueryAttention has no float32 there
-        return flavour.lowering != "ort" or flavour.precision in ("fp16", "bf16")
-    return flavour.lowering != "ort"
+        return flavour.lowering not in ("ort", "cuda") or flavour.precision in ("fp16", "bf16")
+    return flavour.lowering in PREFERRED.get(engine, STANDARD)
 
 
 def _why_not(bundle: Bundle, engine: str, there: Sequence[Flavour]) -> str:

@@ -16,6 +16,8 @@ from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.coupling import Coupling
 from edgespec_runtime.kv import Cache, KVCache
 
+LAST = "last_row"
+"""The input of graphs that are told where the last new row goes."""
 BEHIND = "behind"
 """``mask_span`` of graphs that hand new rows out instead of writing them into the cache."""
 
@@ -50,6 +52,9 @@ class OrtStepSession:
         self._bound_for: tuple[int, bool] | None = None
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
+        self._last = np.zeros(1, dtype=np.int32)
+        if LAST in self._given:
+            self._binding.bind_ortvalue_input(LAST, self._wrap(self._last))
         self._offset = np.zeros((1, 1, self._hidden), dtype=np.float32)
         if "offset" in self._given:
             self._binding.bind_ortvalue_input("offset", self._wrap(self._offset))
@@ -91,7 +96,7 @@ class OrtStepSession:
             self._coupled().bind(noise, picked)
         elif self._coupling and self._coupling.noisy:
             self._coupling.clear()
-        self._past[0] = cache.used
+        self._past[0], self._last[0] = cache.used, cache.used + rows - 1
         seen = spread(mask, self._spec, cache)  # bound until the run is over
         self._binding.bind_ortvalue_input("tree_mask", self._wrap(seen))
         started = perf_counter()
