@@ -27,7 +27,7 @@ for part in ("runtime", "export", ""):  # the helpers of the tests are not insta
     if str(ROOT / part) not in sys.path:
         sys.path.insert(0, str(ROOT / part))
 
-from benchmarks import gpu_builtin, gpu_replay, gpu_speed, gpu_truth  # noqa: E402
+from benchmarks import gpu_builtin, gpu_replay, gpu_speed, gpu_transformers, gpu_truth  # noqa: E402
 from benchmarks.gpu_checkpoint import GEOMETRIES  # noqa: E402
 from benchmarks.gpu_machine import bandwidth, card, environment  # noqa: E402
 from benchmarks.gpu_rig import Clock, OutOfTime, Rig  # noqa: E402
@@ -37,12 +37,13 @@ from edgespec.flavour import Flavour  # noqa: E402
 FLAVOURS = "cuda:fp16,portable:fp16,native:fp16,ort:fp16"
 
 
-def machine(rig: Rig) -> dict[str, Any]:
+def machine(rig: Rig, figures: dict[str, Any]) -> None:
     """What everything else is measured on."""
-    return {**environment(), "bandwidth_gb_s": bandwidth(rig.device), "engine": rig.engine}
+    figures |= environment()
+    figures["bandwidth_gb_s"] = bandwidth(rig.device)
 
 
-SECTIONS: Mapping[str, Callable[[Rig], dict[str, Any]]] = {
+SECTIONS: Mapping[str, Callable[[Rig, dict[str, Any]], None]] = {
     "environment": machine,
     "builtin": gpu_builtin.builtin,
     "export": Rig.export,
@@ -52,7 +53,7 @@ SECTIONS: Mapping[str, Callable[[Rig], dict[str, Any]]] = {
     "draft": gpu_speed.draft,
     "replay": gpu_replay.replay,
     "vision": gpu_speed.vision,
-    "transformers": gpu_speed.against_transformers,
+    "transformers": gpu_transformers.against_transformers,
     "equality": gpu_truth.equality,
     "memory": gpu_speed.memory,
 }
@@ -103,16 +104,17 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _section(rig: Rig, name: str) -> dict[str, Any]:
-    """Runs one; whatever it raises is its result."""
+    """Runs one; what it raises stands beside the figures it had by then."""
     print(f"{name} ({rig.clock.left_s:.0f} s left)", file=sys.stderr, flush=True)
     started = time.perf_counter()
+    found: dict[str, Any] = {"figures": {}}
     try:
         rig.clock.need(3)
-        found: dict[str, Any] = {"figures": SECTIONS[name](rig)}
+        SECTIONS[name](rig, found["figures"])
     except OutOfTime as error:
-        found = {"skipped": str(error)}
+        found["skipped"] = str(error)
     except Exception as error:  # one section must not cost the others
-        found = {"error": str(error) or repr(error), "trace": traceback.format_exc()[-3000:]}
+        found |= {"error": str(error) or repr(error), "trace": traceback.format_exc()[-3000:]}
         print(f"  {found['error']}", file=sys.stderr, flush=True)
     if rig.refused:
         found["refused"] = dict(rig.refused)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_rig import Question, Rig, export_flavours, open_model, question_of
+from benchmarks.gpu_question import Question, question_of
+from benchmarks.gpu_rig import Rig, export_flavours, open_model
 from benchmarks.gpu_transformers import HALF, SINGLE, Reference, flips
 from benchmarks.gpu_truth import difference
 from edgespec.errors import EdgespecError
@@ -42,7 +43,7 @@ class Side:
         return statistics.median(self.ms)
 
 
-def builtin(rig: Rig) -> dict[str, Any]:
+def builtin(rig: Rig, figures: dict[str, Any]) -> None:
     """Every flavour on the card against ONNX Runtime's CPU engine and against transformers."""
     with tempfile.TemporaryDirectory() as folder:
         request = export_request("draft", Path(folder) / "builtin.bundle")
@@ -58,7 +59,7 @@ def builtin(rig: Rig) -> dict[str, Any]:
             for row, question in zip(rows, questions, strict=True)
             if row.task == TASKS[0]
         ]
-        figures: dict[str, Any] = {
+        figures |= {
             "prompts": [row.id for row in rows],
             "trace": [tokens for side in traces for tokens in side.accepted],
             "trace_of": f"long descriptions on the CPU, {DRAFTED}",
@@ -73,7 +74,6 @@ def builtin(rig: Rig) -> dict[str, Any]:
                 figures[str(flavour)] = _flavour(model, questions, truth, theirs)
             except EdgespecError as error:
                 figures[str(flavour)] = {"error": str(error)}
-        return figures
 
 
 @dataclass

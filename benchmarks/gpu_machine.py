@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -98,6 +98,12 @@ def resident_mb(name: str = "VmRSS") -> float:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     return int(found.group(1)) / 1024 if found else 0.0
+
+
+def forget_peak() -> None:
+    """Has "VmHWM" begin again from what is in use now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def card_mb(device: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_rig import Question
+from benchmarks.gpu_question import Question
 from edgespec.acceptance import Verdict
 from edgespec.sampling import Sampler
 from edgespec.sizing import Eagle2, Growth, Root, Setting, Sizer

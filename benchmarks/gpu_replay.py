@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_rig import Question, Rig
+from benchmarks.gpu_question import Question
+from benchmarks.gpu_rig import Rig
 from edgespec.sizing import Policy, Setting, Sizer, parse_policy
 from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.model import Model
@@ -67,13 +68,13 @@ SHAPES = (
 Spec-LLaVA's, as far as a draft graph hands out children (16 of 31)."""
 
 
-def replay(rig: Rig) -> dict[str, Any]:
+def replay(rig: Rig, figures: dict[str, Any]) -> None:
     """Every report's accepted length in its own tree, the built-in family's recorded rounds, and
     what would have to be accepted for the aim."""
     flavour = rig.best
     model = rig.model(flavour)
     question = rig.question(model)
-    figures: dict[str, Any] = {"said": SAID, "flavour": str(flavour), "reports": {}}
+    figures |= {"said": SAID, "flavour": str(flavour), "reports": {}}
     for report in REPORTS:
         rig.clock.need(10)
         even = partial(evenly, report.accepted - 1)
@@ -98,7 +99,6 @@ def replay(rig: Rig) -> dict[str, Any]:
                 AIM * found["round_ms"] / found["plain_ms_per_token"], 2
             ),
         }
-    return figures
 
 
 def evenly(mean: float) -> Iterator[int]:
@@ -115,10 +115,10 @@ def _clocked(
 ) -> dict[str, Any]:
     """Plain and scripted runs in turn; the second of each counts."""
     deep = Deep(parse_policy(policy))
-    asked = {"max_new_tokens": new, "temperature": 0.0}
     for _ in range(2):
-        plain = _run(model.stream([question.image], question.text, draft="none", **asked))
-        request = model.stream([question.image], question.text, policy=deep, **asked)
+        ask = partial(model.stream, [question.image], question.text, max_new_tokens=new)
+        plain = _run(ask(draft="none"))
+        request = ask(policy=deep)
         script(request, levels())
         drafted = _run(request)
     rounds = drafted.rounds

@@ -4,6 +4,7 @@ flavours, a prompt with a picture, and the time that is left.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
@@ -13,25 +14,18 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.gpu_checkpoint import Geometry, write_pair
-from benchmarks.gpu_machine import card_mb, resident_mb
+from benchmarks.gpu_machine import card_mb, forget_peak, resident_mb
+from benchmarks.gpu_question import Question, question_of
 from edgespec.bundle import read_bundle
 from edgespec.errors import EdgespecError
 from edgespec.flavour import Flavour
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_runtime.engines import Engine, open_engine
-from edgespec_runtime.inputs import VisualInputs, splice
-from edgespec_runtime.loading import processors_of
 from edgespec_runtime.model import Model
-from edgespec_runtime.prefill import causal_mask, prefill
-from edgespec_runtime.prompt import Prompt, build_prompt
-from edgespec_runtime.template import ChatTemplate
-from edgespec_runtime.vision import preprocess
 from tests.support.checkpoints import picture
 
-Floats = npt.NDArray[np.float32]
 Flavours = tuple[Flavour, ...]
 HOST = "ort-host"
 """The device engines over the host's memory and ONNX Runtime's CPU provider, as the tests run them:
@@ -74,51 +68,6 @@ def open_model(bundle: Path, flavour: Flavour | None, engine: str, threads: int 
     """A bundle's model in that flavour, whatever the engine itself would choose."""
     opened = read_bundle(bundle, check_hashes=False)
     return Model(opened.only(flavour) if flavour else opened, engine_of(engine, threads))
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt with one picture, in every form in which somebody wants it."""
-
-    text: str
-    image: Any
-    prompt: Prompt
-    pixels: Floats
-    embeds: Floats
-    """[L, H], as the target takes it in."""
-
-    @property
-    def ids(self) -> list[int]:
-        ids: list[int] = self.prompt.ids.tolist()
-        return ids
-
-
-def question_of(model: Model, text: str, image: Any) -> Question:
-    """What ``model`` makes of a text behind a picture."""
-    facts, bundle = model.manifest.text, model.bundle
-    template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
-    prompt = build_prompt(
-        text, 1, ChatTemplate.from_source(template), model.tokenizer,
-        image_token=facts["image_token"], image_token_id=facts["image_token_id"],
-        image_seq_len=facts["visual_tokens"],
-    )  # fmt: skip
-    pixels = preprocess([image], processors_of(bundle)[0])
-    seen = VisualInputs(dict(model.graphs), pixels, None).target
-    embeds = splice(prompt.ids, prompt.image_spans, model.tables["target"], seen)
-    return Question(text, image, prompt, pixels, embeds)
-
-
-def logits_along(model: Model, question: Question, tokens: Sequence[int]) -> Floats:
-    """[len(tokens), V]: what the target says where each of ``tokens`` stands, led along them."""
-    session = model.steps["target"].open(len(question.embeds) + len(tokens) + 1, ("logits",))
-    outputs, _ = prefill(session, question.embeds)
-    found = [np.array(outputs[0])]
-    behind = model.tables["target"][list(tokens[:-1])]
-    if len(behind):
-        start = session.cache.length
-        positions = range(start, start + len(behind))
-        found.append(np.array(session.step(behind, positions, causal_mask(start, len(behind)))[0]))
-    return np.concatenate(found)
 
 
 def export_flavours(request: ExportRequest, flavours: Sequence[Flavour]) -> tuple[Flavours, str]:
@@ -171,18 +120,19 @@ class Rig:
     def checkpoint(self) -> Path:
         return self.folder / "target"
 
-    def export(self) -> dict[str, Any]:
-        """Writes checkpoints and bundle where they are not there yet; returns what it took."""
-        figures: dict[str, Any] = {"flavours": [str(f) for f in self.flavours]}
+    def export(self, figures: dict[str, Any]) -> None:
+        """Writes checkpoints and bundle where they are not there yet."""
         if self.bundle.is_dir():
             held = read_bundle(self.bundle, check_hashes=False).manifest.flavours
             self.flavours = tuple(f for f in self.flavours if f in held)
-            return {"flavours": [str(f) for f in held], "found": "the bundle was there already"}
+            figures |= {"found": "was there already", "flavours": [str(f) for f in held]}
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         started = perf_counter()
         target, draft = write_pair(self.folder, self.geometry, self.device)
         figures["checkpoint_s"] = round(perf_counter() - started, 2)
+        forget_peak()
         before = resident_mb()
         request = ExportRequest(
             str(target), self.bundle, str(draft), compressor=self.geometry.compressor
@@ -195,7 +145,7 @@ class Rig:
         files = {p.name: p.stat().st_size for p in self.bundle.iterdir()}
         figures["gigabytes"] = {n: round(s / 1e9, 3) for n, s in files.items() if s > 1e7}
         figures["bundle_gb"] = round(sum(files.values()) / 1e9, 3)
-        return figures
+        figures["flavours"] = [str(flavour) for flavour in self.flavours]
 
     @property
     def usable(self) -> list[Flavour]:
@@ -215,8 +165,10 @@ class Rig:
         if str(flavour) in self.refused:
             raise EdgespecError(self.refused[str(flavour)])
         if flavour not in self._models:
-            self.export()
+            if not self.bundle.is_dir():
+                self.export({})
             self.clock.need(8)
+            self._make_room()
             card, host, started = card_mb(self.device), resident_mb(), perf_counter()
             self._models[flavour] = open_model(self.bundle, flavour, self.engine)
             self.report.setdefault("opening", {})[str(flavour)] = {
@@ -225,6 +177,17 @@ class Rig:
                 "host_mb": round(resident_mb() - host),
             }
         return self._models[flavour]
+
+    def _make_room(self) -> None:
+        """Lets go of the open models where another one might not fit beside them."""
+        if self.device != "cuda" or not self._models:
+            return
+        import torch
+
+        weights = sum(p.stat().st_size for p in self.bundle.glob("*.bin"))
+        if torch.cuda.mem_get_info()[0] < 1.5 * weights + 4e9:
+            self._models.clear()
+            gc.collect()
 
     @property
     def best(self) -> Flavour:
@@ -245,5 +208,6 @@ class Rig:
     def close(self, keep: bool) -> None:
         """Lets go of models, and of the files unless they are to be kept."""
         self._models.clear()
+        gc.collect()
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_machine import resident_mb, watched
-from benchmarks.gpu_rig import Floats, Rig, logits_along, median_ms
-from benchmarks.gpu_transformers import HALF, SINGLE, Reference, flips
+from benchmarks.gpu_question import Floats
+from benchmarks.gpu_rig import Rig, median_ms
 from edgespec.bundle import GraphSpec
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.tree import TokenTree
@@ -30,10 +30,9 @@ WIDTHS = (1, 2, 4, 8, 16)
 """Rows of draft calls."""
 
 
-def plain(rig: Rig) -> dict[str, Any]:
+def plain(rig: Rig, figures: dict[str, Any]) -> None:
     """Plain tokens per second through the product's loop, a picture in the prompt, against what the
     card's measured bandwidth allows: weights and cached rows read once a token."""
-    figures: dict[str, Any] = {}
     for flavour in rig.usable:
         rig.clock.need(10)
         model = rig.model(flavour)
@@ -64,7 +63,6 @@ def plain(rig: Rig) -> dict[str, Any]:
                 "share_of_bound": round(bound / ms, 3),
             }
         figures[str(flavour)] = found
-    return figures
 
 
 def _measured(rig: Rig) -> dict[str, float]:
@@ -82,11 +80,11 @@ def bytes_per_token(spec: GraphSpec, context: int) -> int:
     return int(meta["weight_bytes"]) + context * row
 
 
-def curve(rig: Rig) -> dict[str, Any]:
+def curve(rig: Rig, figures: dict[str, Any]) -> None:
     """Milliseconds of verifying a tree of n nodes, walk and commit included, by flavour, context
     and whether launches are recorded; ``engine`` is the part inside the engine. Greedy: ids alone
     leave the card where the graph names them; "logits" is what sampling has to wait for."""
-    figures: dict[str, Any] = {"nodes": list(NODES)}
+    figures["nodes"] = list(NODES)
     for flavour in rig.usable:
         model = rig.model(flavour)
         for context in rig.geometry.contexts:
@@ -97,7 +95,6 @@ def curve(rig: Rig) -> dict[str, Any]:
         rig.clock.need(5)
         key = f"{flavour}, context {context}, logits"
         figures[key] = _verify_curve(rig, model, model.steps["target"], context, named=False)
-    return figures
 
 
 def _launches(step: StepGraph) -> dict[str, StepGraph]:
@@ -151,9 +148,9 @@ def _verified(
     return (perf_counter() - started) * 1e3, (session.engine_s - inside) * 1e3
 
 
-def draft(rig: Rig) -> dict[str, Any]:
+def draft(rig: Rig, figures: dict[str, Any]) -> None:
     """Milliseconds of the draft's calls: steps of so many rows, and a chain of several levels."""
-    figures: dict[str, Any] = {"rows": list(WIDTHS)}
+    figures["rows"] = list(WIDTHS)
     for flavour in rig.usable:
         rig.clock.need(5)
         model = rig.model(flavour)
@@ -168,7 +165,6 @@ def draft(rig: Rig) -> dict[str, Any]:
             found["chain_levels"] = chain.steps
             found["chain_ms"] = median_ms(partial(call, chain.session, 1), rig.repeats)
         figures[str(flavour)] = found
-    return figures
 
 
 def _drafted(session: StepSession, rows: int, table: Floats, context: int) -> float:
@@ -180,11 +176,11 @@ def _drafted(session: StepSession, rows: int, table: Floats, context: int) -> fl
     return (perf_counter() - started) * 1e3
 
 
-def vision(rig: Rig) -> dict[str, Any]:
+def vision(rig: Rig, figures: dict[str, Any]) -> None:
     """Tower, projector, and the draft's side with its compressor; prompts by length."""
     flavour = rig.best
     model = rig.model(flavour)
-    figures: dict[str, Any] = {"flavour": str(flavour), "visual_tokens": rig.geometry.visual_tokens}
+    figures |= {"flavour": str(flavour), "visual_tokens": rig.geometry.visual_tokens}
     given: dict[str, Any] = {"pixel_values": rig.question(model).pixels}
     for role in ("vision", "projector", "draft_projector", "compressor"):
         graph = model.graphs.get(role)
@@ -200,10 +196,9 @@ def vision(rig: Rig) -> dict[str, Any]:
             (rows,) = out.values()
             given = {"image_embeds": rows}
             figures["draft_visual_tokens"] = int(rows.shape[1])
-    for rows in rig.geometry.contexts:
+    for length in rig.geometry.contexts:
         repeats = max(rig.repeats // 3, 3)
-        figures[f"prefill_{rows}_ms"] = median_ms(partial(_prefill, model, rows), repeats)
-    return figures
+        figures[f"prefill_{length}_ms"] = median_ms(partial(_prefill, model, length), repeats)
 
 
 def _clocked(graph: Graph, given: Mapping[str, Any]) -> float:
@@ -220,41 +215,7 @@ def _prefill(model: Model, rows: int) -> float:
     return (perf_counter() - started) * 1e3
 
 
-def against_transformers(rig: Rig) -> dict[str, Any]:
-    """The same weights, read from the same shards, in transformers' own generate: greedy, one
-    sequence, the same picture and prompt."""
-    rig.clock.need(25)
-    model = rig.model(rig.best)
-    question = rig.question(model)
-    precision = HALF if rig.device == "cuda" else SINGLE
-    theirs = Reference(rig.checkpoint, rig.device, precision)
-    figures: dict[str, Any] = {
-        "precision": precision,
-        "attention": "sdpa",
-        "cache": "dynamic",
-        "opening_s": round(theirs.opening_s, 2),
-        "card_mb": round(theirs.card_mb),
-        **theirs.clock(question, rig.new_tokens),
-    }
-    try:
-        for flavour in rig.usable:
-            own = rig.model(flavour)
-            answer = own.generate(
-                [question.image], question.text, draft="none", max_new_tokens=rig.new_tokens
-            )
-            tokens = list(answer.token_ids)
-            ours, hf = logits_along(own, question, tokens), theirs.logits_along(question, tokens)
-            figures[str(flavour)] = {
-                **flips(tokens, hf),
-                "largest_difference": round(float(np.abs(ours - hf).max()), 4),
-                "spread": round(float(hf.std()), 3),
-            }
-    finally:
-        theirs.close()
-    return figures
-
-
-def memory(rig: Rig) -> dict[str, Any]:
+def memory(rig: Rig, figures: dict[str, Any]) -> None:
     """The most that one flavour takes: opened afresh, then one answer with a draft."""
     rig.clock.need(15)
     flavour = rig.best
@@ -263,7 +224,7 @@ def memory(rig: Rig) -> dict[str, Any]:
         model = rig.model(flavour)
         question = rig.question(model)
         model.generate([question.image], question.text, max_new_tokens=16)
-    return {
+    figures |= {
         "flavour": str(flavour),
         "card_peak_mb": peak.card_mb,
         "host_peak_mb": peak.host_mb,

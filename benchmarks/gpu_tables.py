@@ -9,7 +9,7 @@ Figures = Mapping[str, Any]
 
 
 def tables(report: Figures) -> str:
-    """All sections of a report that have figures, and one line for each that has none."""
+    """All sections of a report, with what stopped those that did not run to their end."""
     parts = [f"Geometry {report['geometry']}, engine {report['engine']}, {report['started']}."]
     sections = report["sections"]
     if "opening" in sections:
@@ -17,15 +17,12 @@ def tables(report: Figures) -> str:
     for name, found in sections.items():
         if name == "opening":
             continue
-        if "figures" not in found:
-            why = found.get("error") or found.get("skipped")
-            parts.append(f"**{name}**: no figures ({why})")
-            continue
-        write = WRITERS.get(name, _plainly)
-        head = f"**{name}** ({found['seconds']} s)"
-        parts.append("\n\n".join([head, *write(found["figures"])]))
-        if found.get("refused"):
-            parts.append(f"refused here: {found['refused']}")
+        parts.append(f"**{name}** ({found['seconds']} s)")
+        for how in ("error", "skipped", "refused"):
+            if how in found:
+                parts.append(f"{how}: {found[how]}")
+        if found["figures"]:
+            parts += WRITERS.get(name, _plainly)(found["figures"])
     return "\n\n".join(parts)
 
 
@@ -65,11 +62,11 @@ def _draft(figures: Figures) -> Iterator[str]:
 
 def _replay(figures: Figures) -> Iterator[str]:
     yield f"{figures['said']} Flavour {figures['flavour']}."
-    rows = dict(figures["reports"])
+    rows = dict(figures.get("reports", {}))
     if "builtin_trace" in figures:
         rows["built-in family's own rounds"] = figures["builtin_trace"]
     yield _table("accepted as in", _each(rows))
-    yield _table("tree", _each(figures["needed"]))
+    yield _table("tree", _each(figures.get("needed", {})))
 
 
 def _truth(figures: Figures) -> Iterator[str]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_machine import card_mb, wait
-from benchmarks.gpu_rig import Floats, Question
+from benchmarks.gpu_question import Floats, Question, logits_along
+from benchmarks.gpu_rig import Rig
 
 HALF, SINGLE = "float16", "float32"
 
@@ -110,3 +111,36 @@ def flips(tokens: Sequence[int], logits: Floats) -> dict[str, Any]:
         "largest_gap": max(found, default=0.0),
         "median_margin": round(float(np.median(two[:, 1] - two[:, 0])), 4),
     }
+
+
+def against_transformers(rig: Rig, figures: dict[str, Any]) -> None:
+    """The same weights, read from the same shards, in transformers' own generate: greedy, one
+    sequence, the same picture and prompt."""
+    rig.clock.need(25)
+    model = rig.model(rig.best)
+    question = rig.question(model)
+    precision = HALF if rig.device == "cuda" else SINGLE
+    theirs = Reference(rig.checkpoint, rig.device, precision)
+    figures |= {
+        "precision": precision,
+        "attention": "sdpa",
+        "cache": "dynamic",
+        "opening_s": round(theirs.opening_s, 2),
+        "card_mb": round(theirs.card_mb),
+        **theirs.clock(question, rig.new_tokens),
+    }
+    try:
+        for flavour in rig.usable:
+            own = rig.model(flavour)
+            answer = own.generate(
+                [question.image], question.text, draft="none", max_new_tokens=rig.new_tokens
+            )
+            tokens = list(answer.token_ids)
+            ours, hf = logits_along(own, question, tokens), theirs.logits_along(question, tokens)
+            figures[str(flavour)] = {
+                **flips(tokens, hf),
+                "largest_difference": round(float(np.abs(ours - hf).max()), 4),
+                "spread": round(float(hf.std()), 3),
+            }
+    finally:
+        theirs.close()

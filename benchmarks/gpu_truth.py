@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_peeking import peeked
-from benchmarks.gpu_rig import Floats, Question, Rig, logits_along
+from benchmarks.gpu_question import Floats, Question, logits_along
+from benchmarks.gpu_rig import Rig
 from benchmarks.gpu_transformers import flips
 from edgespec.sampling import gumbel_noise, process
 from edgespec.tree import TokenTree
@@ -19,15 +20,18 @@ from tests.support.compare import first_difference
 
 NODES = (6, 26, 63)
 POLICIES = ("chain:depth=6", "eagle2:nodes=26,depth=5,top_k=4")
+LONGEST = 64
+"""Tokens of a text that is compared; behind a flip nothing is."""
 SAMPLED = {"temperature": 0.8, "top_p": 0.95, "seed": 7}
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.1}
 """Of logits whose standard deviation is 1 to 4. The oracle is held to it; precisions that are not
 named are held to that of fp16."""
 
 
-def oracle(rig: Rig) -> dict[str, Any]:
+def oracle(rig: Rig, figures: dict[str, Any]) -> None:
     """Logits of every node of random trees against one plain step after the other over its path."""
-    return {str(flavour): _oracle(rig, rig.model(flavour)) for flavour in rig.usable}
+    for flavour in rig.usable:
+        figures[str(flavour)] = _oracle(rig, rig.model(flavour))
 
 
 def _oracle(rig: Rig, model: Model) -> dict[str, Any]:
@@ -99,15 +103,14 @@ def _compared(whole: Floats, plain: Floats) -> dict[str, Any]:
     }
 
 
-def equality(rig: Rig) -> dict[str, Any]:
+def equality(rig: Rig, figures: dict[str, Any]) -> None:
     """Speculative texts against plain ones of the same flavour, greedy and drawn with a seed, and
     plain texts of the flavours against the first one's."""
-    figures: dict[str, Any] = {}
     first: tuple[str, list[int]] | None = None
     for flavour in rig.usable:
         model = rig.model(flavour)
         question = rig.question(model)
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = figures.setdefault(str(flavour), {})
         for name, settings in (("greedy", {}), ("sampled", SAMPLED)):
             rig.clock.need(8)
             plain = _tokens(rig, model, question, {**settings, "draft": "none"})
@@ -130,13 +133,11 @@ def equality(rig: Rig) -> dict[str, Any]:
                     found[f"plain against {first[0]}"] = difference(
                         model, question, {}, first[1], plain
                     )
-        figures[str(flavour)] = found
-    return figures
 
 
 def _tokens(rig: Rig, model: Model, question: Question, settings: dict[str, Any]) -> list[int]:
     answer = model.generate(
-        [question.image], question.text, max_new_tokens=rig.new_tokens, **settings
+        [question.image], question.text, max_new_tokens=min(rig.new_tokens, LONGEST), **settings
     )
     return list(answer.token_ids)
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EngineError
-from edgespec.flavour import Flavour
+from edgespec.flavour import LOWERINGS, Flavour
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import StepSession, open_engine
@@ -30,8 +30,10 @@ SAMPLED = {"temperature": 0.9, "seed": 3}
 Floats = npt.NDArray[np.float32]
 
 
-LOWERINGS = ("ort", "native", "portable")  # lowering cuda, in half precision: test_lowering_cuda.py
-FLAVOURS = tuple(Flavour(lowering) for lowering in LOWERINGS)
+FLAVOURS = tuple(
+    Flavour(lowering, "fp16" if lowering == "cuda" else "fp32") for lowering in LOWERINGS
+)
+TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2}
 
 
 def by_lowering(role: str, out: Path) -> dict[str, Bundle]:
@@ -46,9 +48,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     return by_lowering("draft", tmp_path_factory.mktemp("device") / "builtin.bundle")
 
 
-@pytest.fixture(scope="module")
-def reference(bundles: dict[str, Bundle]) -> Model:
-    return Model(bundles["ort"], open_engine("ort", threads=1))
+def host_model(bundle: Bundle) -> Model:
+    return Model(bundle, open_engine("ort", threads=1))
 
 
 def device_model(bundle: Bundle) -> tuple[Model, HostMemory]:
@@ -59,11 +60,13 @@ def device_model(bundle: Bundle) -> tuple[Model, HostMemory]:
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_text_is_the_host_engines(
-    bundles: dict[str, Bundle], reference: Model, lowering: str, settings: dict[str, float]
+    bundles: dict[str, Bundle], lowering: str, settings: dict[str, float]
 ) -> None:
     model, _ = device_model(bundles[lowering])
     picture = str(sample_image())
-    expected = reference.generate(picture, PROMPT, draft="none", max_new_tokens=48, **settings)
+    expected = host_model(bundles[lowering]).generate(
+        picture, PROMPT, draft="none", max_new_tokens=48, **settings
+    )
     for draft, policy in (("none", None), ("model", None), ("model", TREE), ("ngram", None)):
         found = model.generate(
             picture, PROMPT, draft=draft, policy=policy, max_new_tokens=48, **settings
@@ -73,15 +76,18 @@ def test_text_is_the_host_engines(
             assert found.stats.accepted_length > 1.5
 
 
-@pytest.mark.parametrize("lowering", ["native", "portable"])
-def test_text_with_a_feature_draft(
-    reference: Model, lowering: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    bundle = by_lowering("vispec", tmp_path_factory.mktemp("vispec") / "b.bundle")[lowering]
-    model, _ = device_model(bundle)
+@pytest.fixture(scope="module")
+def vispec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return by_lowering("vispec", tmp_path_factory.mktemp("vispec") / "builtin.bundle")
+
+
+@pytest.mark.parametrize("lowering", ["cuda", "native", "portable"])
+def test_text_with_a_feature_draft(vispec: dict[str, Bundle], lowering: str) -> None:
+    model, _ = device_model(vispec[lowering])
+    host = host_model(vispec[lowering])
     picture = str(sample_image())
     for settings in ({}, SAMPLED):
-        expected = reference.generate(picture, PROMPT, draft="none", max_new_tokens=32, **settings)
+        expected = host.generate(picture, PROMPT, draft="none", max_new_tokens=32, **settings)
         for policy in (None, TREE):
             found = model.generate(picture, PROMPT, policy=policy, max_new_tokens=32, **settings)
             assert found.token_ids == expected.token_ids, (settings, policy)
@@ -126,7 +132,10 @@ def test_every_row_count_gives_the_host_engines_rows(
         found = device.step(embeds, positions, mask, last)[0].copy()
         expected = host.step(embeds, positions, mask, last)[0]
         assert found.shape == expected.shape
-        assert np.abs(found - expected).max() < 1e-3
+        assert (
+            np.abs(found - expected).max()
+            < TOLERANCE[bundles[lowering].manifest.flavours[0].precision]
+        )
         for session in (device, host):
             assert session.cache.pending == rows
             session.cache.commit(())

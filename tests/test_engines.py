@@ -71,13 +71,18 @@ def plan(bundle: Bundle, role: str) -> Plan:
     return Plan(role, f"{role}.plan", 0, "", digests, (Profile("tree", spans),), False)
 
 
+def add(workshop: Workshop, made: Plan, content: str) -> None:
+    workshop.draft(made.file).write_text(content)
+    workshop.add(made)
+
+
 def built(bundle: Bundle, *roles: str, **changes: object) -> BuiltEngines:
     """Engines of those roles, as a build would leave them."""
     workshop = Workshop(bundle, engines(bundle, **changes))
     workshop.take_over(overwrite=False)
     for role in roles:
         if all(made.role != role for made in workshop.plans):
-            workshop.add(plan(bundle, role), f"plan of {role}".encode())
+            add(workshop, plan(bundle, role), f"plan of {role}")
     return workshop.publish()
 
 
@@ -201,14 +206,14 @@ def test_version_compatible_engines_run_under_newer_ones_of_their_major_version(
 def test_an_interrupted_build_goes_on_where_it_stopped(bundle: Bundle) -> None:
     first = Workshop(bundle, engines(bundle))
     first.take_over(overwrite=False)
-    first.add(plan(bundle, "vision"), b"built before the end")
+    add(first, plan(bundle, "vision"), "built before the end")
     (first.folder / "target.plan.partial").write_bytes(b"half")
     assert read_engines(bundle) == ()  # nothing appears under the final name
 
     second = Workshop(bundle, engines(bundle))
     second.take_over(overwrite=False)
     assert [made.role for made in second.plans] == ["vision"]
-    second.add(plan(bundle, "target"), b"built after")
+    add(second, plan(bundle, "target"), "built after")
     second.publish()
     (found,) = read_engines(bundle)
     assert found.path("vision").read_bytes() == b"built before the end"

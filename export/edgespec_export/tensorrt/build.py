@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -15,7 +16,8 @@ from edgespec.flavour import Flavour
 from edgespec.nvidia import Gpu, TensorRT, find_gpu, find_tensorrt, l4t_release
 from edgespec_export.tensorrt.folder import Workshop, sole_builder
 from edgespec_export.tensorrt.graph import Source, read_source
-from edgespec_export.tensorrt.network import NATIVE_FROM, Settings, build_plan, check_settings
+from edgespec_export.tensorrt.isolated import Job, run_job
+from edgespec_export.tensorrt.network import NATIVE_FROM, Settings, check_settings
 from edgespec_export.tensorrt.shapes import NEEDED, Sizes, profiles_of, sizes_of, static_axes
 
 PACKED = "it splits rows by counts that come with the call, which TensorRT cannot"
@@ -115,17 +117,23 @@ def _build_one(
     settings: Settings,
     progress: Progress,
 ) -> None:
-    source = read_source(bundle, graph, static_axes(graph, sizes))
+    static, profiles = static_axes(graph, sizes), profiles_of(graph, sizes)
+    source = read_source(bundle, graph, static)
     check_memory(source)
-    profiles = profiles_of(graph, sizes)
-
-    def tell(phase: str, share: float) -> None:
-        progress(graph.role, phase, share)
-
-    content, decomposed = build_plan(tensorrt, source, profiles, settings, tell)
+    file = f"{graph.role}.plan"
+    job = Job(
+        bundle=bundle.path,
+        flavour=graph.flavour,
+        role=graph.role,
+        static=static,
+        profiles=profiles,
+        library=tensorrt.library,
+        settings=settings,
+        out=workshop.draft(file),
+    )
+    decomposed = run_job(job, partial(progress, graph.role))
     digests = {name: bundle.manifest.files[name].sha256 for name in source.files}
-    plan = Plan(graph.role, f"{graph.role}.plan", 0, "", digests, profiles, decomposed)
-    workshop.add(plan, content)
+    workshop.add(Plan(graph.role, file, 0, "", digests, profiles, decomposed))
 
 
 def choose_flavour(bundle: Bundle, tensorrt: TensorRT | None, asked: str | None) -> Flavour:

@@ -188,8 +188,12 @@ def _attribute(node: NodeProto, name: str, default: object) -> object:
 
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of all values that shape inference tells."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    """Element types of all values that shape inference tells; it stops at operators of domains
+    that the model does not import."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError:
+        graph = model.graph
     values = (*graph.input, *graph.output, *graph.value_info)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     types.update((weight.name, weight.data_type) for weight in graph.initializer)

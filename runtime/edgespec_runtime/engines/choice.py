@@ -9,7 +9,7 @@ from edgespec.bundle import ENGINES as FOLDER
 from edgespec.bundle import Bundle
 from edgespec.engines import BuiltEngines, check_runs_here, parse_engines, read_engines
 from edgespec.errors import BundleError, ConfigError, EdgespecError, EngineError
-from edgespec.flavour import Flavour
+from edgespec.flavour import LOWERINGS, Flavour
 from edgespec.nvidia import find_gpu, find_tensorrt
 
 AUTO = "auto"
@@ -18,12 +18,8 @@ ENGINES = ("ort", "ort-cuda", "ort-tensorrt-rtx", "tensorrt", "tensorrt-rtx")
 `edgespec build` made, under either TensorRT."""
 BUILT = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Engines that run what was built, and the library of each."""
-STANDARD = ("native", "portable")
-PREFERRED = {
-    "ort": ("ort", "native", "portable", "cuda"),
-    "ort-cuda": ("cuda", "portable", "native", "ort"),
-}
-"""Lowerings as engines like them, by what was measured (docs/performance.md)."""
+ON_GPU = ("cuda", "native", "portable", "ort")
+"""Lowerings by speed with ONNX Runtime on a GPU (docs/performance.md)."""
 HALVES = ("fp16", "bf16", "int8", "int4", "fp32")
 """Precisions as a GPU likes them: half ones first, and of those the exacter ones."""
 
@@ -70,7 +66,7 @@ def flavours_for(engine: str = AUTO) -> tuple[Flavour, ...]:
     """What a bundle should hold to run on ``engine`` here."""
     if engine == "ort" or (engine == AUTO and why_no_cuda()):
         return (Flavour("ort"),)
-    return (Flavour("cuda", "fp16"),)
+    return (Flavour("cuda" if engine in (AUTO, "ort-cuda") else "native", "fp16"),)
 
 
 def chosen(bundle: Bundle, engine: str = "ort") -> Bundle:
@@ -116,26 +112,23 @@ def _best(bundle: Bundle, engine: str, there: Sequence[Flavour]) -> Flavour:
         built = {found.flavour for found in _index(bundle) if found.library == BUILT[engine]}
         fit = [flavour for flavour in fit if str(flavour) in built] or fit
     if not fit:
+        add = "cuda" if engine == "ort-cuda" else "native"
         raise BundleError(
             f"engine {engine} runs none of {', '.join(map(str, there))}; export {bundle.path} "
-            f"again with --lowering {_advised(engine)} as well"
+            f"again with --lowering {add}:fp16 as well"
         )
-    order = PREFERRED.get(engine, STANDARD)
-    if engine == "ort":  # float32 before anything else
-        return min(fit, key=lambda f: (f.precision != "fp32", order.index(f.lowering)))
-    return min(fit, key=lambda f: (order.index(f.lowering), HALVES.index(f.precision)))
-
-
-def _advised(engine: str) -> Flavour:
-    if engine == "ort":
-        return Flavour("ort")
-    return Flavour(PREFERRED.get(engine, STANDARD)[0], "fp16")
+    if engine == "ort":  # its own operators, and float32 before anything else
+        return min(fit, key=lambda f: (f.precision != "fp32", LOWERINGS.index(f.lowering)))
+    return min(fit, key=lambda f: (ON_GPU.index(f.lowering), HALVES.index(f.precision)))
 
 
 def _takes(engine: str, flavour: Flavour) -> bool:
-    if engine == "ort-cuda":  # GroupQueryAttention has no float32 there
-        return flavour.lowering not in ("ort", "cuda") or flavour.precision in ("fp16", "bf16")
-    return flavour.lowering in PREFERRED.get(engine, STANDARD)
+    if engine == "ort":
+        return True
+    own = flavour.lowering in ("ort", "cuda")  # ONNX Runtime's own operators
+    if engine == "ort-cuda":  # whose GroupQueryAttention has no float32 there
+        return not own or flavour.precision != "fp32"
+    return not own
 
 
 def _why_not(bundle: Bundle, engine: str, there: Sequence[Flavour]) -> str:

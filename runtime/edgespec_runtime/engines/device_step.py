@@ -23,7 +23,7 @@ from edgespec_runtime.engines.device_cache import DeviceCache
 from edgespec_runtime.engines.device_call import DeviceCall, Form
 from edgespec_runtime.engines.executor import Executor
 from edgespec_runtime.engines.memory import Block, Memory, Shelf
-from edgespec_runtime.engines.ort_step import LAST, check_rows
+from edgespec_runtime.engines.ort_step import CAPACITY, LAST, check_rows
 from edgespec_runtime.kv import BLOCK, Cache, CacheShape
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -146,6 +146,8 @@ class DeviceStepSession:
             call.mask(mask, cache.used)
             if LAST in self._given:
                 call.put(LAST, cache.used + form.rows - 1)
+            if CAPACITY in self._given:
+                call.put(CAPACITY, cache.capacity)
             if "logit_index" in self._given:
                 call.put("logit_index", rows - 1 if last_only else np.arange(form.rows))
             if hidden is not None:

@@ -19,10 +19,10 @@ from edgespec_runtime.engines.device_graph import DeviceGraph
 from edgespec_runtime.engines.device_step import DeviceStepGraph
 from edgespec_runtime.engines.executor import Tensor
 from edgespec_runtime.engines.memory import Memory
-from edgespec_runtime.engines.ort_step import short
+from edgespec_runtime.engines.ort_plugin import PACKAGES, TENSORRT_RTX, plugin_devices
+from edgespec_runtime.engines.ort_step import CAPACITY, short
 
 CUDA = "CUDAExecutionProvider"
-TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 PROVIDERS = {"ort-cuda": CUDA, "ort-tensorrt-rtx": TENSORRT_RTX}
 """Execution providers, by the name of the engine."""
 ON_HOST = frozenset(
@@ -43,7 +43,10 @@ class OrtDeviceEngine:
     ) -> None:
         self._ort = import_ort()
         available = self._ort.get_available_providers()
-        if provider not in available:
+        self._plugin: list[Any] = []
+        if provider in PACKAGES and provider not in available:
+            self._plugin = plugin_devices(self._ort, provider)
+        elif provider not in available:
             raise EngineError(
                 f"engine {name} was asked for, and this onnxruntime {self._ort.__version__} has no "
                 f"{provider}, only {', '.join(available)}; install onnxruntime-gpu in place of "
@@ -72,7 +75,7 @@ class OrtDeviceEngine:
         self, spec: GraphSpec, folder: Path, packed: GraphSpec | None = None
     ) -> DeviceStepGraph:
         # Where the mask is as long as the rows in use, shapes are new at every step.
-        recorded = spec.meta["mask_span"] != "total" and self._memory.device == "cuda"
+        recorded = spec.meta["mask_span"] != "total" and self._provider == CUDA
         try:
             session = self._session(spec, folder, recorded)
         except EngineError as error:
@@ -90,20 +93,27 @@ class OrtDeviceEngine:
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        settings: dict[str, str] = {}
-        if self._memory.device == "cuda":
-            settings["user_compute_stream"] = str(self._memory.stream)
-            if self._provider == CUDA:
-                settings["use_tf32"] = "0"  # float32 means float32
-                settings["enable_cuda_graph"] = str(int(recorded))
+        settings = self._settings(recorded)
+        chosen: dict[str, Any] = {"providers": [(self._provider, settings)]}
+        if self._plugin:
+            options.add_provider_for_devices(self._plugin[:1], settings)
+            chosen = {}
         try:
-            session = self._ort.InferenceSession(
-                str(folder / spec.file), options, providers=[(self._provider, settings)]
-            )
+            session = self._ort.InferenceSession(str(folder / spec.file), options, **chosen)
         except Exception as error:  # onnxruntime's own types share no base class but Exception
             raise EngineError(f"onnxruntime cannot load {spec.file}: {short(error)}") from error
         self._check(session, spec)
         return session
+
+    def _settings(self, recorded: bool) -> dict[str, str]:
+        """The provider's options."""
+        if self._memory.device != "cuda":
+            return {}
+        stream = {"user_compute_stream": str(self._memory.stream)}
+        if self._provider != CUDA:
+            return {**stream, "has_user_compute_stream": "1"}
+        # TF32 off: float32 means float32.
+        return {**stream, "use_tf32": "0", "enable_cuda_graph": str(int(recorded))}
 
     def _check(self, session: Any, spec: GraphSpec) -> None:
         """Raises EngineError where the provider, or a part of the graph, fell back to the CPU."""
@@ -157,8 +167,9 @@ class OrtExecutor:
         self.file = spec.file
         self.device = device
         self.host_inputs = frozenset(_on_host(session)) if device != "cpu" else frozenset()
-        # What the CPU computes of its inputs' values would be recorded as it was the first time.
-        self.recorded = recorded and not self.host_inputs
+        # What the CPU computes of its inputs' values would be recorded as it was the first time;
+        # the cache's capacity stays what it is.
+        self.recorded = recorded and self.host_inputs <= {CAPACITY}
         self._choosing = recorded
         self._ort = ort
         self._ids = count(1)
