@@ -368,7 +368,7 @@ HANGING = """
         print("hanging", flush=True)
         time.sleep(60)
 
-    exporter._write_table = hang  # after the graphs
+    exporter.write_table = hang  # after the graphs
     arguments = ["--target", sys.argv[1], "--out", sys.argv[2], "--overwrite"]
     sys.exit(main(["export", *arguments]))
 """

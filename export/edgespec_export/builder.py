@@ -7,6 +7,7 @@ it, called once while saving: peak memory is one tensor, whatever the size of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgespec.bundle import TensorSpec
+from edgespec_export.ahead import in_order
 from edgespec_export.precision import (
     FP32,
     Precision,
@@ -38,6 +40,8 @@ CONTRIB = "com.microsoft"
 ALIGNMENT = 4096
 INLINE_BYTES = 1024
 WINDOWS = 22  # the opset from which convolutions and pools take bfloat16
+BLOCKS_OPSET = 21
+"""Where ONNX has weights in blocks; TensorRT 10.3 takes them too, though its table ends at 20."""
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
 
 
@@ -192,6 +196,8 @@ class GraphBuilder:
         numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
         scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
         blocked: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
+        if block:
+            self._opset = max(self._opset, BLOCKS_OPSET)
         if name not in self._dequantised:
             floats = self.node("DequantizeLinear", numbers, scales, **blocked)
             self._dequantised[name] = floats
@@ -244,14 +250,16 @@ class GraphBuilder:
         initializers = list(self._inline)
         data = folder / f"{stem}.bin"
         files = [folder / f"{stem}.onnx"]
-        with data.open("wb") as out:
+        missing = [(n, w) for n, w in self._weights.items() if (n, w.kind) not in stored]
+        loaded = in_order((w.nbytes, partial(_loaded, n, w)) for n, w in missing)
+        with data.open("wb") as out, closing(loaded):
             for name, weight in self._weights.items():
                 key = (name, weight.kind)
                 if key in stored:
                     initializers.append(stored[key])
                     progress(weight.nbytes)
                     continue
-                array = _loaded(name, weight)
+                array = next(loaded)
                 if array.nbytes <= INLINE_BYTES:
                     initializers.append(_inline(name, weight.shape, weight.kind, array))
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from edgespec.bundle import (
 from edgespec.errors import ConfigError
 from edgespec.flavour import Flavour
 from edgespec.precisions import Precisions
+from edgespec_export.ahead import begun
 from edgespec_export.assets import config_files, read_assets
 from edgespec_export.builder import GraphBuilder, Stored
 from edgespec_export.checkpoint import open_checkpoint
@@ -53,9 +54,6 @@ from edgespec_export.vocabulary import parse_vocabulary
 
 DECODERS = {"target_packed": "target", "draft_chain": "draft"}
 """Graphs of a decoder beside its step graph, whose weights they share."""
-DRAFTS = {"int4": "int8"}
-"""Precision of the draft beside a target of another: a draft is small, and what int4 takes from it
-is paid in tokens that are not accepted. (TensorRT-RTX 1.7 also crashes over chains of int4.)"""
 CALIBRATION_QUESTIONS = 128
 """Where no number was given."""
 PARTS = ("whole", "device")
@@ -131,8 +129,8 @@ def plan_export(request: ExportRequest) -> Plan:
 def _lowerings(flavour: Flavour, parts: Precisions) -> tuple[Flavour, Flavour, Flavour]:
     """What target, tower and draft of a flavour are built in."""
     seeing = parts.vision or floats_of(flavour)
-    drafting = parts.draft or DRAFTS.get(flavour.precision, flavour.precision)
-    return flavour, replace(flavour, precision=seeing), replace(flavour, precision=drafting)
+    drafting = replace(flavour, precision=parts.draft) if parts.draft else flavour.drafts
+    return flavour, replace(flavour, precision=seeing), drafting
 
 
 def _calibration(request: ExportRequest) -> list[Question]:
@@ -208,6 +206,7 @@ def export_bundle(
     plan = plan_export(request)
     assets = read_assets(plan.target.checkpoint, plan.target.geometry)
     announce(plan)
+    identity = begun(lambda: plan.target.identity)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
         specs = _write_graphs(writer, plan, progress)
         stored = request.precisions.embedding
@@ -231,7 +230,7 @@ def export_bundle(
         manifest = writer.finish(
             created_by=f"edgespec {__version__}",
             graphs=tuple(specs),
-            models={"target": plan.target.identity, **drafts},
+            models={"target": identity(), **drafts},
             text=assets.text,
             generation=assets.generation,
             compressor=plan.draft.visual if plan.draft else None,

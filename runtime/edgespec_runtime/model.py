@@ -17,6 +17,7 @@ from edgespec.sizing.feasible import Load
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.engines import Engine, Graph, StepGraph
+from edgespec_runtime.engines.choice import Choice
 from edgespec_runtime.inputs import VisualInputs, splice
 from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
 from edgespec_runtime.loading import (
@@ -59,12 +60,13 @@ class Model:
         budget: Budget | None = None,
         remote: RemoteTarget | None = None,
         stand_in: tuple[StepGraph, Table] | None = None,
+        choice: Choice | None = None,
         exact: bool = False,
     ) -> None:
         """``remote``: the target on servers; it is then not loaded here, unless its settings ask
         for that as well. ``stand_in``: a step graph and its token table in place of the target, to
-        clock what this device does by itself; what is generated then means nothing. ``exact``:
-        plain decoding goes through the kernels that verification does, see ``LocalVerifier``."""
+        clock what this device does by itself; what is generated then means nothing. ``choice``:
+        how it came to ``engine``. ``exact``: plain decoding goes through the kernels that verification does, see ``LocalVerifier``."""
         self.bundle = bundle
         self.profile = profile
         self.budget = budget or Budget()
@@ -72,6 +74,7 @@ class Model:
         """What requests teach about sizing; shared by them."""
         self.manifest = bundle.manifest
         self.engine = engine.facts
+        self.choice = choice
         self.draft_left_out = ""
         if self.manifest.graph("draft"):
             alone = remote is not None and not remote.settings.drafts
@@ -85,6 +88,8 @@ class Model:
             embeddings=remote is not None and remote.settings.embeddings,
         )
         loaded = load_graphs(bundle, engine, roles)
+        self.notes = tuple(engine.notes)
+        """What runs slower than it could, for the user to know."""
         self._graphs, self._steps, self._tables = loaded.graphs, loaded.steps, loaded.tables
         if stand_in is not None:
             self._steps["target"], self._tables["target"] = stand_in

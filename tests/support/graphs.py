@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from onnx import TensorProto, defs, shape_inference
 
 from edgespec.bundle import Bundle, GraphSpec
 
-TYPES = {
+TYPES: Mapping[int, str] = {
     TensorProto.FLOAT: "tensor(float)",
     TensorProto.FLOAT16: "tensor(float16)",
     TensorProto.BFLOAT16: "tensor(bfloat16)",

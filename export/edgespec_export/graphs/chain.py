@@ -49,7 +49,7 @@ def chained_steps(
     given = coupling_inputs(b, steps)
     noises = b.nodes("Split", given.noise, b.constant([1] * steps), outputs=steps, axis=1)
     couplings = [Coupling(noise, given.inv_temperature) for noise in noises]
-    # [B, 1], of the last given row; a slice would be of a length that TensorRT does not know.
+    # [B, 1], of the last given row: by Gather, as TensorRT does not see that a Slice has one row.
     position = b.node("Gather", "position_ids", b.constant([-1]), axis=1)
     yield ChainStep(first, "", couplings[0], steps == 1)
     for ahead in range(1, steps):

@@ -30,8 +30,7 @@ class PortableLowering:
         self.precision = precision
 
     def graph(self, name: str) -> GraphBuilder:
-        # Weights in blocks came to ONNX with opset 21; TensorRT had them before.
-        return GraphBuilder(name, 21 if self.precision.bits == 4 else 20, self.precision)
+        return GraphBuilder(name, 20, self.precision)
 
     @property
     def chains(self) -> PortableLowering:
