@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_machine import resident_mb, watched
-from benchmarks.gpu_question import Floats
 from benchmarks.gpu_rig import Rig, median_ms
 from edgespec.bundle import GraphSpec
 from edgespec.sampling import Sampler, SamplingParams
@@ -21,6 +20,7 @@ from edgespec_runtime.engines.memory import SIZES
 from edgespec_runtime.model import Model
 from edgespec_runtime.profiling.measuring.rigs import Source, open_session, verifier_over
 from edgespec_runtime.profiling.measuring.scripts import caterpillar
+from edgespec_runtime.tables import Table
 from edgespec_runtime.verifiers import LocalVerifier
 from edgespec_runtime.verifiers.opening import names_best, target_outputs
 
@@ -167,7 +167,7 @@ def draft(rig: Rig, figures: dict[str, Any]) -> None:
         figures[str(flavour)] = found
 
 
-def _drafted(session: StepSession, rows: int, table: Floats, context: int) -> float:
+def _drafted(session: StepSession, rows: int, table: Table, context: int) -> float:
     session.cache.length, session.cache.pending = context, 0
     mask = np.ones((rows, context + rows), dtype=np.bool_)
     mask[:, context:] = np.eye(rows, dtype=np.bool_)

@@ -66,7 +66,8 @@ class Model:
         """``remote``: the target on servers; it is then not loaded here, unless its settings ask
         for that as well. ``stand_in``: a step graph and its token table in place of the target, to
         clock what this device does by itself; what is generated then means nothing. ``choice``:
-        how it came to ``engine``. ``exact``: plain decoding goes through the kernels that verification does, see ``LocalVerifier``."""
+        how it came to ``engine``. ``exact``: plain decoding goes through the kernels that
+        verification does, see ``LocalVerifier``."""
         self.bundle = bundle
         self.profile = profile
         self.budget = budget or Budget()

@@ -12,6 +12,9 @@ from edgespec_export.quantise.matrix import Floats, Matrix
 
 Numbers = npt.NDArray[np.int8]
 TINY = float(np.finfo(np.float32).tiny)
+NOTHING = np.float32(1e-6)
+"""The scale of zeros. Kernels add the zero point's part and take it away again, each rounded: a
+small scale keeps what is left of that small."""
 
 
 def signed_scales(blocks: Floats) -> Floats:
@@ -19,14 +22,14 @@ def signed_scales(blocks: Floats) -> Floats:
     values of 4 bits are used (the rule of llama.cpp's Q4_0)."""
     where = np.abs(blocks).argmax(axis=-1)[..., None]
     scales = np.take_along_axis(blocks, where, axis=-1) / np.float32(-8)
-    found: Floats = np.where(np.abs(scales) < TINY, np.float32(1), scales)
+    found: Floats = np.where(np.abs(scales) < TINY, NOTHING, scales)
     return found
 
 
 def even_scales(blocks: Floats) -> Floats:
     """[..., block] -> [..., 1]: the largest magnitude becomes 127."""
     scales = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
-    found: Floats = np.where(scales < TINY, np.float32(1), scales)
+    found: Floats = np.where(scales < TINY, NOTHING, scales)
     return found
 
 

@@ -127,7 +127,8 @@ def _takes(engine: str, flavour: Flavour) -> bool:
         return True
     own = flavour.lowering in ("ort", "cuda")  # ONNX Runtime's own operators
     if engine == "ort-cuda":  # whose GroupQueryAttention has no float32 there
-        return not own or flavour.precision != "fp32"
+        halves = flavour.lowering == "cuda" or flavour.precision in ("fp16", "bf16")
+        return not own or (halves and flavour.precision != "fp32")
     return not own
 
 
