@@ -37,7 +37,7 @@ def memory() -> CudaMemory:
 
 
 NATIVE = Flavour("native")
-HALF = [Flavour("native", "fp16"), Flavour("portable", "fp16"), Flavour("cuda", "fp16")]
+HALF = [Flavour(name, "fp16") for name in ("cuda", "native", "portable", "ort")]
 
 
 @pytest.fixture(scope="module")

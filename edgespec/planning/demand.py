@@ -107,7 +107,7 @@ def _workspaces(inventory: Inventory, setting: Setting) -> Iterator[Item]:
         elif isinstance(graph.shape, Step):
             tokens = tokens_in(inventory, graph.role, setting.context)
             buffers = _stepping(graph, graph.shape, tokens, setting.nodes, size)
-            buffers += graph.weights.largest_bytes(setting.precision)
+            buffers += graph.largest_bytes(setting.precision)
         yield Item("workspace", graph.role, buffers + SESSION_BYTES, False)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from edgespec.flavour import DRAFTS
 from edgespec.planning.weights import FLOAT_BYTES, Weights
 
 CACHED = ("target", "draft")
@@ -64,16 +65,24 @@ class Held:
 
     def loaded_bytes(self, precision: str) -> int:
         """Of its weights in memory: counted where it was exported so, else computed."""
-        return self.loaded.get(precision, self.weights.nbytes(precision))
+        return self.loaded.get(precision, self.weights.nbytes(self._held_in(precision)))
 
     def stored_bytes(self, precision: str) -> int:
         """What it adds to the files."""
-        return self.stored.get(precision, self.own.nbytes(precision))
+        return self.stored.get(precision, self.own.nbytes(self._held_in(precision)))
+
+    def largest_bytes(self, precision: str) -> int:
+        """Of the largest matrix once its quantisation is undone; 0 where nothing is quantised."""
+        return self.weights.largest_bytes(self._held_in(precision))
 
     @property
     def drafts(self) -> bool:
         """Whether it is the draft's side."""
         return self.role.startswith("draft") or self.role == "compressor"
+
+    def _held_in(self, precision: str) -> str:
+        """The precision of its weights in a bundle of ``precision``."""
+        return DRAFTS.get(precision, precision) if self.drafts else precision
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from edgespec_runtime.engines.device_step import DeviceStepGraph
 from edgespec_runtime.engines.executor import Tensor
 from edgespec_runtime.engines.memory import Memory
 from edgespec_runtime.engines.ort_plugin import PACKAGES, TENSORRT_RTX, plugin_devices
-from edgespec_runtime.engines.ort_step import short
+from edgespec_runtime.engines.ort_step import CAPACITY, short
 
 CUDA = "CUDAExecutionProvider"
 PROVIDERS = {"ort-cuda": CUDA, "ort-tensorrt-rtx": TENSORRT_RTX}
@@ -167,8 +167,9 @@ class OrtExecutor:
         self.file = spec.file
         self.device = device
         self.host_inputs = frozenset(_on_host(session)) if device != "cpu" else frozenset()
-        # What the CPU computes of its inputs' values would be recorded as it was the first time.
-        self.recorded = recorded and not self.host_inputs
+        # What the CPU computes of its inputs' values would be recorded as it was the first time;
+        # the cache's capacity stays what it is.
+        self.recorded = recorded and self.host_inputs <= {CAPACITY}
         self._choosing = recorded
         self._ort = ort
         self._ids = count(1)
