@@ -73,10 +73,12 @@ class BlockWeights:
         return packed
 
     def scales(self) -> Floats:
+        """Handed out and forgotten: all layers' scales would be a tenth of a large model."""
         if self._scales is None:
             self.numbers()
-        assert self._scales is not None
-        return self._scales
+        found, self._scales = self._scales, None
+        assert found is not None
+        return found
 
     def _round(self, piece: Floats, root: Root | None) -> tuple[Numbers, Floats]:
         if root is not None:
@@ -109,10 +111,12 @@ class RowWeights:
         return numbers
 
     def scales(self) -> Floats:
+        """Handed out and forgotten."""
         if self._scales is None:
             self.numbers()
-        assert self._scales is not None
-        return self._scales
+        found, self._scales = self._scales, None
+        assert found is not None
+        return found
 
 
 def _packed(numbers: Numbers, bits: int) -> npt.NDArray[np.uint8]:
