@@ -421,7 +421,7 @@ def test_an_exception_half_way_leaves_nothing(
             assert len(left(tmp_path)) == 1
             raise error
 
-        monkeypatch.setattr(exporter, "_write_table", fail)
+        monkeypatch.setattr(exporter, "write_table", fail)
         with pytest.raises(type(error)):
             export(target, tmp_path / "b")
         assert left(tmp_path) == []

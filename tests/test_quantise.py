@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -227,3 +229,24 @@ def test_inputs_that_are_never_used_do_no_harm() -> None:
     assert np.isfinite(scales).all()
     steps = np.repeat(scales, 32, axis=1)
     assert np.abs(numbers * steps - exact)[:, 5].max() < np.abs(scales).max()
+
+
+def test_weights_are_rounded_once_whoever_asks() -> None:
+    """Weights are written by threads that run ahead of each other."""
+    reads: list[int] = []
+    exact = weights(16, 64)
+
+    def pieces() -> Iterator[Floats]:
+        reads.append(1)
+        sleep(0.02)
+        yield exact
+
+    for rounded in (
+        RowWeights(Matrix(64, 16, pieces)),
+        BlockWeights(Matrix(64, 16, pieces), 4, 32, lambda: None),
+    ):
+        reads.clear()
+        with ThreadPoolExecutor(2) as pool:
+            scales, numbers = pool.submit(rounded.scales), pool.submit(rounded.numbers)
+            assert scales.result().shape[0] == 16 and numbers.result().size in (1024, 512)
+        assert len(reads) == 1

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgespec_export.precision import FP32
 from edgespec_export.quantise.gptq import Doubles, Root, root_of
 from edgespec_export.quantise.matrix import Floats
 
+HELD = 2
 ROWS = "rows"
 """The output of a layer's graph that the next layer reads."""
 
@@ -31,8 +33,8 @@ ROWS = "rows"
 class LayerMoments:
     """``rows``: sequences [S, H] as they enter the first layer, asked for once.
 
-    Weights are written layer by layer, so only one layer's moments are held: asking for an earlier
-    layer begins again.
+    Weights are written layer by layer, by threads that run ahead a little, so the moments of HELD
+    layers are kept: asking for an earlier one begins again.
     """
 
     def __init__(
@@ -49,22 +51,30 @@ class LayerMoments:
         self._first: Sequence[Floats] | None = None
         self._rows: list[Floats] = []
         self._layer = -1
-        self._moments: dict[str, Doubles] = {}
+        self._moments: dict[int, dict[str, Doubles]] = {}
+        self._lock = Lock()
 
     def root(self, name: str) -> Root | None:
         """See ``precision.Moments``."""
         layer = _layer_of(name)
         if layer is None:
             return None
+        with self._lock:
+            moments = self._of(layer).get(name)
+            return None if moments is None else root_of(moments)
+
+    def _of(self, layer: int) -> dict[str, Doubles]:
+        """Moments of a layer's products, by their names."""
         if self._first is None:
             self._first = self._given()
-        if layer < self._layer or self._layer < 0:
+        if layer not in self._moments and layer <= self._layer or self._layer < 0:
             self._rows, self._layer = list(self._first), -1
+            self._moments.clear()
         while self._layer < layer:
             self._layer += 1
-            self._moments = self._run(self._layer)
-        moments = self._moments.get(name)
-        return None if moments is None else root_of(moments)
+            self._moments[self._layer] = self._run(self._layer)
+            self._moments.pop(self._layer - HELD, None)
+        return self._moments[layer]
 
     def _run(self, layer: int) -> dict[str, Doubles]:
         """Moves the rows through a layer; returns the moments of its products."""
