@@ -128,7 +128,7 @@ def test_a_settings_file_may_name_parts(tmp_path: Path, capsys: Any) -> None:
         ({"quality": "x.jsonl", "flavours": (INT8,), "part": "device"}, "--quality runs the"),
         ({"calibration": "none.jsonl", "flavours": (INT4,)}, "'none.jsonl' cannot be read"),
         ({"flavours": (Flavour("cuda"),)}, "lowering 'cuda' has fp16, bf16, int8, int4"),
-        ({"embedding": "int8", "parity": True}, "--parity"),
+        ({"embedding": "int8", "parity": True}, "--parity holds all graphs"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, Any], words: str) -> None:
@@ -151,7 +151,7 @@ def test_manifests_say_how_weights_are_stored(family: Bundle) -> None:
     said = {f: target_of(family, f).meta["row_invariant"] for f in stored}
     assert said[ORT].startswith("up to float32 rounding")
     assert said[INT8].startswith("products exactly") and "attention" in said[INT8]
-    assert said[INT4].startswith("products up to float rounding")
+    assert said[INT4].startswith("products up to float32 rounding")
 
 
 def test_weights_are_as_small_as_they_should_be(family: Bundle) -> None:
@@ -364,3 +364,24 @@ def test_quality_is_told_in_the_manifest(tmp_path: Path) -> None:
     assert 1 <= found["perplexity"] < 1.5 and 0 <= found["exact_match"] <= 1
     assert not any(told.values())
     assert read_bundle(out).manifest.flavours == (INT8,), "whole, with its reference gone"
+
+
+def test_cuda_has_blocks_in_half_precision(tmp_path: Path) -> None:
+    """Run by the CPU's kernels here: what is written is what is meant."""
+    flavours = (Flavour("cuda", "int8"), Flavour("cuda", "int4"))
+    target = str(checkpoint_path("target"))
+    export_bundle(ExportRequest(target, tmp_path / "b", flavours=(ORT, *flavours)))
+    bundle = read_bundle(tmp_path / "b")
+    asked = questions_of(str(sample_folder() / "in_domain.jsonl"), 2)
+    answered = answers(Model(bundle.only(ORT), open_engine("ort", threads=1)), asked)
+    for flavour, most in zip(flavours, (1e-3, 1e-2), strict=True):
+        spec = target_of(bundle, flavour)
+        assert spec.meta["row_invariant"] == "up to float16 rounding; close second tokens may win"
+        sizes = {
+            (next(a.i for a in node.attribute if a.name == "bits"),
+             next(a.i for a in node.attribute if a.name == "block_size"))
+            for node in loaded(bundle, spec).graph.node if node.op_type == "MatMulNBits"
+        }  # fmt: skip
+        assert sizes == ({(8, 128)} if flavour.precision == "int8" else {(4, 128), (8, 128)})
+        figures = compared(Model(bundle.only(flavour), open_engine("ort", threads=1)), answered)
+        assert figures["divergence"] < most

@@ -155,6 +155,16 @@ def test_a_row_is_the_same_alone_and_among_others(
         assert apart <= 1e-5 * scale, f"{len(chosen)} rows: {apart / scale:.2g}"
 
 
+def test_half_precision_keeps_what_no_block_divides(tmp_path: Path) -> None:
+    precision = precision_of(Flavour("cuda", "int4"), Precisions(), None)
+    for inputs, op in ((80, "MatMul"), (96, "MatMulNBits")):
+        b = GraphBuilder("half", 17, precision)
+        b.product(
+            b.input("x", "float16", [1, "S", inputs]), "w", in_pieces(weights(8, inputs)), "layer"
+        )
+        assert [node.op_type for node in b._nodes] == [op]
+
+
 def test_activations_are_rounded_once_for_all_that_read_them() -> None:
     b = GraphBuilder("shared", 17, ort("int8"))
     x = b.input("x", "float32", [1, "S", 32])

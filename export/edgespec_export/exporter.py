@@ -98,8 +98,11 @@ def plan_export(request: ExportRequest) -> Plan:
         raise ConfigError(f"part '{request.part}' is unknown; there are: {', '.join(PARTS)}")
     if request.parity and request.part != "whole":
         raise ConfigError("--parity compares a whole bundle; export one, or leave --parity out")
-    if request.parity and request.precisions.embedding != "fp32":
-        raise ConfigError("--parity needs token tables in fp32; leave out embedding, or --parity")
+    if request.parity and replace(request.precisions, target="fp32", block="") != Precisions():
+        raise ConfigError(
+            "--parity holds all graphs of a flavour to one tolerance; leave out draft, vision, "
+            "head and embedding of --precision, or --parity"
+        )
     for flag, given in (
         ("compressor", request.compressor),
         ("draft-variant", request.draft_variant),
