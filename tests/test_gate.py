@@ -19,9 +19,10 @@ from edgespec.errors import EngineError
 from edgespec.flavour import Flavour
 from edgespec.nvidia import TensorRT, find_tensorrt
 from edgespec_export.tensorrt.build import chosen_graphs, left_out
-from edgespec_export.tensorrt.graph import Source
+from edgespec_export.tensorrt.graph import Source, read_source
 from edgespec_export.tensorrt.network import Settings, build_plan, parse
 from edgespec_export.tensorrt.operators import TABLE, check_operators
+from edgespec_export.tensorrt.shapes import NEEDED, profiles_of, sizes_of, static_axes
 from tests.support.gate import (
     CAPABILITIES,
     HEADS,
@@ -145,6 +146,18 @@ def test_step_graphs_build_for_every_gpu_that_can_be_named(
         graph = bundle.manifest.graph("draft")
         assert graph
         assert build(tensorrt, bundle, graph, capability).size > 0
+
+
+@pytest.mark.parametrize("flavour", GATED)
+def test_engines_for_small_trees_build(tensorrt: TensorRT, family: Bundle, flavour: str) -> None:
+    """Where the profile itself ended at 8 rows, TensorRT-RTX's compiler would fail."""
+    bundle = in_flavour(family, flavour)
+    graph = bundle.manifest.graph("draft")
+    assert graph
+    sizes = sizes_of(bundle.manifest, context=512, prefill_rows=64, max_rows=8, profiles=NEEDED)
+    source = read_source(bundle, graph, static_axes(graph, sizes))
+    settings = Settings(compute_capabilities=(FAST,))
+    assert build_plan(tensorrt, source, profiles_of(graph, sizes), settings)
 
 
 def test_attention_in_float32_is_taken_apart_and_said_so(
