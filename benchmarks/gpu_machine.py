@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,13 @@ def watched(device: str) -> Iterator[Peak]:
 
 
 def _version(package: str) -> str:
+    """Of what is imported where the module tells, as the metadata may be another copy's."""
     try:
-        return version(package)
-    except PackageNotFoundError:
+        told = getattr(import_module(package), "__version__", None)
+        return str(told or version(package))
+    except (ImportError, PackageNotFoundError):
+        with suppress(PackageNotFoundError):
+            return version(package)
         return ""
 
 

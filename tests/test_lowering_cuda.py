@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edgespec.bundle import Bundle, read_bundle
@@ -70,6 +71,18 @@ def test_a_nodes_row_is_that_of_its_path(both: Bundle) -> None:
         session.cache.commit(())
         assert np.abs(rows[-1] - tree[node]).max() < 2e-2
         assert rows[-1].argmax() == tree[node].argmax()
+
+
+def test_nothing_of_a_step_is_left_to_the_host(both: Bundle) -> None:
+    """An input that no node reads counts as the host's, and so do sums of shapes."""
+    graphs = both.only(CUDA).manifest.graphs
+    steps = [graph for graph in graphs if graph.role in ("target", "draft", "draft_chain")]
+    assert len(steps) == 3
+    for step in steps:
+        graph = onnx.load(both.path / step.file, load_external_data=False).graph
+        read = {name for node in graph.node for name in node.input}
+        assert {value.name for value in graph.input} <= read
+        assert not {"Shape", "Size", "Range"} & {node.op_type for node in graph.node}
 
 
 def test_what_it_is_not_built_for_is_said(tmp_path: Path) -> None:

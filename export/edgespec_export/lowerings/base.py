@@ -38,6 +38,10 @@ class StepInputs:
 
 CONTRACT = Given()
 
+Length = tuple[str, str, list[int | str]]
+"""An input that says where new rows go: name, type, axes."""
+PAST_LENGTH: tuple[Length, ...] = (("past_length", "int64", ["B"]),)
+
 
 class Lowering(Protocol):
     """Builds norm, attention and gating blocks out of one engine's preferred operators."""
@@ -49,6 +53,9 @@ class Lowering(Protocol):
 
     in_place: bool
     """Whether graphs write new rows into the cache they are given, rather than hand them out."""
+
+    lengths: tuple[Length, ...]
+    """Inputs of a step graph that say where new rows go."""
 
     names_best: bool
     """Whether a target's step graph names the best token of every row."""

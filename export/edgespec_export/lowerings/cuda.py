@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import CONTRACT, Given, StepInputs
+from edgespec_export.lowerings.base import CONTRACT, Given, Length, StepInputs
 from edgespec_export.lowerings.ort import MASKED, OrtLowering
 
 LAST = "last_row"
-"""[B] int32: the cache's row that the last new row goes to. ``past_length`` and the number of new
-rows say the same, but their sum would be computed on the host, and then no launch is recorded."""
+"""[B] int32: the cache's row that the last new row goes to. It takes the place of ``past_length``:
+the sum of that and the number of new rows would be computed on the host, and then no launch is
+recorded."""
 CAPACITY = "capacity"
 """[] int32, read on the host: rows of the cache, the same in every step."""
 
@@ -23,15 +24,14 @@ CAPACITY = "capacity"
 class CudaLowering(OrtLowering):
     name = "cuda"
     mask_span = "capacity"
+    lengths: tuple[Length, ...] = ((LAST, "int32", ["B"]), (CAPACITY, "int32", []))
     names_best = True
 
     def step_inputs(
         self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT
     ) -> StepInputs:
         bias = b.node("Where", given.mask, b.number(0.0), b.number(MASKED))
-        last = b.input(LAST, "int32", ["B"])
-        capacity = b.input(CAPACITY, "int32", [])
-        return StepInputs(bias, given.positions, cos, sin, (last, capacity))
+        return StepInputs(bias, given.positions, cos, sin, (LAST, CAPACITY))
 
     def chained(
         self, b: GraphBuilder, text: TextGeometry, step: StepInputs, positions: str, ahead: int

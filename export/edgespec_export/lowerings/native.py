@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import CONTRACT, Cache, ChainLowering, Given, StepInputs
+from edgespec_export.lowerings.base import (
+    CONTRACT,
+    PAST_LENGTH,
+    Cache,
+    ChainLowering,
+    Given,
+    StepInputs,
+)
 from edgespec_export.lowerings.portable import MASKED, PortableLowering
 from edgespec_export.precision import Precision
 
@@ -18,6 +25,7 @@ class NativeLowering:
     name = "native"
     mask_span = "capacity"
     in_place = True
+    lengths = PAST_LENGTH
     names_best = True
 
     def __init__(self, precision: Precision) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import CONTRACT, Cache, Given, StepInputs
+from edgespec_export.lowerings.base import CONTRACT, PAST_LENGTH, Cache, Given, StepInputs
 from edgespec_export.precision import Precision
 
 MASKED = -6e4
@@ -24,6 +24,7 @@ class PortableLowering:
     name = "portable"
     mask_span = "behind"
     in_place = False
+    lengths = PAST_LENGTH
     names_best = True
 
     def __init__(self, precision: Precision) -> None:

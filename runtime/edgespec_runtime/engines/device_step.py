@@ -8,7 +8,7 @@ the next step.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from weakref import WeakKeyDictionary
@@ -142,12 +142,9 @@ class DeviceStepSession:
             call = self._graph.call(cache, form)
             call.fill("inputs_embeds", embeds)
             call.fill("position_ids", np.asarray(positions))
-            call.put("past_length", cache.used)
+            for name, value in self._lengths(form.rows):
+                call.put(name, value)
             call.mask(mask, cache.used)
-            if LAST in self._given:
-                call.put(LAST, cache.used + form.rows - 1)
-            if CAPACITY in self._given:
-                call.put(CAPACITY, cache.capacity)
             if "logit_index" in self._given:
                 call.put("logit_index", rows - 1 if last_only else np.arange(form.rows))
             if hidden is not None:
@@ -210,6 +207,12 @@ class DeviceStepSession:
     def _most(self, last_only: bool) -> int:
         limits = self._graph.limits
         return limits.prompt_rows if last_only else limits.tree_rows
+
+    def _lengths(self, rows: int) -> Iterator[tuple[str, int]]:
+        """The inputs that say where ``rows`` new rows go, and their values."""
+        used = self.cache.used
+        told = {"past_length": used, LAST: used + rows - 1, CAPACITY: self.cache.capacity}
+        return ((name, value) for name, value in told.items() if name in self._given)
 
     def set_temperature(self, temperature: float) -> None:
         self._check_coupled()

@@ -51,7 +51,8 @@ class OrtStepSession:
         self._buffers = buffers or Buffers(self._wrap)
         self._bound_for: tuple[int, bool] | None = None
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
+        if "past_length" in self._given:
+            self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
         self._last = np.zeros(1, dtype=np.int32)
         if LAST in self._given:
             self._binding.bind_ortvalue_input(LAST, self._wrap(self._last))
