@@ -130,7 +130,9 @@ def test_pictures_beyond_the_profile_are_refused_with_the_command(rig: Rig) -> N
     shape = [int(axis) for axis in spec.inputs[0].axes[1:]]
     pixels = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
     host = open_engine("ort", threads=1).load(spec, rig.bundle.path)
-    for count in (1, 2, 1):
+    graph._bound({"pixel_values": pixels[:1]})
+    for count in (2, 1, 2):  # binding one shape leaves the context with it
+        graph._bound({"pixel_values": pixels[: 3 - count]})
         found = graph.run({"pixel_values": pixels[:count]})["features"]
         expected = host.run({"pixel_values": pixels[:count]})["features"]
         assert np.abs(found - expected).max() < 1e-4
@@ -157,8 +159,10 @@ def test_a_role_that_was_not_built_says_what_builds_it(rig: Rig) -> None:
 
 def test_a_failed_launch_is_an_error_with_what_tensorrt_said(rig: Rig) -> None:
     session = rig.step().open(100)
-    rig.module.broken = True
     table = np.load(rig.bundle.file("target.embed.npy"))
-    with pytest.raises(EngineError, match="target.plan failed: an illegal memory access"):
-        session.step(table[:1], [0], causal_mask(0, 1))
-    assert session.cache.pending == 0
+    prefill(session, table[:10])
+    for rows, fails_at in ((1, 0), (40, 0), (40, 1)):  # forty rows go in two parts
+        rig.module.fails_at = rig.module.launches + fails_at
+        with pytest.raises(EngineError, match="target.plan failed: an illegal memory access"):
+            session.step(table[:rows], range(10, 10 + rows), causal_mask(10, rows))
+        assert (session.cache.length, session.cache.pending) == (10, 0)

@@ -406,10 +406,13 @@ def test_parity_of_half_precision(zoo: Zoo, tmp_path: Path) -> None:
     asked = ["native:fp16", "portable:fp16", "portable:bf16"]
     assert main([
         "export", "--target", str(zoo.checkpoint("gqa")), "--draft", str(draft), "--parity",
-        "--out", str(out), *(word for name in asked for word in ("--lowering", name)),
+        "--out", str(out), "--sessions", "2",
+        *(word for name in asked for word in ("--lowering", name)),
     ]) == 0  # fmt: skip
     report = read_bundle(out).manifest.parity
     assert report["target"]["max_abs_diff"] <= OFF["fp16"] * report["target"]["max_abs_value"]
     assert report["target"]["max_abs_diff"] > 1e-5, "float32 was compared"
     assert report["draft_chain.portable-fp16"]["max_abs_value"] > 0
+    packed = [report[f"target_packed{end}"] for end in ("", ".portable-fp16")]
+    assert all(figures["against"] == "the step graph" for figures in packed)
     assert report["draft.portable-bf16"].startswith("not checked: ")

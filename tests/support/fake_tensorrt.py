@@ -46,7 +46,7 @@ class FakeTensorRT:
         self.memory = memory
         self.plans = {plan.file: plan for plan in plans}
         self.launches = 0
-        self.broken = False
+        self.fails_at = -1  # that many launches work
         self.ILogger, self.TensorIOMode = ILogger, TensorIOMode
         self.ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE=1)
 
@@ -134,7 +134,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         engine = self._engine
-        if engine.module.broken:
+        if engine.module.launches == engine.module.fails_at:
             engine.log.log(ILogger.ERROR, "an illegal memory access was encountered")
             return False
         missing = {*engine.inputs, *engine.outputs} - set(self._addresses)

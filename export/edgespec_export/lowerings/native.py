@@ -2,7 +2,7 @@
 
 The common denominator of ONNX Runtime and TensorRT >= 10.15: one Attention output, no past_key, no
 is_causal and no nonpad_kv_seqlen (TensorRT drops it without a word), so the mask spans the whole
-cache capacity and hides what is not written yet.
+cache capacity and hides what is not written yet. TensorRT refuses softmax_precision as well.
 """
 
 from __future__ import annotations
