@@ -51,7 +51,7 @@ class LayerMoments:
         self._first: Sequence[Floats] | None = None
         self._rows: list[Floats] = []
         self._layer = -1
-        self._moments: dict[int, dict[str, Doubles]] = {}
+        self._moments: dict[int, dict[str, Floats]] = {}
         self._lock = Lock()
 
     def root(self, name: str) -> Root | None:
@@ -63,7 +63,7 @@ class LayerMoments:
             moments = self._of(layer).get(name)
             return None if moments is None else root_of(moments)
 
-    def _of(self, layer: int) -> dict[str, Doubles]:
+    def _of(self, layer: int) -> dict[str, Floats]:
         """Moments of a layer's products, by their names."""
         if self._first is None:
             self._first = self._given()
@@ -76,7 +76,7 @@ class LayerMoments:
             self._moments.pop(self._layer - HELD, None)
         return self._moments[layer]
 
-    def _run(self, layer: int) -> dict[str, Doubles]:
+    def _run(self, layer: int) -> dict[str, Floats]:
         """Moves the rows through a layer; returns the moments of its products."""
         with TemporaryDirectory() as folder:
             session, outputs = self._open(layer, Path(folder))
@@ -88,7 +88,7 @@ class LayerMoments:
                     read = value.reshape(-1, value.shape[-1])
                     total = found.setdefault(name, np.zeros((read.shape[1],) * 2))
                     total += read.T @ read
-        return found
+        return {name: total.astype(np.float32) for name, total in found.items()}
 
     def _open(self, layer: int, folder: Path) -> tuple[Any, dict[str, str]]:
         """A session of one layer, and its outputs by the products that read them."""
