@@ -112,6 +112,7 @@ class LayerMoments:
         b.save(folder, "layer")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         file = str(folder / "layer.onnx")
         return onnxruntime.InferenceSession(
             file, options, providers=["CPUExecutionProvider"]
