@@ -154,12 +154,10 @@ def _judge(
         own["plain_tok_s"], own["speculative_tok_s"] = _speeds(variant.model, texts[:6])
         exactly = Model(variant.bundle, open_engine(threads=arguments.threads), exact=True)
         own["equal"] = {
-            f"{policy}{', exact' if exact else ''}": _equality(
-                exactly if exact else variant.model, texts[: arguments.texts], policy
-            )
-            for policy in POLICIES
-            for exact in (False, True)
+            **_equality(variant.model, texts[: arguments.texts], ""),
+            **_equality(exactly, texts[: arguments.texts], ", exact"),
         }
+        print(f"{variant.name}: {json.dumps(own)}", file=sys.stderr, flush=True)
 
 
 def _speeds(model: Model, texts: Sequence[Question]) -> tuple[float, float]:
@@ -174,21 +172,26 @@ def _speeds(model: Model, texts: Sequence[Question]) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _equality(model: Model, texts: Sequence[Question], policy: str) -> dict[str, Any]:
+def _equality(model: Model, texts: Sequence[Question], label: str) -> dict[str, Any]:
     """How many speculative texts are the plain ones, and how close the others' tokens were."""
-    equal, gaps = 0, list[float]()
+    found: dict[str, Any] = {
+        policy + label: {"texts": len(texts), "equal": 0, "gaps": []} for policy in POLICIES
+    }
     for question in texts:
-        given = {"max_new_tokens": 120, "temperature": 0.0}
+        given: dict[str, Any] = {"max_new_tokens": 120, "temperature": 0.0}
         plain = model.generate(question.image, question.prompt, draft="none", **given).token_ids
-        other = model.generate(
-            question.image, question.prompt, draft="model", policy=policy, **given
-        ).token_ids
-        if plain == other:
-            equal += 1
-            continue
-        at = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)
-        gaps.append(_gap(model, question, plain[:at], (plain[at], other[at])))
-    return {"texts": len(texts), "equal": equal, "gaps": sorted(round(g, 3) for g in gaps)}
+        for policy in POLICIES:
+            given["policy"] = policy
+            other = model.generate(question.image, question.prompt, draft="model", **given)
+            own = found[policy + label]
+            pairs = zip(plain, other.token_ids, strict=False)
+            at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+            if at is None:
+                own["equal"] += plain == other.token_ids
+            else:
+                pair = plain[at], other.token_ids[at]
+                own["gaps"].append(round(_gap(model, question, plain[:at], pair), 3))
+    return found
 
 
 def _gap(model: Model, question: Question, known: Sequence[int], pair: tuple[int, int]) -> float:
@@ -230,7 +233,8 @@ def _lines(figures: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield ""
         for name, own in figures.items():
             for policy, found in own["equal"].items():
-                yield f"| {name} | {policy} | {found['equal']}/{found['texts']} | {found['gaps']} |"
+                share = f"{found['equal']} of {found['texts']}"
+                yield f"| {name} | {policy} | {share} | {sorted(found['gaps'])} |"
 
 
 if __name__ == "__main__":

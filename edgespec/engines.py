@@ -84,7 +84,7 @@ class BuiltEngines:
     prefill_rows: int
     """Most rows of a prefill call; longer prompts take several."""
     max_rows: int
-    """Most rows of a call that verifies or drafts."""
+    """Most rows of a call that verifies or drafts; a profile may take more."""
     profiles: tuple[str, ...]
     """Profiles of the step graphs, in the order of their indices in a plan."""
     flags: tuple[str, ...]

@@ -10,7 +10,7 @@ LOWERINGS = ("ort", "cuda", "native", "portable")
 """Which operators: ONNX Runtime's own, for its CPU or its CUDA provider; opset 24 (TensorRT from
 10.15); opset 20 (TensorRT 10.3)."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
-"""What weights are stored in; int8 and int4 ones are multiplied in fp16."""
+"""What the weights of layers are stored in (docs/precision.md)."""
 DRAFTS = {"int4": "int8"}
 """Precisions of drafts that are not their target's: a draft is small, and what int4 takes from it
 is paid in tokens that are not accepted. (TensorRT-RTX 1.7 also crashes over chains of int4.)"""

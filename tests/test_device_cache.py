@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +61,24 @@ def test_a_run_is_one_copy_over_all_layers_and_heads() -> None:
     cache.pending = 3
     cache.commit([0, 1, 2])
     assert memory.copies == 2, "rows that lie where they belong are not copied"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_filling_puts_one_row_everywhere_as_on_the_host(dtype: str) -> None:
+    memory, shape = HostMemory(), replace(SHAPE, dtype=dtype)
+    device, host = DeviceCache(memory, Shelf(memory), shape, 100), KVCache(shape, 100)
+    row = np.random.default_rng(0).standard_normal((2, 2, 1, 3, 1, 4), dtype=np.float32)
+    for cache in (device, host):
+        cache.fill(row)
+    raw = ctypes.string_at(device.block.pointer, device.block.size)
+    assert raw == host.rows.tobytes() and host.rows.dtype == shape.storage
+
+
+def test_few_caches_of_the_past_are_kept() -> None:
+    memory = HostMemory()
+    shelf = Shelf(memory, spare=2)
+    blocks = [DeviceCache(memory, shelf, SHAPE, 64 * n).block for n in range(1, 6)]
+    assert [b.size for b in shelf._free] == [b.size for b in blocks[2:]]
 
 
 def test_memory_of_a_dropped_cache_serves_the_next_one_clean() -> None:

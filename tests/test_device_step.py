@@ -65,11 +65,11 @@ def test_text_is_the_host_engines(
     model, _ = device_model(bundles[lowering])
     picture = str(sample_image())
     expected = host_model(bundles[lowering]).generate(
-        picture, PROMPT, draft="none", max_new_tokens=48, **settings
+        picture, PROMPT, draft="none", max_new_tokens=32, **settings
     )
     for draft, policy in (("none", None), ("model", None), ("model", TREE), ("ngram", None)):
         found = model.generate(
-            picture, PROMPT, draft=draft, policy=policy, max_new_tokens=48, **settings
+            picture, PROMPT, draft=draft, policy=policy, max_new_tokens=32, **settings
         )
         assert found.token_ids == expected.token_ids, (draft, policy)
         if draft == "model":

@@ -9,6 +9,7 @@ import pytest
 
 from edgespec.bundle import Bundle, GraphSpec, read_bundle
 from edgespec.cli import main
+from edgespec.engines import BuiltEngines
 from edgespec.errors import BundleError, ConfigError, EngineError
 from edgespec.flavour import Flavour
 from edgespec.nvidia import Gpu
@@ -116,6 +117,19 @@ def test_unknown_engines_are_named_with_those_there_are(bundle: Bundle) -> None:
         choose(bundle, "cuda")
     with pytest.raises(ConfigError, match="unknown engine 'auto'"):
         open_engine("auto")
+
+
+def test_of_several_flavours_the_built_one_is_run(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = BuiltEngines(
+        bundle.path, "tensorrt", "10.3.0", ("8.7",), None, None, "portable:fp16", 1, 1, 1, 1,
+        (), (), (),
+    )  # fmt: skip
+    monkeypatch.setattr(choice, "_index", lambda bundle: [built])
+    held = holding(bundle, "native:fp16", "portable:fp16")
+    assert str(choose(held, "tensorrt").flavour) == "portable:fp16"
+    assert str(choose(held, "tensorrt-rtx").flavour) == "native:fp16"
 
 
 def test_engines_that_were_not_built_say_what_builds_them(

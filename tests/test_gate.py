@@ -18,10 +18,11 @@ from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EngineError
 from edgespec.flavour import Flavour
 from edgespec.nvidia import TensorRT, find_tensorrt
-from edgespec_export.tensorrt.build import chosen_graphs, left_out
-from edgespec_export.tensorrt.graph import Source
+from edgespec_export.tensorrt.build import chosen_graphs
+from edgespec_export.tensorrt.graph import Source, read_source
 from edgespec_export.tensorrt.network import Settings, build_plan, parse
 from edgespec_export.tensorrt.operators import TABLE, check_operators
+from edgespec_export.tensorrt.shapes import NEEDED, profiles_of, sizes_of, static_axes
 from tests.support.gate import (
     CAPABILITIES,
     HEADS,
@@ -68,7 +69,7 @@ def test_every_graph_of_the_family_builds(tensorrt: TensorRT, family: Bundle, fl
     graphs = chosen_graphs(bundle, ())
     roles = ["vision", "projector", "target", "draft_projector", "compressor", "draft"]
     assert [g.role for g in graphs][:6] == roles
-    assert ("draft_chain" in [g.role for g in graphs]) is flavour.startswith("portable")
+    assert [g.role for g in graphs][6:] == ["draft_chain"]
     for graph in [g for g in graphs if g.role != "draft_chain"]:
         assert not build(tensorrt, bundle, graph, FAST).decomposed, graph.file
 
@@ -95,25 +96,13 @@ def test_every_graph_in_the_widths_of_llava_builds(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["family", "geometry"])
-def test_chains_build_where_no_cache_is_written_in_them(
-    tensorrt: TensorRT, request: pytest.FixtureRequest, name: str
+@pytest.mark.parametrize("flavour", GATED)
+def test_every_chain_builds(
+    tensorrt: TensorRT, request: pytest.FixtureRequest, name: str, flavour: str
 ) -> None:
-    bundle = in_flavour(request.getfixturevalue(name), "portable:fp16")
+    bundle = in_flavour(request.getfixturevalue(name), flavour)
     graph = bundle.manifest.graph("draft_chain")
     assert graph and build(tensorrt, bundle, graph, FAST).size > 0
-
-
-@pytest.mark.slow
-def test_a_chain_that_writes_its_cache_at_every_step_is_refused(
-    tensorrt: TensorRT, family: Bundle
-) -> None:
-    """Why no engine is built of native ones (``left_out``); a TensorRT that takes them shows
-    here."""
-    bundle = in_flavour(family, "native:fp16")
-    graph = bundle.manifest.graph("draft_chain")
-    assert graph and left_out(graph)
-    with pytest.raises(EngineError, match="cannot build draft_chain.onnx"):
-        build(tensorrt, bundle, graph, FAST)
 
 
 @pytest.mark.parametrize("name", ["family", "geometry"])
@@ -145,6 +134,18 @@ def test_step_graphs_build_for_every_gpu_that_can_be_named(
         graph = bundle.manifest.graph("draft")
         assert graph
         assert build(tensorrt, bundle, graph, capability).size > 0
+
+
+@pytest.mark.parametrize("flavour", GATED)
+def test_engines_for_small_trees_build(tensorrt: TensorRT, family: Bundle, flavour: str) -> None:
+    """Where the profile itself ended at 8 rows, TensorRT-RTX's compiler would fail."""
+    bundle = in_flavour(family, flavour)
+    graph = bundle.manifest.graph("draft")
+    assert graph
+    sizes = sizes_of(bundle.manifest, context=512, prefill_rows=64, max_rows=8, profiles=NEEDED)
+    source = read_source(bundle, graph, static_axes(graph, sizes))
+    settings = Settings(compute_capabilities=(FAST,))
+    assert build_plan(tensorrt, source, profiles_of(graph, sizes), settings)
 
 
 def test_attention_in_float32_is_taken_apart_and_said_so(

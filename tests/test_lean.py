@@ -89,6 +89,7 @@ def test_help_needs_no_optional_package() -> None:
         "profile",
         "bench",
         "frequencies",
+        "build",
         "demo",
         "env",
         "doctor",

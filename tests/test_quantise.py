@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -153,6 +155,16 @@ def test_a_row_is_the_same_alone_and_among_others(
         assert apart <= 1e-5 * scale, f"{len(chosen)} rows: {apart / scale:.2g}"
 
 
+def test_half_precision_keeps_what_no_block_divides(tmp_path: Path) -> None:
+    precision = precision_of(Flavour("cuda", "int4"), Precisions(), None)
+    for inputs, op in ((80, "MatMul"), (96, "MatMulNBits")):
+        b = GraphBuilder("half", 17, precision)
+        b.product(
+            b.input("x", "float16", [1, "S", inputs]), "w", in_pieces(weights(8, inputs)), "layer"
+        )
+        assert [node.op_type for node in b._nodes] == [op]
+
+
 def test_activations_are_rounded_once_for_all_that_read_them() -> None:
     b = GraphBuilder("shared", 17, ort("int8"))
     x = b.input("x", "float32", [1, "S", 32])
@@ -227,3 +239,24 @@ def test_inputs_that_are_never_used_do_no_harm() -> None:
     assert np.isfinite(scales).all()
     steps = np.repeat(scales, 32, axis=1)
     assert np.abs(numbers * steps - exact)[:, 5].max() < np.abs(scales).max()
+
+
+def test_weights_are_rounded_once_whoever_asks() -> None:
+    """Weights are written by threads that run ahead of each other."""
+    reads: list[int] = []
+    exact = weights(16, 64)
+
+    def pieces() -> Iterator[Floats]:
+        reads.append(1)
+        sleep(0.02)
+        yield exact
+
+    for rounded in (
+        RowWeights(Matrix(64, 16, pieces)),
+        BlockWeights(Matrix(64, 16, pieces), 4, 32, lambda: None),
+    ):
+        reads.clear()
+        with ThreadPoolExecutor(2) as pool:
+            scales, numbers = pool.submit(rounded.scales), pool.submit(rounded.numbers)
+            assert scales.result().shape[0] == 16 and numbers.result().size in (1024, 512)
+        assert len(reads) == 1

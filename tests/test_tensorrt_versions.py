@@ -134,13 +134,13 @@ def test_profiles_cover_prompts_trees_and_single_rows(bundle: Path) -> None:
     sizes = sizes_of(manifest, context=100, prefill_rows=80, max_rows=20)
     prefill, tree, single = profiles_of(graph, sizes)
     assert [p.name for p in (prefill, tree, single)] == ["prefill", "tree", "single"]
-    assert prefill.inputs["position_ids"].most == (1, 80)
-    assert tree.inputs["position_ids"].least == (1, 1) and tree.inputs["position_ids"].most == (
-        1,
-        20,
-    )
+    assert prefill.inputs["position_ids"].best == (1, 80)
+    assert tree.inputs["position_ids"].least == (1, 1)
+    assert tree.inputs["position_ids"].best == (1, 10)
+    # TensorRT-RTX builds no masked attention over a cache for fewer rows at most.
+    assert {p.inputs["position_ids"].most for p in (prefill, tree)} == {(1, 128)}
     assert single.inputs["position_ids"].most == (1, 1)
-    assert prefill.inputs["logit_index"].best == (1,) and tree.inputs["logit_index"].most == (20,)
+    assert prefill.inputs["logit_index"].best == (1,)
     for profile in (prefill, tree, single):
         rows = profile.inputs["tree_mask"]
         assert {s[3] for s in (rows.least, rows.best, rows.most)} == {sizes.capacity}

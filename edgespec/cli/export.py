@@ -79,14 +79,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration",
         metavar="FILE[:N]",
-        help="round int4 weights of the target by what its layers read on the first N questions "
-        "(default 128) of a file as `edgespec distill` takes them, better with 'answers' (GPTQ; "
+        help="round int4 weights of the target by what its layers read on N questions "
+        "(default 64) of a file as `edgespec distill` takes them, better with 'answers' (GPTQ; "
         f"lowerings ort and cuda); {BUILTIN}: the family's own. Default: to the nearest",
     )
     parser.add_argument(
         "--quality",
         metavar="FILE[:N]",
-        help="compare quantised targets with float32 on the first N questions (default 48): "
+        help="compare quantised targets with float32 on N questions of a file (default 48): "
         f"perplexity and equal answers, among others, in the manifest; {BUILTIN}: the family's own",
     )
     parser.add_argument(

@@ -172,13 +172,14 @@ class GraphBuilder:
         self.fed[name] = x
         precision = self._precision
         bits = precision.bits_of(part)
-        if bits and precision.integer:
+        block = precision.block_of(matrix.inputs, bits)
+        if bits and precision.integer and (block or self.floats == "float32"):
             self.multiplied += matrix.inputs * matrix.outputs
-            block = precision.block_of(matrix.inputs, bits)
             if block:
                 root = partial(precision.root, name)
                 return block_wise(self, x, name, matrix, bits, block, root)
             return row_wise(self, x, name, matrix)
+        bits = 0 if precision.integer else bits
         weight = Weight((matrix.inputs, matrix.outputs), FLOATS, matrix.transposed)
         if part == "head" and precision.head == "fp16" and self.floats == "float32":
             self.multiplied += matrix.inputs * matrix.outputs

@@ -55,7 +55,7 @@ from edgespec_export.vocabulary import parse_vocabulary
 
 DECODERS = {"target_packed": "target", "draft_chain": "draft"}
 """Graphs of a decoder beside its step graph, whose weights they share."""
-CALIBRATION_QUESTIONS = 128
+CALIBRATION_QUESTIONS = 64
 """Where no number was given."""
 PARTS = ("whole", "device")
 """What a bundle holds: everything, or what a device needs whose target is a server's."""
@@ -84,7 +84,7 @@ class ExportRequest:
     precisions: Precisions = Precisions()
     """Of drafts, towers, heads and token tables; the target's layers are the flavours'."""
     calibration: str | None = None
-    """``FILE[:N]``: questions that int4 weights of the target are rounded by (GPTQ)."""
+    """``FILE[:N]`` (``questions_of``): what int4 weights of the target are rounded by (GPTQ)."""
     quality: str | None = None
     """``FILE[:N]``: questions that quantised targets are compared with float32 on."""
     resume: bool = False
@@ -101,6 +101,11 @@ def plan_export(request: ExportRequest) -> Plan:
         raise ConfigError(f"part '{request.part}' is unknown; there are: {', '.join(PARTS)}")
     if request.parity and request.part != "whole":
         raise ConfigError("--parity compares a whole bundle; export one, or leave --parity out")
+    if request.parity and replace(request.precisions, target="fp32", block="") != Precisions():
+        raise ConfigError(
+            "--parity holds all graphs of a flavour to one tolerance; leave out draft, vision, "
+            "head and embedding of --precision, or --parity"
+        )
     for flag, given in (
         ("compressor", request.compressor),
         ("draft-variant", request.draft_variant),

@@ -20,8 +20,9 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 BLOCKS = (128, 64, 32)
 """Inputs that share an int4 scale, where they divide a layer's: TensorRT's sizes."""
-DEFAULT_BLOCK = 32
-"""Of ONNX Runtime's block-wise kernels (docs/precision.md)."""
+DEFAULT_BLOCKS = {"float32": 32, "float16": 128}
+"""Of ONNX Runtime's block-wise kernels: on a CPU the exactest, on a GPU the one that was measured
+(docs/precision.md)."""
 LARGEST = 65504.0
 """Of float16."""
 
@@ -55,28 +56,29 @@ class Precision:
         block that does not divide the inputs would make results depend on the number of rows."""
         if bits == 8 and self.floats == "float32":
             return 0
-        return block_of(inputs, self.block or DEFAULT_BLOCK)
+        return block_of(inputs, self.block or DEFAULT_BLOCKS.get(self.floats, 0))
 
     @property
     def stored(self) -> dict[str, str]:
         """How a decoder's weights are stored, for the manifest."""
         told = {"layers": self.name, "head": self.head or ("fp16" if self.bits else self.name)}
         if self.bits == 4:
-            told["block"] = str(self.block or (DEFAULT_BLOCK if self.integer else BLOCKS[0]))
+            usual = DEFAULT_BLOCKS[self.floats] if self.integer else BLOCKS[0]
+            told["block"] = str(self.block or usual)
             told["rounding"] = "gptq" if self.moments else "nearest"
         return told
 
     @property
     def row_invariance(self) -> str:
         """How far a row's results depend on the rows beside it, for the manifest."""
-        if self.bits and self.integer:
+        if self.bits and self.integer and self.floats == "float32":  # activations are rounded, too
             products = (
                 "products exactly (sums of integers, each row scaled by itself)"
-                if self.bits == 8 and self.floats == "float32"
-                else "products up to float rounding (each row's blocks are scaled by themselves)"
+                if self.bits == 8
+                else "products up to float32 rounding (each row's blocks are scaled by themselves)"
             )
             return (
-                f"{products}; attention up to {self.floats} rounding, which can tip that of an "
+                f"{products}; attention up to float32 rounding, which can tip that of an "
                 "activation: a close second token may win when the number of rows changes"
             )
         if self.floats == "float32":

@@ -45,12 +45,14 @@ def read_questions(files: Sequence[Path], limit: int | None = None) -> list[Ques
 
 
 def questions_of(asked: str, most: int) -> list[Question]:
-    """``FILE[:N]``: the file's first N questions, ``most`` where no number is given. Raises
-    InputError."""
+    """``FILE[:N]``: N questions of the file, ``most`` where no number is given, from all over it:
+    neighbours often share a picture. Raises InputError."""
     file, colon, number = asked.rpartition(":")
     if colon and number.isdigit():
-        return read_questions([Path(file)], max(1, int(number)))
-    return read_questions([Path(asked)], most)
+        asked, most = file, max(1, int(number))
+    found = read_questions([Path(asked)])
+    count = min(most, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def _question(file: Path, number: int, line: str) -> Question:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgespec_export.precision import FP32
 from edgespec_export.quantise.gptq import Doubles, Root, root_of
 from edgespec_export.quantise.matrix import Floats
 
+HELD = 2
 ROWS = "rows"
 """The output of a layer's graph that the next layer reads."""
 
@@ -31,8 +33,8 @@ ROWS = "rows"
 class LayerMoments:
     """``rows``: sequences [S, H] as they enter the first layer, asked for once.
 
-    Weights are written layer by layer, so only one layer's moments are held: asking for an earlier
-    layer begins again.
+    Weights are written layer by layer, by threads that run ahead a little, so the moments of HELD
+    layers are kept: asking for an earlier one begins again.
     """
 
     def __init__(
@@ -49,24 +51,32 @@ class LayerMoments:
         self._first: Sequence[Floats] | None = None
         self._rows: list[Floats] = []
         self._layer = -1
-        self._moments: dict[str, Doubles] = {}
+        self._moments: dict[int, dict[str, Floats]] = {}
+        self._lock = Lock()
 
     def root(self, name: str) -> Root | None:
         """See ``precision.Moments``."""
         layer = _layer_of(name)
         if layer is None:
             return None
+        with self._lock:
+            moments = self._of(layer).get(name)
+            return None if moments is None else root_of(moments)
+
+    def _of(self, layer: int) -> dict[str, Floats]:
+        """Moments of a layer's products, by their names."""
         if self._first is None:
             self._first = self._given()
-        if layer < self._layer or self._layer < 0:
+        if layer not in self._moments and layer <= self._layer or self._layer < 0:
             self._rows, self._layer = list(self._first), -1
+            self._moments.clear()
         while self._layer < layer:
             self._layer += 1
-            self._moments = self._run(self._layer)
-        moments = self._moments.get(name)
-        return None if moments is None else root_of(moments)
+            self._moments[self._layer] = self._run(self._layer)
+            self._moments.pop(self._layer - HELD, None)
+        return self._moments[layer]
 
-    def _run(self, layer: int) -> dict[str, Doubles]:
+    def _run(self, layer: int) -> dict[str, Floats]:
         """Moves the rows through a layer; returns the moments of its products."""
         with TemporaryDirectory() as folder:
             session, outputs = self._open(layer, Path(folder))
@@ -78,7 +88,7 @@ class LayerMoments:
                     read = value.reshape(-1, value.shape[-1])
                     total = found.setdefault(name, np.zeros((read.shape[1],) * 2))
                     total += read.T @ read
-        return found
+        return {name: total.astype(np.float32) for name, total in found.items()}
 
     def _open(self, layer: int, folder: Path) -> tuple[Any, dict[str, str]]:
         """A session of one layer, and its outputs by the products that read them."""
@@ -102,6 +112,7 @@ class LayerMoments:
         b.save(folder, "layer")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         file = str(folder / "layer.onnx")
         return onnxruntime.InferenceSession(
             file, options, providers=["CPUExecutionProvider"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,25 +43,53 @@ def rounded(blocks: Floats, scales: Floats, bits: int) -> Numbers:
     return numbers
 
 
-class BlockWeights:
-    """A matrix as MatMulNBits reads it, rounded once: numbers [outputs, blocks, bytes], scales
-    [outputs, blocks]. ``root``: what GPTQ goes by (``gptq.root_of``), or None for RTN."""
+class Rounded(ABC):
+    """A matrix in few bits, rounded once, whichever thread asks first and for what: ``numbers``
+    and their ``scales``, each let go once it is taken."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self._lock = Lock()
+        self._numbers: npt.NDArray[Any] | None = None
+        self._scales: Floats | None = None
+
+    def numbers(self) -> npt.NDArray[Any]:
+        with self._lock:
+            if self._numbers is None:
+                self._numbers, self._scales = self._round()
+            taken, self._numbers = self._numbers, None
+            return taken
+
+    def scales(self) -> Floats:
+        with self._lock:
+            if self._scales is None:
+                self._numbers, self._scales = self._round()
+            taken, self._scales = self._scales, None
+            return taken
+
+    @abstractmethod
+    def _round(self) -> tuple[npt.NDArray[Any], Floats]:
+        """(numbers, scales)."""
+
+
+class BlockWeights(Rounded):
+    """A matrix as MatMulNBits reads it: numbers [outputs, blocks, bytes], scales [outputs, blocks].
+    ``root``: what GPTQ goes by (``gptq.root_of``), or None for RTN."""
 
     def __init__(
         self, matrix: Matrix, bits: int, block: int, root: Callable[[], Root | None]
     ) -> None:
-        self._matrix = matrix
+        super().__init__(matrix)
         self._bits = bits
         self._block = block
         self._root = root
-        self._scales: Floats | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         count = self._matrix.inputs // self._block
         return self._matrix.outputs, count, self._block * self._bits // 8
 
-    def numbers(self) -> npt.NDArray[np.uint8]:
+    def _round(self) -> tuple[npt.NDArray[np.uint8], Floats]:
         outputs, count, width = self.shape
         packed = np.empty((outputs, count, width), dtype=np.uint8)
         scales = np.empty((outputs, count), dtype=np.float32)
@@ -66,21 +97,12 @@ class BlockWeights:
         start = 0
         for piece in self._matrix.pieces():
             end = start + len(piece)
-            found, scales[start:end] = self._round(piece, root)
+            found, scales[start:end] = self._rounded(piece, root)
             packed[start:end] = _packed(found.reshape(-1, count, self._block), self._bits)
             start = end
-        self._scales = scales
-        return packed
+        return packed, scales
 
-    def scales(self) -> Floats:
-        """Handed out and forgotten: all layers' scales would be a tenth of a large model."""
-        if self._scales is None:
-            self.numbers()
-        found, self._scales = self._scales, None
-        assert found is not None
-        return found
-
-    def _round(self, piece: Floats, root: Root | None) -> tuple[Numbers, Floats]:
+    def _rounded(self, piece: Floats, root: Root | None) -> tuple[Numbers, Floats]:
         if root is not None:
             return compensated(piece, self._block, root, signed_scales)
         blocks = piece.reshape(len(piece), -1, self._block)
@@ -88,15 +110,11 @@ class BlockWeights:
         return rounded(blocks, scales, self._bits), scales[..., 0]
 
 
-class RowWeights:
+class RowWeights(Rounded):
     """A matrix in int8 with a scale for each output, as MatMulInteger reads it: numbers
     [inputs, outputs], scales [outputs]."""
 
-    def __init__(self, matrix: Matrix) -> None:
-        self._matrix = matrix
-        self._scales: Floats | None = None
-
-    def numbers(self) -> Numbers:
+    def _round(self) -> tuple[Numbers, Floats]:
         matrix = self._matrix
         numbers = np.empty((matrix.inputs, matrix.outputs), dtype=np.int8)
         scales = np.empty(matrix.outputs, dtype=np.float32)
@@ -107,16 +125,7 @@ class RowWeights:
             numbers[:, start:end] = rounded(piece, own, 8).T
             scales[start:end] = own[:, 0]
             start = end
-        self._scales = scales
-        return numbers
-
-    def scales(self) -> Floats:
-        """Handed out and forgotten."""
-        if self._scales is None:
-            self.numbers()
-        found, self._scales = self._scales, None
-        assert found is not None
-        return found
+        return numbers, scales
 
 
 def _packed(numbers: Numbers, bits: int) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ Tell = Callable[[str, float], None]
 """Told (phase, share done of it from 0 to 1)."""
 
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory")
+WANTS_A_GPU = "check(status == cuda_success) failed"
 NO_FUSED_KERNEL = "not supported by a dedicated kernel"
 
 

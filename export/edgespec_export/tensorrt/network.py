@@ -14,6 +14,7 @@ from edgespec_export.tensorrt.graph import Source
 from edgespec_export.tensorrt.listening import (
     NO_FUSED_KERNEL,
     OUT_OF_MEMORY,
+    WANTS_A_GPU,
     Log,
     Tell,
     progress_monitor,
@@ -236,6 +237,8 @@ def _failure(tensorrt: TensorRT, source: Source, log: Log) -> str:
             f"{where}: too little memory ({log.last()}); end other programs, add swap, or give "
             "a smaller --context, --prefill-rows or --workspace-mb, or export a smaller precision"
         )
+    if log.said(WANTS_A_GPU):
+        return f"{where}: it wants a GPU for this; leave out --refit and --strip ({log.last()})"
     text = "\n".join(log.errors)
     named = [node.name for node in source.model.graph.node if node.name and _says(text, node.name)]
     nodes = f"nodes {', '.join(named[:4])}: " if named else ""

@@ -12,6 +12,9 @@ BLOCK = 64
 """Caches are whole blocks of rows, as the runtime's are."""
 IMAGES = 4
 """Most pictures of one call of a vision graph."""
+FUSED_ROWS = 128
+"""Least "most" rows of a native profile. TensorRT-RTX 1.7.1 does not build masked attention over a
+cache for 2 to 64 rows at most (an error of its compiler, at any capacity), and does from 65."""
 PREFILL_ROWS = 1024
 MAX_ROWS = 128
 NEEDED = ("prefill", "tree")
@@ -77,9 +80,10 @@ def profiles_of(graph: GraphSpec, sizes: Sizes) -> tuple[Profile, ...]:
     if not is_step(graph):
         axes = {"N": (1, 1, IMAGES), "P": (1, sizes.visual_tokens, sizes.visual_tokens)}
         return (_profile(WHOLE, graph, axes),)
-    tree = (1, max(1, sizes.max_rows // 2), sizes.max_rows)
+    tree = (1, max(1, sizes.max_rows // 2), _most(graph, sizes.max_rows))
+    prefill = (1, sizes.prefill_rows, _most(graph, sizes.prefill_rows))
     rows = {
-        "prefill": ((1, sizes.prefill_rows, sizes.prefill_rows), (1, 1, sizes.max_rows)),
+        "prefill": (prefill, (1, 1, tree[2])),
         "tree": (tree, tree),
         "single": ((1, 1, 1), (1, 1, 1)),
     }
@@ -94,6 +98,10 @@ def static_axes(graph: GraphSpec, sizes: Sizes) -> dict[str, int]:
     if is_step(graph) and graph.meta["mask_span"] == "capacity":
         return {"C": sizes.capacity, "T": sizes.capacity}
     return {}
+
+
+def _most(graph: GraphSpec, rows: int) -> int:
+    return max(rows, FUSED_ROWS) if graph.meta["mask_span"] == "capacity" else rows
 
 
 Extent = tuple[int, int, int]

@@ -100,18 +100,20 @@ class Shelf:
         self._free: list[Block] = []
 
     def take(self, size: int) -> Block:
-        """A block of exactly ``size`` bytes, zeros."""
+        """A block of exactly ``size`` bytes, zeros; the caller holds the memory's lock."""
         fit = next((block for block in self._free if block.size == size), None)
         if fit is None:
             fit = self._memory.allocate(size)
         else:
             self._free.remove(fit)
+        del self._free[: -self._spare]
         self._memory.clear(fit)
         return fit
 
     def give_back(self, block: Block) -> None:
+        """Frees nothing: it comes whenever an object is collected, and while a launch is recorded
+        nothing may be freed."""
         self._free.append(block)
-        del self._free[: -self._spare]
 
 
 ALIGNED = 256
