@@ -1,7 +1,9 @@
 """A 7B checkpoint on a small host: exported, killed and resumed on the way, loaded, run.
 
     python benchmarks/big.py --work big                    # LLaVA-1.5-7B's geometry, 14 GB written
+    python benchmarks/big.py --work big --size 13b         # 13B's, 27 GB
     python benchmarks/big.py --work big --layers 2         # the same with fewer layers, to try it
+    python benchmarks/big.py --run big/bundle --exact      # only runs what --keep has left
 
 Writes a random checkpoint (kept in ``--work``), exports it to ``ort:int4`` with `edgespec export`,
 kills that with SIGKILL when the given part of the layers is finished, resumes it, and runs the
@@ -29,8 +31,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu_checkpoint import GEOMETRIES, TILED, write_checkpoint  # noqa: E402
+from edgespec.bundle import read_bundle  # noqa: E402
 
 GEOMETRY = GEOMETRIES["llava-1.5-7b"]
+SIZES = {
+    "7b": GEOMETRY.text,
+    "13b": {
+        **GEOMETRY.text,  # llava-hf/llava-1.5-13b-hf, by its config.json
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+        "num_attention_heads": 40, "num_key_value_heads": 40,
+    },
+}  # fmt: skip
 ROWS = (1, 8, 16)
 CONTEXT = 64
 PROMPT = "w17 w23 w99 w4 w1234 w17 w23 w99 w8 w77"
@@ -41,13 +52,16 @@ STATUS = ("VmHWM", "RssAnon", "VmRSS")
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="directory of the checkpoint and the bundle")
-    parser.add_argument("--layers", type=int, default=GEOMETRY.text["num_hidden_layers"])
+    parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--layers", type=int, help="of the text model; default: the size's own")
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--kill-at", type=float, default=0.5, help="part of the layers; 0: never")
     parser.add_argument("--tokens", type=int, default=24, help="of every text")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--exact", action="store_true", help="load the bundle so")
     parser.add_argument("--keep", action="store_true", help="the bundle, for another look")
+    parser.add_argument("--export-only", action="store_true", help="do not run it")
     parser.add_argument("--run", type=Path, metavar="BUNDLE", help="only run a bundle")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
@@ -66,33 +80,41 @@ def main() -> int:
 
 def whole(arguments: argparse.Namespace) -> dict[str, Any]:
     """Checkpoint, export, run."""
-    target, out = arguments.work / f"checkpoint-{arguments.layers}", arguments.work / "bundle"
-    if not target.exists():
-        note(f"writing {target}")
-        text = {**GEOMETRY.text, "num_hidden_layers": arguments.layers}
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        write_checkpoint(partial, GEOMETRY, text, 0, TILED)
-        partial.rename(target)
+    text = SIZES[arguments.size]
+    layers = arguments.layers or int(text["num_hidden_layers"])
+    out = arguments.work / "bundle"
+    target = checkpoint(arguments.work, arguments.size, layers)
     shutil.rmtree(out, ignore_errors=True)
     figures: dict[str, Any] = {
-        "layers": arguments.layers,
+        "size": arguments.size,
+        "layers": layers,
         "precision": arguments.precision,
         "checkpoint_gb": size_gb(target),
         "load_average": os.getloadavg(),
     }
     if arguments.kill_at:
-        layer = int(arguments.layers * arguments.kill_at)
+        layer = int(layers * arguments.kill_at)
         figures["killed"] = export(arguments, target, out, lambda: finished(out, layer))
     figures["export"] = export(arguments, target, out)
     figures["bundle_gb"] = size_gb(out)
-    words = ["--run", out, "--threads", arguments.threads, "--tokens", arguments.tokens]
-    words += ["--repeats", arguments.repeats]
-    command = [sys.executable, __file__, *map(str, words)]
-    figures["run"] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    if not arguments.export_only:
+        figures["run"] = run_alone(out, arguments)
     if not arguments.keep:
         shutil.rmtree(out)
     return figures
+
+
+def checkpoint(work: Path, size: str, layers: int) -> Path:
+    """A random one, written where it is not there yet."""
+    folder = work / f"checkpoint-{size}-{layers}"
+    if not folder.exists():
+        note(f"writing {folder}")
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        text = {**SIZES[size], "num_hidden_layers": layers}
+        write_checkpoint(partial, GEOMETRY, text, 0, TILED)
+        partial.rename(folder)
+    return folder
 
 
 def export(
@@ -133,14 +155,34 @@ def finished(out: Path, layer: int) -> bool:
     return False
 
 
+def run_alone(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """``run`` in a process of its own."""
+    given = {key: getattr(arguments, key) for key in ("threads", "tokens", "repeats")}
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    words += ["--exact"] * arguments.exact
+    command = [sys.executable, __file__, "--run", str(bundle), *words]
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    )
+    return found
+
+
 def run(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Loads a bundle and decodes with it, plainly and with look-up in the text so far."""
     from edgespec_runtime import load
 
     before = status(os.getpid())
     started = time.perf_counter()
-    model = load(bundle, threads=arguments.threads)
-    figures: dict[str, Any] = {"load_s": round(time.perf_counter() - started, 2)}
+    read_bundle(bundle)
+    checked = time.perf_counter()
+    model = load(bundle, threads=arguments.threads, exact=arguments.exact, check_hashes=False)
+    figures: dict[str, Any] = {
+        "check_s": round(checked - started, 2),
+        "load_s": round(time.perf_counter() - checked, 2),
+        "loaded_mb": status(os.getpid()),
+        "exact": arguments.exact,
+        "load_average": os.getloadavg(),
+    }
     given = {"max_new_tokens": arguments.tokens, "temperature": 0.0}
     said = {
         draft: model.generate(None, PROMPT, draft=draft, **given) for draft in ("none", "ngram")
