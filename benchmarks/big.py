@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu_checkpoint import GEOMETRIES, TILED, write_checkpoint  # noqa: E402
-from edgespec.bundle import read_bundle  # noqa: E402
+from edgespec.bundle import JOURNAL, read_bundle  # noqa: E402
 
-GEOMETRY = GEOMETRIES["llava-1.5-7b"]
-SIZES = {
-    "7b": GEOMETRY.text,
-    "13b": {
-        **GEOMETRY.text,  # llava-hf/llava-1.5-13b-hf, by its config.json
-        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-        "num_attention_heads": 40, "num_key_value_heads": 40,
-    },
+_7B = GEOMETRIES["llava-1.5-7b"]
+_13B = {  # llava-hf/llava-1.5-13b-hf, by its config.json
+    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+    "num_attention_heads": 40, "num_key_value_heads": 40,
 }  # fmt: skip
+SIZES = {
+    "7b": _7B,
+    "13b": replace(_7B, name="llava-1.5-13b", text={**_7B.text, **_13B}),
+    "tiny": GEOMETRIES["tiny"],
+}
 ROWS = (1, 8, 16)
 CONTEXT = 64
 PROMPT = "w17 w23 w99 w4 w1234 w17 w23 w99 w8 w77"
@@ -80,8 +82,7 @@ def main() -> int:
 
 def whole(arguments: argparse.Namespace) -> dict[str, Any]:
     """Checkpoint, export, run."""
-    text = SIZES[arguments.size]
-    layers = arguments.layers or int(text["num_hidden_layers"])
+    layers = arguments.layers or int(SIZES[arguments.size].text["num_hidden_layers"])
     out = arguments.work / "bundle"
     target = checkpoint(arguments.work, arguments.size, layers)
     shutil.rmtree(out, ignore_errors=True)
@@ -95,7 +96,8 @@ def whole(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.kill_at:
         layer = int(layers * arguments.kill_at)
         figures["killed"] = export(arguments, target, out, lambda: finished(out, layer))
-    figures["export"] = export(arguments, target, out)
+    if not out.exists():  # a small export may be done before it is killed
+        figures["export"] = export(arguments, target, out)
     figures["bundle_gb"] = size_gb(out)
     if not arguments.export_only:
         figures["run"] = run_alone(out, arguments)
@@ -111,8 +113,9 @@ def checkpoint(work: Path, size: str, layers: int) -> Path:
         note(f"writing {folder}")
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        text = {**SIZES[size], "num_hidden_layers": layers}
-        write_checkpoint(partial, GEOMETRY, text, 0, TILED)
+        geometry = SIZES[size]
+        text = {**geometry.text, "num_hidden_layers": layers}
+        write_checkpoint(partial, geometry, text, 0, TILED)
         partial.rename(folder)
     return folder
 
@@ -150,9 +153,13 @@ def export(
 
 def finished(out: Path, layer: int) -> bool:
     """Whether a layer's weights are in the journal of the export to ``out``."""
-    for journal in out.parent.glob(f".{out.name}.partial-*/export.journal"):
-        return f'"text.layers.{layer}.' in journal.read_text(encoding="utf-8")
-    return False
+    journals = out.parent.glob(f".{out.name}.partial-*/{JOURNAL}")
+    try:
+        return any(
+            f'"text.layers.{layer}.' in file.read_text(encoding="utf-8") for file in journals
+        )
+    except OSError:  # it was finished meanwhile
+        return False
 
 
 def run_alone(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
