@@ -5,10 +5,11 @@
     python benchmarks/big.py --work big --layers 2         # the same with fewer layers, to try it
     python benchmarks/big.py --run big/bundle --exact      # only runs what --keep has left
 
-Writes a random checkpoint (kept in ``--work``), exports it to ``ort:int4`` with `edgespec export`,
-kills that with SIGKILL when the given part of the layers is finished, resumes it, and runs the
-bundle in a process of its own. Memory is that of the exporting process, asked of the kernel every
-20 ms: VmHWM counts the pages of mapped files, anonymous memory does not. JSON on stdout.
+Writes a random checkpoint and a draft (kept in ``--work``), exports both to ``ort:int4`` with
+`edgespec export`, kills that with SIGKILL when the given part of the layers is finished, resumes
+it, and runs the bundle in a process of its own. No text means anything: a draft's guesses are
+rejected, and what a round with them takes is what is measured. Memory is that of the process, asked
+of the kernel: VmHWM counts the pages of mapped files, anonymous memory does not. JSON on stdout.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ def whole(arguments: argparse.Namespace) -> dict[str, Any]:
     """Checkpoint, export, run."""
     layers = arguments.layers or int(SIZES[arguments.size].text["num_hidden_layers"])
     out = arguments.work / "bundle"
-    target = checkpoint(arguments.work, arguments.size, layers)
+    target, draft = checkpoints(arguments.work, arguments.size, layers)
     shutil.rmtree(out, ignore_errors=True)
+    words = ["--target", target, "--draft", draft, "--compressor", SIZES[arguments.size].compressor]
     figures: dict[str, Any] = {
         "size": arguments.size,
         "layers": layers,
@@ -95,9 +97,9 @@ def whole(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.kill_at:
         layer = int(layers * arguments.kill_at)
-        figures["killed"] = export(arguments, target, out, lambda: finished(out, layer))
+        figures["killed"] = export(arguments, words, out, lambda: finished(out, layer))
     if not out.exists():  # a small export may be done before it is killed
-        figures["export"] = export(arguments, target, out)
+        figures["export"] = export(arguments, words, out)
     figures["bundle_gb"] = size_gb(out)
     if not arguments.export_only:
         figures["run"] = run_alone(out, arguments)
@@ -106,29 +108,32 @@ def whole(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def checkpoint(work: Path, size: str, layers: int) -> Path:
-    """A random one, written where it is not there yet."""
-    folder = work / f"checkpoint-{size}-{layers}"
-    if not folder.exists():
-        note(f"writing {folder}")
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        geometry = SIZES[size]
-        text = {**geometry.text, "num_hidden_layers": layers}
-        write_checkpoint(partial, geometry, text, 0, TILED)
-        partial.rename(folder)
-    return folder
+def checkpoints(work: Path, size: str, layers: int) -> tuple[Path, Path]:
+    """A random target and a draft of 160M on the same tower, written where they are not there."""
+    geometry = SIZES[size]
+    texts = {
+        f"checkpoint-{size}-{layers}": {**geometry.text, "num_hidden_layers": layers},
+        f"draft-{size}": {**geometry.text, **geometry.draft},
+    }
+    for seed, (name, text) in enumerate(texts.items()):
+        if not (work / name).exists():
+            note(f"writing {work / name}")
+            partial = work / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            write_checkpoint(partial, geometry, text, seed, TILED)
+            partial.rename(work / name)
+    target, draft = (work / name for name in texts)
+    return target, draft
 
 
 def export(
     arguments: argparse.Namespace,
-    target: Path,
+    models: Sequence[str | Path],
     out: Path,
     until: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """`edgespec export --resume`, killed as soon as ``until`` says so; seconds and megabytes."""
-    words = ["export", "--target", target, "--out", out, "--resume"]
-    words += ["--precision", arguments.precision]
+    words = ["export", *models, "--out", out, "--resume", "--precision", arguments.precision]
     started = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", "edgespec", *map(str, words)], stdout=2)
     most = dict.fromkeys(STATUS, 0.0)
@@ -175,7 +180,7 @@ def run_alone(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Loads a bundle and decodes with it, plainly and with look-up in the text so far."""
+    """Loads a bundle and decodes: plainly, with look-up in the text so far, with its draft."""
     from edgespec_runtime import load
 
     before = status(os.getpid())
@@ -191,9 +196,8 @@ def run(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "load_average": os.getloadavg(),
     }
     given = {"max_new_tokens": arguments.tokens, "temperature": 0.0}
-    said = {
-        draft: model.generate(None, PROMPT, draft=draft, **given) for draft in ("none", "ngram")
-    }
+    drafts = ("none", "ngram", "model") if model.has_draft else ("none", "ngram")
+    said = {draft: model.generate(None, PROMPT, draft=draft, **given) for draft in drafts}
     for draft, answer in said.items():
         stats = answer.stats
         figures[draft] = {
@@ -203,8 +207,10 @@ def run(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             "ms_per_token": round(1e3 / stats.tokens_per_s, 1),
             "rounds": stats.rounds,
             "accepted_length": round(stats.accepted_length, 2),
+            "draft_ms_per_round": round(stats.draft_ms / stats.rounds, 1),
+            "verify_ms_per_round": round(stats.verify_ms / stats.rounds, 1),
+            "plain_text": answer.token_ids == said["none"].token_ids,
         }
-    figures["same_text"] = said["none"].token_ids == said["ngram"].token_ids
     figures["step_ms"] = steps(model, arguments.repeats)
     after = status(os.getpid())
     figures["before_mb"], figures["after_mb"] = before, after

@@ -23,6 +23,7 @@ def test_a_tiny_checkpoint_goes_all_the_way(tmp_path: Path) -> None:
     last = figures.get("export", figures["killed"])
     assert not last["killed"] and 0 < last["peak_anonymous_mb"] < 2000
     run = figures["run"]
-    assert run["none"]["tokens"] == run["ngram"]["tokens"] == 6
+    assert [run[draft]["tokens"] for draft in ("none", "ngram", "model")] == [6, 6, 6]
+    assert run["model"]["draft_ms_per_round"] > 0
     assert set(run["step_ms"]) == {"1", "8", "16"}
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-tiny-2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-tiny-2", "draft-tiny"]
