@@ -56,7 +56,7 @@ class Journal:
         for path in folder.iterdir():
             if path.name not in {JOURNAL, *(f.file for f in known)}:
                 path.unlink()
-        lines = [asked, *map(asdict, known)]  # not the last one, where it was cut
+        lines = [asked, *map(asdict, self._known.values())]  # not the last one, where it was cut
         fresh = self._file.with_suffix(".new")
         fresh.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
         fresh.replace(self._file)
@@ -103,13 +103,13 @@ def asked_of(request: ExportRequest, plan: Plan) -> Asked:
 def unfinished(out: Path, asked: Asked) -> Path | None:
     """The partial directory of a killed export to ``out``, None where there is none. Raises
     ConfigError where there are some, and all of another request."""
-    found = sorted(_told(out).items(), key=lambda pair: pair[0].stat().st_mtime, reverse=True)
-    for folder, told in found:
+    found = _told(out)
+    for folder, told in found.items():
         if told == asked:
             return folder
     if not found:
         return None
-    _, told = found[0]
+    told = next(iter(found.values()))
     differing = sorted(n for n in {*told, *asked} if told.get(n) != asked.get(n))
     raise ConfigError(
         f"--resume: what a killed export to '{out}' left behind is of another request (other "
@@ -119,16 +119,22 @@ def unfinished(out: Path, asked: Asked) -> Path | None:
 
 def unfinished_bytes(out: Path) -> int:
     """Of weights that killed exports to ``out`` finished."""
-    return sum(f.size for folder in _told(out) for f in _read(folder / JOURNAL))
+    total = 0
+    for folder in _told(out):
+        with suppress(OSError):  # another export may sweep it just now
+            total += sum(found.size for found in _read(folder / JOURNAL))
+    return total
 
 
 def _told(out: Path) -> dict[Path, Asked]:
-    """Partial directories that tell what they are of."""
-    found = {}
+    """Partial directories that tell what they are of, the one that went furthest first."""
+    found = []
     for folder in leftovers(out):
         with suppress(OSError, ValueError), (folder / JOURNAL).open(encoding="utf-8") as file:
-            found[folder] = json.loads(file.readline())
-    return found
+            told = json.loads(file.readline())
+            found.append((os.fstat(file.fileno()).st_size, folder, told))
+    found.sort(key=lambda one: one[0], reverse=True)
+    return {folder: told for _, folder, told in found}
 
 
 def _read(file: Path) -> Iterable[Finished]:
