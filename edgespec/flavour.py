@@ -11,6 +11,9 @@ LOWERINGS = ("ort", "cuda", "native", "portable")
 10.15); opset 20 (TensorRT 10.3)."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 """What weights are stored in; int8 and int4 ones are multiplied in fp16."""
+DRAFTS = {"int4": "int8"}
+"""Precisions of drafts that are not their target's: a draft is small, and what int4 takes from it
+is paid in tokens that are not accepted. (TensorRT-RTX 1.7 also crashes over chains of int4.)"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Flavour:
         ):
             if name not in known:
                 raise ConfigError(f"unknown {kind} '{name}'; there are: {', '.join(known)}")
+
+    @property
+    def drafts(self) -> Flavour:
+        """What the draft beside a target of this flavour is exported in."""
+        return Flavour(self.lowering, DRAFTS.get(self.precision, self.precision))
 
     @property
     def label(self) -> str:

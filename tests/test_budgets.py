@@ -380,7 +380,7 @@ def test_budgets_leave_the_text_as_it_is(whole: Any) -> None:
         Budget(ms_per_round=6.0, ttft_ms=1e4),
         Budget(p95_itl_ms=10.0, memory_mb=room + 5.0),
         Budget(memory_mb=room + 0.1),
-        Budget(memory_mb=room - 15.0),
+        Budget(memory_mb=room - 0.1),  # no room for the draft's cache
     ):
         assert describe(whole, sample_image(), budget=budget).token_ids == plain.token_ids
 
@@ -396,6 +396,22 @@ def test_a_budget_that_a_request_cannot_keep_is_refused_before_it_runs(whole: An
     ):
         with pytest.raises(ConfigError, match=re.escape(flag)):
             whole.stream(sample_image(), PICTURE, budget=budget)
+
+
+def test_weights_of_a_loaded_draft_count_where_nothing_is_drafted(whole: Any) -> None:
+    """Room for the target and its cache alone is no room while the draft is loaded."""
+    alone = memory_mb(profile(), LOAD, drafts=False)
+    tight = Budget(memory_mb=alone + 1.0)
+    check_budget(tight, profile(), LOAD)
+    with pytest.raises(ConfigError, match="new tokens beside the draft's weights takes"):
+        check_budget(tight, profile(), LOAD, draft_loaded=True)
+    check_budget(Budget(memory_mb=alone + 20.0), profile(), LOAD, draft_loaded=True)
+    room = memory_mb(profile(), Load(65, 1, 40), drafts=True)
+    for draft in ("auto", "none"):
+        with pytest.raises(ConfigError, match="--budget-memory-mb .* beside the draft's weights"):
+            whole.generate(
+                None, "hello", draft=draft, max_new_tokens=40, budget=Budget(memory_mb=room - 15.0)
+            )
 
 
 def test_budgets_need_a_profile(builtin_bundle: Path) -> None:

@@ -73,7 +73,7 @@ class Chains:
 
     def _build(self, steps: int) -> GraphBuilder:
         proposer, lowering, original = (
-            self._draft.proposer, get_lowering(ORT), self._draft.original,
+            self._draft.proposer, get_lowering(ORT).chains, self._draft.original,
         )  # fmt: skip
         if self.hidden is None:
             return build_chain(

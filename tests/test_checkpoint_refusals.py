@@ -454,7 +454,7 @@ def test_a_ratio_beyond_the_image(base: Path) -> None:
     ("more", "words"),
     [
         ({"flavours": (Flavour("ort", "int3"),)}, "precision 'int3'.*fp32"),
-        ({"flavours": (Flavour("qnn"),)}, "lowering 'qnn'.*ort, native"),
+        ({"flavours": (Flavour("qnn"),)}, "lowering 'qnn'.*ort, cuda, native"),
         ({"compressor": "pool:4"}, "needs --draft"),
         ({"compressor": "pool:4", "draft": "x"}, None),
         ({"compressor": "pool", "draft": "x"}, "pool:N"),

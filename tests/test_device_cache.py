@@ -6,12 +6,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec_runtime.engines.device_cache import DeviceCache, DeviceShape, moves
+from edgespec_runtime.engines.device_cache import DeviceCache, moves
 from edgespec_runtime.engines.memory import Shelf
 from edgespec_runtime.kv import CacheShape, KVCache
 from tests.support.host_memory import HostMemory
 
-SHAPE = DeviceShape(layers=2, kv_heads=3, head_dim=4, dtype="float32")
+SHAPE = CacheShape(layers=2, kv_heads=3, head_dim=4, dtype="float32")
 ROWS = st.sets(st.integers(0, 20), min_size=1).map(sorted)
 
 

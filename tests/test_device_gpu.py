@@ -15,7 +15,7 @@ from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import open_engine
 from edgespec_runtime.engines.cuda import CudaMemory
-from edgespec_runtime.engines.device_cache import DeviceCache, DeviceShape
+from edgespec_runtime.engines.device_cache import DeviceCache
 from edgespec_runtime.engines.device_step import DeviceStepGraph
 from edgespec_runtime.engines.memory import Shelf
 from edgespec_runtime.engines.ort_device import CUDA, OrtDeviceEngine, placement
@@ -36,11 +36,20 @@ def memory() -> CudaMemory:
         pytest.skip(str(error))
 
 
+NATIVE = Flavour("native")
+HALF = [Flavour(name, "fp16") for name in ("cuda", "native", "portable", "ort")]
+
+
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    out = tmp_path_factory.mktemp("native") / "builtin.bundle"
-    export_bundle(replace(export_request("draft", out), flavours=(Flavour("native"),)))
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("gpu") / "builtin.bundle"
+    export_bundle(replace(export_request("draft", out), flavours=(NATIVE, *HALF)))
     return read_bundle(out)
+
+
+@pytest.fixture(scope="module")
+def native(bundle: Bundle) -> Bundle:
+    return bundle.only(NATIVE)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +91,7 @@ def test_too_much_memory_is_refused_and_said(memory: CudaMemory) -> None:
 
 
 def test_commits_move_what_the_host_cache_moves(memory: CudaMemory) -> None:
-    shape = DeviceShape(layers=3, kv_heads=2, head_dim=64, dtype="float32")
+    shape = CacheShape(layers=3, kv_heads=2, head_dim=64, dtype="float32")
     device = DeviceCache(memory, Shelf(memory), shape, 192)
     host = KVCache(CacheShape(3, 2, 64), 192)
     rng = np.random.default_rng(1)
@@ -146,6 +155,19 @@ def test_sampled_text_is_the_cpus(model: Model, native: Bundle) -> None:
         assert model.generate(picture, PROMPT, draft=draft, **settings).token_ids == (
             expected.token_ids
         )
+
+
+@pytest.mark.parametrize("flavour", HALF, ids=str)
+def test_half_precision_text_is_its_own_plain_text(
+    bundle: Bundle, memory: CudaMemory, flavour: Flavour
+) -> None:
+    model = Model(bundle.only(flavour), OrtDeviceEngine("ort-cuda", CUDA, lambda: memory, 1))
+    picture = str(sample_image())
+    plain = model.generate(picture, PROMPT, draft="none", max_new_tokens=48)
+    for policy in (None, TREE):
+        found = model.generate(picture, PROMPT, policy=policy, max_new_tokens=48)
+        assert found.token_ids == plain.token_ids, policy
+        assert found.stats.accepted_length > 1.5
 
 
 def test_a_full_cache_is_filled_to_its_last_row(model: Model) -> None:

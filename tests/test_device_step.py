@@ -13,7 +13,7 @@ import pytest
 
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.errors import EngineError
-from edgespec.flavour import Flavour
+from edgespec.flavour import LOWERINGS, Flavour
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request, sample_image
 from edgespec_runtime.engines import StepSession, open_engine
@@ -30,16 +30,26 @@ SAMPLED = {"temperature": 0.9, "seed": 3}
 Floats = npt.NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def bundles(builtin_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    native = tmp_path_factory.mktemp("native") / "builtin.bundle"
-    export_bundle(replace(export_request("draft", native), flavours=(Flavour("native"),)))
-    return {"ort": read_bundle(builtin_bundle), "native": read_bundle(native)}
+FLAVOURS = tuple(
+    Flavour(lowering, "fp16" if lowering == "cuda" else "fp32") for lowering in LOWERINGS
+)
+TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2}
+
+
+def by_lowering(role: str, out: Path) -> dict[str, Bundle]:
+    """The built-in family with one of its drafts, as each lowering's bundle."""
+    export_bundle(replace(export_request(role, out), flavours=FLAVOURS))
+    bundle = read_bundle(out)
+    return {flavour.lowering: bundle.only(flavour) for flavour in FLAVOURS}
 
 
 @pytest.fixture(scope="module")
-def reference(bundles: dict[str, Bundle]) -> Model:
-    return Model(bundles["ort"], open_engine("ort", threads=1))
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return by_lowering("draft", tmp_path_factory.mktemp("device") / "builtin.bundle")
+
+
+def host_model(bundle: Bundle) -> Model:
+    return Model(bundle, open_engine("ort", threads=1))
 
 
 def device_model(bundle: Bundle) -> tuple[Model, HostMemory]:
@@ -47,20 +57,40 @@ def device_model(bundle: Bundle) -> tuple[Model, HostMemory]:
     return Model(bundle, OrtDeviceEngine("ort-host", CPU, lambda: memory, 1)), memory
 
 
-@pytest.mark.parametrize("lowering", ["native", "ort"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_text_is_the_host_engines(
-    bundles: dict[str, Bundle], reference: Model, lowering: str, settings: dict[str, float]
+    bundles: dict[str, Bundle], lowering: str, settings: dict[str, float]
 ) -> None:
     model, _ = device_model(bundles[lowering])
     picture = str(sample_image())
-    expected = reference.generate(picture, PROMPT, draft="none", max_new_tokens=48, **settings)
+    expected = host_model(bundles[lowering]).generate(
+        picture, PROMPT, draft="none", max_new_tokens=48, **settings
+    )
     for draft, policy in (("none", None), ("model", None), ("model", TREE), ("ngram", None)):
         found = model.generate(
             picture, PROMPT, draft=draft, policy=policy, max_new_tokens=48, **settings
         )
         assert found.token_ids == expected.token_ids, (draft, policy)
         if draft == "model":
+            assert found.stats.accepted_length > 1.5
+
+
+@pytest.fixture(scope="module")
+def vispec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return by_lowering("vispec", tmp_path_factory.mktemp("vispec") / "builtin.bundle")
+
+
+@pytest.mark.parametrize("lowering", ["cuda", "native", "portable"])
+def test_text_with_a_feature_draft(vispec: dict[str, Bundle], lowering: str) -> None:
+    model, _ = device_model(vispec[lowering])
+    host = host_model(vispec[lowering])
+    picture = str(sample_image())
+    for settings in ({}, SAMPLED):
+        expected = host.generate(picture, PROMPT, draft="none", max_new_tokens=32, **settings)
+        for policy in (None, TREE):
+            found = model.generate(picture, PROMPT, policy=policy, max_new_tokens=32, **settings)
+            assert found.token_ids == expected.token_ids, (settings, policy)
             assert found.stats.accepted_length > 1.5
 
 
@@ -85,7 +115,7 @@ def test_rows_pad_to_few_sizes() -> None:
     assert [padded_rows(n) for n in (129, 192, 193, 512)] == [192, 192, 256, 512]
 
 
-@pytest.mark.parametrize("lowering", ["native", "ort"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
 def test_every_row_count_gives_the_host_engines_rows(
     bundles: dict[str, Bundle], lowering: str
 ) -> None:
@@ -102,7 +132,10 @@ def test_every_row_count_gives_the_host_engines_rows(
         found = device.step(embeds, positions, mask, last)[0].copy()
         expected = host.step(embeds, positions, mask, last)[0]
         assert found.shape == expected.shape
-        assert np.abs(found - expected).max() < 1e-3
+        assert (
+            np.abs(found - expected).max()
+            < TOLERANCE[bundles[lowering].manifest.flavours[0].precision]
+        )
         for session in (device, host):
             assert session.cache.pending == rows
             session.cache.commit(())

@@ -58,6 +58,32 @@ def test_devices_that_come_with_edgespec() -> None:
     assert tuple(sorted(device_files())) == DEVICES
 
 
+def test_a_device_answers_to_shorter_names(bundle: Bundle) -> None:
+    """No two devices to the same, none to another's own."""
+    names = [*DEVICES, *(alias for name in DEVICES for alias in sheet(name).aliases)]
+    assert len(set(names)) == len(names)
+    for short, name in (("orin-nano", "jetson-orin-nano"), ("thor", "jetson-thor")):
+        assert profile_for(short, bundle) == profile_for(name, bundle)
+    assert profile_for("orin-nano:15W", bundle).device.power_mode == "15W"
+    with pytest.raises(ConfigError, match="Did you mean agx-orin"):
+        profile_for("agx-orrin", bundle)
+
+
+def test_every_gpu_has_a_compute_capability_and_every_jetson_its_releases() -> None:
+    capabilities = {name: sheet(name).compute_capability for name in DEVICES}
+    assert capabilities == {
+        "generic-cpu": "",
+        "jetson-agx-orin": "8.7",
+        "jetson-orin-nano": "8.7",
+        "jetson-orin-nx": "8.7",
+        "jetson-thor": "11.0",
+        "nvidia-a100": "8.0",
+        "nvidia-l4": "8.9",
+    }
+    for name in GROWING:
+        assert sheet(name).software and set(sheet(name).precisions) >= {"fp16", "int4"}
+
+
 @pytest.mark.parametrize("name", DEVICES)
 def test_every_device_file_loads_and_names_its_sources_and_assumptions(name: str) -> None:
     found = sheet(name)
@@ -241,6 +267,9 @@ def test_what_stands_for_no_profile_is_refused(given: str, said: str, bundle: Bu
         ({"achieved": {"bandwidth": 1.5, "rate": 0.5}}, r"achieved: bandwidth is 1\.5"),
         ({"tiles": {}}, "unknown key 'tiles'; did you mean tile"),
         ({"cores": -1}, "cores is -1"),
+        ({"compute_capability": "sm87"}, "not as in '8.7'"),
+        ({"compute_capability": ""}, "come together or not at all"),
+        ({"precisions": ["fp16", "fp3"]}, r"precisions is \['fp3'\]"),
     ],
 )
 def test_a_damaged_device_file_is_refused(

@@ -36,7 +36,7 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tpu:fp16", "unknown lowering 'tpu'; there are: ort, native, portable"),
+        ("tpu:fp16", "unknown lowering 'tpu'; there are: ort, cuda, native, portable"),
         ("native:fp8", "unknown precision 'fp8'; there are: fp32, fp16"),
         ("native:", "unknown precision ''"),
         ("", "unknown lowering ''"),

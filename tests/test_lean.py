@@ -60,6 +60,15 @@ def test_importing_the_runtime_loads_no_engine_and_no_heavy_package() -> None:
     assert not loaded & unwanted
 
 
+def test_env_and_doctor_need_no_engine(builtin_bundle: Path) -> None:
+    """They are what one turns to where nothing is installed, and they load no engine to look at."""
+    unloaded = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "grpc", "tokenizers", "PIL")
+    for words in (["env"], ["doctor", "--bundle", str(builtin_bundle)]):
+        code = blocked((*HEAVY, *unloaded)) + f"from edgespec.cli import main\nmain({words!r})\n"
+        result = run_python(code)
+        assert result.returncode == 0 and result.stdout, result.stderr
+
+
 def test_settings_of_a_remote_target_need_no_package() -> None:
     names = ("grpc", "google.protobuf", "numpy", "onnxruntime")
     code = blocked(names) + (
@@ -72,7 +81,18 @@ def test_settings_of_a_remote_target_need_no_package() -> None:
 
 def test_help_needs_no_optional_package() -> None:
     names = (*HEAVY, "onnxruntime", "tokenizers", "jinja2", "PIL", "tqdm", "matplotlib")
-    for command in ("", "export", "generate", "serve", "profile", "bench", "frequencies", "demo"):
+    for command in (
+        "",
+        "export",
+        "generate",
+        "serve",
+        "profile",
+        "bench",
+        "frequencies",
+        "demo",
+        "env",
+        "doctor",
+    ):
         words = [*command.split(), "--help"]
         code = blocked(names) + f"from edgespec.cli import main\nmain({words!r})\n"
         result = run_python(code)

@@ -38,7 +38,7 @@ from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.drafts.vlm import VlmDraft
 from edgespec_runtime.engines.ort import OrtStepGraph
 from edgespec_runtime.inputs import VisualInputs
-from edgespec_runtime.kv import KVCache
+from edgespec_runtime.kv import Cache, KVCache
 from edgespec_runtime.verifiers import LocalVerifier
 from tests import (
     test_acceptance,
@@ -307,22 +307,22 @@ MUTANTS = [
     ),
     Mutant(
         "commit keeps the rows behind the accepted ones",
-        KVCache, "commit", "start + i for i in kept", "start + i + 1 for i in kept", toy_greedy,
+        KVCache, "_gather", "start + i for i in kept", "start + i + 1 for i in kept", toy_greedy,
     ),
     Mutant(
         "commit moves nothing",
-        KVCache, "commit", "if count and", "if False and", toy_greedy,
+        Cache, "commit", "if count and", "if False and", toy_greedy,
     ),
     Mutant(
         "commit moves the first layer only",
-        KVCache, "commit",
+        KVCache, "_gather",
         "self.rows[..., start : start + count, :] = self.rows[..., source, :]",
         "self.rows[:1, ..., start : start + count, :] = self.rows[:1, ..., source, :]",
         cache_oracle,
     ),
     Mutant(
         "commit moves keys and no values",
-        KVCache, "commit",
+        KVCache, "_gather",
         "self.rows[..., start : start + count, :] = self.rows[..., source, :]",
         "self.rows[:, :1, ..., start : start + count, :] = self.rows[:, :1, ..., source, :]",
         cache_oracle,
@@ -531,12 +531,12 @@ MUTANTS = [
     ),
     Mutant(
         "features-of-the-root-are-dropped",
-        LocalVerifier, "settle", "hidden[0][kept]", "hidden[0][[*kept[1:], kept[-1]]]",
+        LocalVerifier, "settle", "outputs[-1][kept]", "outputs[-1][[*kept[1:], kept[-1]]]",
         guesses("eagle", images=0),
     ),
 ]  # fmt: skip
-FAILURES = (AssertionError, pytest.fail.Exception, ValueError)
-"""A defect that numpy stumbles over is seen as well."""
+FAILURES = (AssertionError, pytest.fail.Exception, ValueError, IndexError)
+"""A defect that Python or numpy stumbles over is seen as well."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))

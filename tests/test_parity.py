@@ -22,6 +22,7 @@ from tests.support.mutants import plant
 from tests.support.tiny import tiny_config, tiny_tensors, write_tiny
 from tests.support.zoo import LOWERINGS, Zoo
 
+TORCH = comparing.Against("torch")
 LLAMA3 = {
     "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -183,22 +184,22 @@ def test_a_wrong_candidate_is_found() -> None:
     logprobs = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
     best = -np.sort(-logprobs)[:, :2]
     ids = np.array([[1, 2]])
-    assert comparing.check_top_k("draft", best, ids, logits, "torch")["max_abs_diff"] < 1e-6
+    assert comparing.check_top_k("draft", best, ids, logits, TORCH)["max_abs_diff"] < 1e-6
     for wrong in ([[1, 0]], [[2, 1]]):
         with pytest.raises(EngineError, match="topk_ids"):
-            comparing.check_top_k("draft", best, np.array(wrong), logits, "torch")
+            comparing.check_top_k("draft", best, np.array(wrong), logits, TORCH)
     tie = np.zeros((1, 4), dtype=np.float32)
     flat = np.full((1, 2), -np.log(4), dtype=np.float32)
     with pytest.raises(EngineError, match="twice"):
-        comparing.check_top_k("draft", flat, np.array([[1, 1]]), tie, "torch")
+        comparing.check_top_k("draft", flat, np.array([[1, 1]]), tie, TORCH)
 
 
 def test_nan_never_passes() -> None:
     bad = np.array([1.0, np.nan], dtype=np.float32)
     with pytest.raises(EngineError, match="differs by up to nan"):
-        comparing.compared("vision", bad, np.ones(2, dtype=np.float32), "torch")
+        comparing.compared("vision", bad, np.ones(2, dtype=np.float32), TORCH)
     with pytest.raises(EngineError, match="gives"):
-        comparing.compared("vision", bad, np.ones(3, dtype=np.float32), "torch")
+        comparing.compared("vision", bad, np.ones(3, dtype=np.float32), TORCH)
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])

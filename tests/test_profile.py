@@ -19,6 +19,7 @@ import edgespec_runtime
 from edgespec.bundle import read_bundle
 from edgespec.cli import main
 from edgespec.errors import ConfigError, EngineError
+from edgespec.flavour import Flavour
 from edgespec.latency import (
     Curve,
     DeviceProfile,
@@ -32,6 +33,7 @@ from edgespec.latency import (
 from edgespec.sizing import Growth, Root
 from edgespec.tree import Candidates
 from edgespec_runtime import Model
+from edgespec_runtime.engines.choice import Choice
 from edgespec_runtime.profiling import measure as measuring
 from edgespec_runtime.profiling.measure import Measured, Settings, measure, profile_of
 from edgespec_runtime.profiling.measuring.agreement import predicted_ms
@@ -84,7 +86,7 @@ def measured(model: Model) -> Measured:
 @pytest.fixture(scope="module")
 def profile(model: Model, measured: Measured) -> DeviceProfile:
     card = card_of(model.bundle, 20.0, 80.0, measured=False)
-    memory = measure_memory(model.bundle, card, threads=1)
+    memory = measure_memory(model.bundle, card, ON_CPU, threads=1)
     return profile_of(model, measured, card, memory, device=this_device())
 
 
@@ -142,9 +144,10 @@ def test_memory_is_told_apart_by_side(profile: DeviceProfile, model: Model) -> N
 def test_memory_that_cannot_be_read_is_an_error(model: Model, tmp_path: Path) -> None:
     card = card_of(model.bundle, 20.0, 80.0, measured=False)
     with pytest.raises(EngineError, match="to read its memory"):
-        measure_memory(replace(model.bundle, path=tmp_path / "gone"), card, threads=1)
+        measure_memory(replace(model.bundle, path=tmp_path / "gone"), card, ON_CPU, threads=1)
 
 
+ON_CPU = Choice("ort", Flavour("ort"), "")
 VARIANTS = ("eagle", "eagle3", "vispec")
 
 

@@ -96,6 +96,20 @@ def test_free_slots_let_go_of_their_memory(width: int) -> None:
     assert holds(freed) == [1, 2]
 
 
+@pytest.mark.parametrize("dtype, size", [("float16", 2), ("bfloat16", 2), ("float32", 4)])
+def test_slots_take_what_a_graphs_cache_takes(dtype: str, size: int) -> None:
+    shape = CacheShape(layers=2, kv_heads=1, head_dim=4, dtype=dtype)
+    slots = Slots(shape, 3, 64)
+    assert shape.row_bytes == 2 * 2 * 4 * size
+    assert slots.slot_bytes == 64 * shape.row_bytes
+    cache = slots.all[1].cache
+    assert cache.rows.dtype == shape.storage
+    cache.rows[..., :2, :] = 1
+    cache.pending = 2
+    cache.commit([1])
+    assert slots.rows[:, :, 1, :, :2].all() and not slots.rows[:, :, 2].any()
+
+
 def test_unused_slots_go_first_then_those_given_back_longest_ago() -> None:
     slots = Slots(SHAPE, 3, 64)
     taken = [filled(slots, "a", [i]) for i in range(2)]

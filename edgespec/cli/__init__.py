@@ -17,9 +17,12 @@ from edgespec.cli import (
     build,
     demo,
     distill,
+    doctor,
+    env,
     export,
     frequencies,
     generate,
+    plan,
     profile,
     serve,
     simulate,
@@ -27,7 +30,10 @@ from edgespec.cli import (
 from edgespec.config import apply_settings, read_settings
 from edgespec.errors import EdgespecError
 
-COMMANDS = (export, build, generate, serve, profile, bench, simulate, distill, frequencies, demo)
+COMMANDS = (
+    export, plan, build, generate, serve, profile, bench, simulate, distill, frequencies, demo,
+    env, doctor,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,14 @@ from edgespec.cli.bench_outputs import Outcome, check_outputs, recording, report
 from edgespec.cli.common import (
     add_command,
     add_config,
+    add_engine,
     add_sizing,
     budget_of,
+    flavours_to_run,
     needs_extra,
     note,
     positive_int,
+    tell_engine,
 )
 from edgespec.errors import EdgespecError
 
@@ -42,6 +46,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     _add_what(parser)
     _add_how(parser)
+    add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list of cells instead")
     parser.add_argument("--markdown", metavar="FILE", help="write the table here as well")
     parser.add_argument(
@@ -122,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
         listener = stack.enter_context(recording(outputs.get("record")))
         load = partial(
             edgespec_runtime.load,
+            engine=arguments.engine,
+            flavour=arguments.flavour,
             threads=arguments.threads,
             profile=arguments.profile,
             budget=budget_of(arguments),
@@ -182,7 +189,7 @@ def _plan(arguments: argparse.Namespace, stack: ExitStack) -> Plan:
     bundles = [Path(path) for path in arguments.bundle]
     if not bundles:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgespec-bench-"))
-        bundles = _export_builtin(Path(scratch))
+        bundles = _export_builtin(Path(scratch), arguments)
     sources = read_sources(bundles)
     chosen = plan(sources, arguments.method)
     for source in sources:
@@ -191,14 +198,15 @@ def _plan(arguments: argparse.Namespace, stack: ExitStack) -> Plan:
     return chosen
 
 
-def _export_builtin(folder: Path) -> list[Path]:
+def _export_builtin(folder: Path, arguments: argparse.Namespace) -> list[Path]:
     with needs_extra("edgespec bench without --bundle", "ort,export"):
         requests = builtin_requests(folder)
+    flavours = flavours_to_run(arguments)
     from edgespec.cli.export import export_with_progress
 
     note("exporting the built-in family ...")
     for request in requests:
-        export_with_progress(request)
+        export_with_progress(replace(request, flavours=flavours))
     return [request.out for request in requests]
 
 
@@ -213,6 +221,7 @@ def _measure(
     def turns_of(source: Source, methods: Sequence[Method]) -> Iterator[Turn]:
         # A scope of its own: one bundle is let go before the next one is loaded.
         model = load(source.path)
+        tell_engine(model)
         yield from measure(model, source.name, methods, rows, settings, listener)
 
     outcome = Outcome([])

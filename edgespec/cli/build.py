@@ -154,7 +154,8 @@ def report(outcome: Outcome, as_json: bool) -> None:
              "compute_capabilities": list(engines.compute_capabilities),
              "device": engines.device, "l4t": engines.l4t, "context": engines.context,
              "capacity": engines.capacity, "prefill_rows": engines.prefill_rows,
-             "max_rows": engines.max_rows, "profiles": list(engines.profiles), "flags": list(engines.flags), "plans": plans}
+             "max_rows": engines.max_rows, "profiles": list(engines.profiles),
+             "flags": list(engines.flags), "plans": plans}
         )  # fmt: skip
         return
     for plan in engines.plans:

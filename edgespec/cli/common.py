@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from edgespec.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from edgespec.flavour import Flavour
     from edgespec.sizing.budgets import Budget
+    from edgespec_runtime import Model
 
 
 def positive_int(text: str) -> int:
@@ -59,6 +61,44 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
     )
+
+
+# Not read from the engines: their module reads more than --help should wait for.
+ENGINES = ("auto", "ort", "ort-cuda", "ort-tensorrt-rtx", "tensorrt", "tensorrt-rtx")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Flags of what runs the graphs."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what runs the graphs: the best that can run here (auto), ONNX Runtime on the CPU "
+        "(ort) or with a GPU provider, or engines from `edgespec build`",
+    )
+    parser.add_argument(
+        "--flavour",
+        metavar="LOWERING[:PRECISION]",
+        help="of those that the bundle holds (default: the one that suits the engine)",
+    )
+
+
+def flavours_to_run(arguments: argparse.Namespace) -> tuple[Flavour, ...]:
+    """What to export so that the engine asked for can run it. Raises ConfigError."""
+    from edgespec.flavour import Flavour
+    from edgespec_runtime.engines.choice import flavours_for
+
+    if arguments.flavour:
+        return (Flavour.parse(arguments.flavour),)
+    return flavours_for(arguments.engine)
+
+
+def tell_engine(model: Model) -> None:
+    """A line for the human: what runs, and why; others for what runs slower than it could."""
+    if model.choice is not None:
+        note(str(model.choice))
+    for line in model.notes:
+        note(line)
 
 
 def add_sizing(parser: argparse.ArgumentParser) -> None:

@@ -6,17 +6,20 @@ import argparse
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgespec.cli.common import (
     add_command,
     add_decoding,
+    add_engine,
+    flavours_to_run,
     needs_extra,
     note,
     positive_int,
     print_json,
+    tell_engine,
 )
 from edgespec.errors import EdgespecError
 
@@ -55,6 +58,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=positive_int, default=5, help="timed runs of each side")
     parser.add_argument("--bundle-out", metavar="BUNDLE", help="keep the exported bundle here")
     add_decoding(parser)
+    add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", metavar="[train]", required=False)
@@ -83,8 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="edgespec-demo-") as scratch:
         out = Path(arguments.bundle_out or Path(scratch, "builtin.bundle"))
         note("exporting the built-in family ...")
-        export_with_progress(export_request("draft", out))
-        model = edgespec_runtime.load(out, threads=arguments.threads)
+        request = replace(export_request("draft", out), flavours=flavours_to_run(arguments))
+        export_with_progress(request)
+        model = edgespec_runtime.load(
+            out, engine=arguments.engine, flavour=arguments.flavour, threads=arguments.threads
+        )
+        tell_engine(model)
         image = Path(arguments.image) if arguments.image else sample_image()
         note(f"picture: {image.name}; prompt: {arguments.prompt}\n")
         plain, speculative = compare(model, image, arguments)

@@ -10,10 +10,12 @@ from edgespec.cli.common import (
     add_command,
     add_config,
     add_decoding,
+    add_engine,
     add_sizing,
     budget_of,
     note,
     print_json,
+    tell_engine,
 )
 from edgespec.cli.remote import add_remote, remote_of
 
@@ -41,6 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "ngram: look-up in the text so far, needs no draft; model+ngram",
     )
     add_decoding(parser)
+    add_engine(parser)
     add_sizing(parser)
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-p", type=float, help="nucleus sampling")
@@ -64,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     model = edgespec_runtime.load(
         arguments.bundle,
+        engine=arguments.engine,
+        flavour=arguments.flavour,
         threads=arguments.threads,
         profile=arguments.profile,
         budget=budget_of(arguments),
@@ -78,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _generate(model: Model, arguments: argparse.Namespace, prompt: str) -> int:
     from edgespec.latency import estimate_note
 
+    tell_engine(model)
     if model.profile and (said := estimate_note(model.profile)):
         note(said)
     if model.draft_left_out:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgespec.cli.common import add_command, add_config, note, positive_int
+from edgespec.cli.common import add_command, add_config, add_engine, note, positive_int
 from edgespec.cli.profile_outputs import card_table, check_outputs, warnings, write
 from edgespec.cli.remote import add_connection, connection_of
 from edgespec.errors import ConfigError
@@ -59,6 +59,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
     )
+    add_engine(parser)
     add_connection(parser)
     parser.add_argument("--report", metavar="FILE.html", help="the profile as a page to look at")
     parser.add_argument(
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgespec.bundle import read_bundle
     from edgespec.latency import card_of, measure_ceiling, this_device
     from edgespec_runtime.engines import open_engine
-    from edgespec_runtime.engines.choice import chosen
+    from edgespec_runtime.engines.choice import choose, shown
     from edgespec_runtime.profiling.measure import profile_of
     from edgespec_runtime.profiling.measuring.hollow import model_to_measure
     from edgespec_runtime.profiling.measuring.memory import measure_memory
@@ -86,14 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, remote = _settings(arguments), connection_of(arguments)
     outputs = check_outputs(arguments)
-    bundle = chosen(read_bundle(arguments.bundle))
+    found = read_bundle(arguments.bundle)
+    choice = choose(found, arguments.engine, arguments.flavour)
+    bundle = shown(found, choice)
     _check_target(bundle, remote, arguments)
     sizes, device = _sizes(bundle, arguments), this_device()
-    engine = open_engine(threads=arguments.threads)
+    engine = open_engine(choice.engine, threads=arguments.threads, bundle=bundle)
+    note(str(choice))
     note("measuring this machine's ceiling and the bundle's memory ...")
     card = card_of(bundle, *measure_ceiling(), measured=True)
     note(card_table(card))
-    memory = measure_memory(bundle, card, engine.facts.threads)
+    memory = measure_memory(bundle, card, choice, engine.facts.threads)
     model = model_to_measure(bundle, engine)
     elsewhere = _look(bundle, remote, sizes) if remote else None
     timeline = record_rounds(model) if outputs.trace else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgespec.cli.common import needs_extra, print_json
-from edgespec.cli.serve_flags import build_parser, settings_of
+from edgespec.cli.serve_flags import ON_GPU, build_parser, settings_of
 from edgespec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
     from edgespec_runtime.server.capacity import Capacity
     from edgespec_runtime.server.embedded import open_backend
 
+    if arguments.engine in ON_GPU:
+        raise ConfigError(
+            f"--engine {arguments.engine}: a server's sessions share memory of the CPU's engine so "
+            "far; serve with --engine ort"
+        )
     manifest = read_bundle(arguments.bundle, check_hashes=False).manifest
     if arguments.batching == "engine" and manifest.graph("target_packed") is None:
         raise ConfigError(
@@ -109,7 +114,7 @@ def open_engine(arguments: argparse.Namespace, settings: ServeSettings) -> Verif
         capacity=capacity,
         profile=str(Path(arguments.profile).resolve()) if arguments.profile else None,
     )
-    return opener() if arguments.engine == "embedded" else _open_ray(arguments, opener)
+    return _open_ray(arguments, opener) if arguments.engine == "ray" else opener()
 
 
 def _open_ray(

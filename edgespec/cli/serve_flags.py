@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgespec_runtime.server.settings import ServeSettings
 
 ENGINES = ("embedded", "ray")
+ON_GPU = ("ort-cuda", "ort-tensorrt-rtx", "tensorrt", "tensorrt-rtx")
 
 
 def build_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -33,9 +34,10 @@ def build_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
+        choices=(*ENGINES, "auto", "ort", *ON_GPU),
         default="embedded",
-        help="where the target runs: in this process, or in replicas that Ray Serve places",
+        help="where the target runs: in this process (embedded, the same as ort and auto), or in "
+        "replicas that Ray Serve places (ray); engines on a GPU do not serve yet",
     )
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"

@@ -12,10 +12,10 @@ from edgespec.bundle import Bundle, GraphSpec
 from edgespec.errors import ConfigError
 from edgespec.latency.profile import Card, GraphCard
 
-BYTES = {"fp32": 4.0, "fp16": 2.0}
-"""Of one parameter."""
-CACHED = 4
-"""Bytes of one number in the KV cache: float32."""
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+"""Of one parameter, where all of them are alike."""
+MIXED = ("int8", "int4")
+"""Precisions of the layers' weights, beside others in fp16."""
 STREAMED = 1 << 27  # bytes; well above any cache of an edge device
 ROWS, SIDE = 8192, 1024
 TRY_S = 0.4
@@ -34,7 +34,9 @@ def card_of(bundle: Bundle, bandwidth_gb_s: float, gflops: float, measured: bool
 
 
 def stored_bytes(bundle: Bundle, spec: GraphSpec) -> int:
-    """Size of the graph's own external data in bytes; 0 for a graph without weights."""
+    """Bytes of the weights that no other graph of its flavour reads; 0 for a graph without any."""
+    if "own_bytes" in spec.meta:
+        return int(spec.meta["own_bytes"])
     entry = bundle.manifest.files.get(str(PurePosixPath(spec.file).with_suffix(".bin")))
     return entry.size if entry else 0
 
@@ -44,13 +46,10 @@ def _graph_card(bundle: Bundle, spec: GraphSpec) -> GraphCard:
     # looks single rows up in.
     source = bundle.manifest.graph("draft") if spec.role == "draft_chain" else spec
     assert source is not None
-    multiplied = max(stored_bytes(bundle, source) - _rotary_bytes(source), 0)
-    if spec.precision not in BYTES:
-        raise ConfigError(
-            f"graph '{spec.role}' has precision '{spec.precision}', whose bytes per parameter are "
-            f"not known here; known are {', '.join(BYTES)}"
-        )
-    meta = spec.meta
+    meta, width = spec.meta, number_bytes(spec.precision)
+    whole = int(source.meta.get("weight_bytes", stored_bytes(bundle, source)))
+    read = max(whole - _rotary_bytes(source), 0)
+    numbers = read / width if spec.precision in BYTES else int(source.meta["multiplied"])
     cached = (
         int(meta["layers"]) * int(meta["kv_heads"]) * int(meta["head_dim"])
         if "layers" in meta
@@ -59,21 +58,33 @@ def _graph_card(bundle: Bundle, spec: GraphSpec) -> GraphCard:
     return GraphCard(
         role=spec.role,
         precision=spec.precision,
-        weight_bytes=multiplied,
-        kv_bytes_per_token=2 * cached * CACHED,
-        flops_per_row=2.0 * multiplied / BYTES[spec.precision],
+        weight_bytes=read,
+        kv_bytes_per_token=int(2 * cached * width),
+        flops_per_row=2.0 * numbers,
         head_flops=2.0 * int(meta["hidden"]) * _logits(source) if "hidden" in meta else 0.0,
         steps=int(meta.get("steps", 1)),
     )
 
 
+def number_bytes(precision: str) -> float:
+    """Bytes of a number that is computed with, in the KV cache for instance. Raises ConfigError
+    for a precision that is not known."""
+    if precision in MIXED:
+        return BYTES["fp16"]
+    if precision not in BYTES:
+        raise ConfigError(
+            f"precision '{precision}' is not known here; known are {', '.join((*BYTES, *MIXED))}"
+        )
+    return BYTES[precision]
+
+
 def _rotary_bytes(spec: GraphSpec) -> int:
     """The cosine and sine tables of a decoder graph, looked up and not multiplied: one row per
-    position and per spare tree row, half a head wide, float32."""
+    position and per spare tree row, half a head wide."""
     if "max_positions" not in spec.meta:
         return 0
     rows = int(spec.meta["max_positions"]) + int(spec.meta["tree_rows"])
-    return 2 * rows * int(spec.meta["head_dim"]) // 2 * 4
+    return int(2 * rows * (int(spec.meta["head_dim"]) // 2) * number_bytes(spec.precision))
 
 
 def _logits(spec: GraphSpec) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import ConfigError
+from edgespec.flavour import PRECISIONS
 from edgespec.latency.files import check_version, containers, read_text
 from edgespec.latency.strict import read
 
@@ -66,6 +68,17 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Software:
+    """One release of the system that a device runs; "" where no source confirms a version."""
+
+    name: str
+    """As its maker calls it: "JetPack 6.2"."""
+    python: str
+    cuda: str
+    tensorrt: str
+
+
+@dataclass(frozen=True)
 class Datasheet:
     """A device as its documents describe it. Raises ValueError for modes that do not fit."""
 
@@ -93,6 +106,14 @@ class Datasheet:
     """Resident memory of interpreter and engine without a model."""
     sources: tuple[str, ...]
     assumptions: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    """Shorter names that stand for it."""
+    compute_capability: str = ""
+    """Of the GPU: "8.7"; "" without one."""
+    precisions: tuple[str, ...] = ("fp32", "fp16")
+    """In which its engines take graphs; see ``edgespec export --precision``."""
+    software: tuple[Software, ...] = ()
+    """The releases it runs, oldest first; empty where the user chooses."""
 
     def __post_init__(self) -> None:
         names = [mode.name for mode in self.modes]
@@ -100,6 +121,13 @@ class Datasheet:
             raise ValueError(f"kind is '{self.kind}', not '{KIND}'")
         if self.default_mode not in names:
             raise ValueError(f"default_mode '{self.default_mode}' is none of {', '.join(names)}")
+        if not re.fullmatch(r"(\d+\.\d+)?", self.compute_capability):
+            raise ValueError(f"compute_capability is '{self.compute_capability}', not as in '8.7'")
+        if bool(self.accelerator) != bool(self.compute_capability):
+            raise ValueError("accelerator and compute_capability come together or not at all")
+        unknown = [name for name in self.precisions if name not in PRECISIONS]
+        if unknown or not self.precisions:
+            raise ValueError(f"precisions is {unknown}; it lists some of {', '.join(PRECISIONS)}")
         for mode in self.modes:
             rates = (mode.bandwidth_gb_s, *mode.gflops.values())
             if not all(rates) or set(mode.gflops) != set(self.tile) or 0 in self.tile.values():
@@ -139,14 +167,25 @@ def device_files(places: Iterable[Path] = PLACES) -> dict[str, Path]:
 
 
 def find_device(name: str) -> Path:
-    """The file of a device by its bare name. Raises ConfigError listing those there are."""
+    """The file of a device by its bare name or an alias. Raises ConfigError listing those there
+    are."""
     files = device_files()
     if name in files:
         return files[name]
-    near = get_close_matches(name, files, n=1)
+    aliases = _aliases(files)
+    if name in aliases:
+        return files[aliases[name]]
+    near = get_close_matches(name, [*files, *aliases], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(
         f"'{name}' is neither a profile file nor a known device; devices: "
         f"{', '.join(sorted(files)) or 'none installed'}.{hint} "
         "Measure this one with: edgespec profile --bundle ... --out profile.yaml"
     )
+
+
+def _aliases(files: Mapping[str, Path]) -> dict[str, str]:
+    """Devices' names by the shorter ones."""
+    return {
+        alias: name for name, path in sorted(files.items()) for alias in load_estimate(path).aliases
+    }

@@ -16,6 +16,7 @@ ARM_CORES = {
     "0xd08": "Cortex-A72",
     "0xd0b": "Cortex-A76",
     "0xd42": "Cortex-A78AE",
+    "0xd83": "Neoverse-V3AE",
 }
 
 

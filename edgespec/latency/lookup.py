@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgespec.bundle import Bundle
 from edgespec.errors import ConfigError
-from edgespec.latency.datasheet import KIND, datasheet_from_plain, find_device
+from edgespec.latency.datasheet import KIND, Datasheet, datasheet_from_plain, find_device
 from edgespec.latency.estimate import estimate_profile
 from edgespec.latency.files import containers, from_plain, read_text
 from edgespec.latency.profile import DeviceProfile
@@ -40,6 +40,21 @@ def profile_for(
             "measure in that mode with `edgespec profile`"
         )
     return from_plain(values, where)
+
+
+def sheet_for(given: str) -> Datasheet:
+    """The device file that ``given`` names: its path, or a device's bare name. A power mode behind
+    a colon is checked and left out. Raises ConfigError for what is neither."""
+    path, mode = _split(given)
+    where = f"device file '{path}'"
+    values = containers(read_text(path), where)
+    if values.get("kind") != KIND:
+        raise ConfigError(
+            f"{where} is no device file; give one like those in configs/devices, or a device's name"
+        )
+    sheet = datasheet_from_plain(values, where)
+    sheet.mode(mode)
+    return sheet
 
 
 def estimate_note(profile: DeviceProfile) -> str:

@@ -25,8 +25,11 @@ class Load:
     draft_prompt_tokens: int = 0
 
 
-def check_budget(budget: Budget, profile: DeviceProfile, load: Load) -> None:
-    """Raises ConfigError for a limit below what plain decoding takes, the least there is."""
+def check_budget(
+    budget: Budget, profile: DeviceProfile, load: Load, *, draft_loaded: bool = False
+) -> None:
+    """Raises ConfigError for a limit below what plain decoding takes, the least there is.
+    ``draft_loaded``: whether the draft's weights take memory even where nothing is drafted."""
     context = load.prompt_tokens + load.new_tokens
     plain = tail(profile.costs.verify, 1, context)
     plain += profile.costs.host_round_ms + profile.costs.host_token_ms
@@ -37,6 +40,9 @@ def check_budget(budget: Budget, profile: DeviceProfile, load: Load) -> None:
     prompt = f"{load.images} pictures and {load.prompt_tokens} prompt tokens"
     whole = f"the target with {load.prompt_tokens} prompt and {load.new_tokens} new tokens"
     least_mb = memory_mb(profile, load, drafts=False)
+    if draft_loaded:
+        least_mb += profile.memory.draft_mb
+        whole += " beside the draft's weights"
     checks = (
         ("--budget-ms-per-round", budget.ms_per_round, plain, step),
         ("--budget-p95-itl-ms", budget.p95_itl_ms, plain, step),

@@ -5,7 +5,7 @@ defaults. Read and checked here, copied into the bundle, used by the runtime wit
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 BARE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The template of a text model that has none: the prompt is continued as it is."""
+
+CONFIGS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "processor_config.json",
+)  # fmt: skip
+"""What transformers reads beside the files that every bundle has."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,13 @@ def read_assets(checkpoint: Checkpoint, geometry: ModelGeometry) -> Assets:
         text=text,
         generation=_generation(checkpoint, geometry),
     )
+
+
+def config_files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the configuration files that a checkpoint has."""
+    for name in CONFIGS:
+        if (checkpoint.path / name).is_file():
+            yield name, (checkpoint.path / name).read_bytes()
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,22 @@ def linear(
         return np.concatenate([checkpoint.tensor(bias) for bias in biases])
 
     return b.node("Add", y, b.weight(f"{label}.bias", Weight((rows,), FLOATS, load_bias)))
+
+
+def convolution(
+    b: GraphBuilder, x: str, checkpoint: Checkpoint, names: Sequence[str], **window: Any
+) -> str:
+    """Convolution of [N, C, ...] with the checkpoint's kernel and, where named, bias."""
+    kind = b.windows
+    weights = [b.weight(n, replace(stored(checkpoint, n), kind=kind)) for n in names]
+    y = b.node("Conv", b.cast(x, b.floats, kind), *weights, **window)
+    return b.cast(y, kind, b.floats)
+
+
+def averages(b: GraphBuilder, x: str, **window: Any) -> str:
+    """Averages of windows of [N, C, ...]; those over an edge are of what they hold."""
+    y = b.node("AveragePool", b.cast(x, b.floats, b.windows), **window)
+    return b.cast(y, b.windows, b.floats)
 
 
 def layer_norm(b: GraphBuilder, x: str, checkpoint: Checkpoint, name: str, eps: float) -> str:

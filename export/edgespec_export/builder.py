@@ -7,7 +7,9 @@ it, called once while saving: peak memory is one tensor, whatever the size of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgespec.bundle import TensorSpec
+from edgespec_export.ahead import in_order
 from edgespec_export.precision import (
     FP32,
     Precision,
@@ -33,6 +36,9 @@ CONTRIB = "com.microsoft"
 # ONNX Runtime maps external data in place only where it starts on a page.
 ALIGNMENT = 4096
 INLINE_BYTES = 1024
+WINDOWS = 22  # the opset from which convolutions and pools take bfloat16
+BLOCKS_OPSET = 21
+"""Where ONNX has weights in blocks; TensorRT 10.3 takes them too, though its table ends at 20."""
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
 
 
@@ -78,6 +84,8 @@ class GraphBuilder:
     def __init__(self, name: str, opset: int, precision: Precision = FP32) -> None:
         self.name = name
         self.floats = precision.floats
+        self.windows = "float32" if opset < WINDOWS and precision.name == "bf16" else self.floats
+        """The type that convolutions and pools compute with."""
         self.multiplied = 0
         """Weights that a row is multiplied with."""
         self._bits = precision.bits
@@ -86,6 +94,7 @@ class GraphBuilder:
         self._opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, Weight] = {}
+        self._dequantised: dict[str, str] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._inline: list[onnx.TensorProto] = []
 
@@ -160,7 +169,12 @@ class GraphBuilder:
         numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
         scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
         blocked: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
-        return self.node("DequantizeLinear", numbers, scales, **blocked)
+        if block:
+            self._opset = max(self._opset, BLOCKS_OPSET)
+        if name not in self._dequantised:
+            floats = self.node("DequantizeLinear", numbers, scales, **blocked)
+            self._dequantised[name] = floats
+        return self._dequantised[name]
 
     def constant(self, value: Any, kind: str = "int64") -> str:
         """A small constant, stored inside the graph file once however often it is asked for."""
@@ -177,8 +191,13 @@ class GraphBuilder:
         return self.constant(value, self.floats)
 
     @property
+    def weights(self) -> dict[tuple[str, str], int]:
+        """Bytes of every weight it reads, by name and kind."""
+        return {(name, weight.kind): weight.nbytes for name, weight in self._weights.items()}
+
+    @property
     def weight_bytes(self) -> int:
-        return sum(weight.nbytes for weight in self._weights.values())
+        return sum(self.weights.values())
 
     def save(
         self,
@@ -197,14 +216,16 @@ class GraphBuilder:
         initializers = list(self._inline)
         data = folder / f"{stem}.bin"
         files = [folder / f"{stem}.onnx"]
-        with data.open("wb") as out:
+        missing = [(n, w) for n, w in self._weights.items() if (n, w.kind) not in stored]
+        loaded = in_order((w.nbytes, partial(_loaded, n, w)) for n, w in missing)
+        with data.open("wb") as out, closing(loaded):
             for name, weight in self._weights.items():
                 key = (name, weight.kind)
                 if key in stored:
                     initializers.append(stored[key])
                     progress(weight.nbytes)
                     continue
-                array = _loaded(name, weight)
+                array = next(loaded)
                 if array.nbytes <= INLINE_BYTES:
                     initializers.append(_inline(name, weight.shape, weight.kind, array))
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from edgespec_runtime.engines import Engine, StepPool, StepSession
 
 Floats = npt.NDArray[np.float32]
 
-TOLERANCE = 1e-4
-"""Largest difference allowed, as a part of the largest value."""
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+"""Largest difference allowed, as a part of the largest value, by precision."""
+NOT_CHECKED = {
+    "bf16": "not checked: ONNX Runtime has no bfloat16 on a CPU",
+    "int8": "not checked: its weights are rounded to int8",
+    "int4": "not checked: its weights are rounded to int4",
+}
 NODES = 8
 INV_TEMPERATURE = 0.7
 """Of the coupled case: a draft's candidates ranked with noise."""
@@ -36,6 +42,17 @@ def parity_libraries() -> tuple[Any, Any]:
     return torch, transformers
 
 
+@dataclass(frozen=True)
+class Against:
+    """What graphs are compared with, and how far they may be from it."""
+
+    name: str
+    tolerance: float = TOLERANCES["fp32"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Graphs:
     """The written graphs, opened when asked for."""
 
@@ -43,6 +60,11 @@ class Graphs:
         self.specs = specs
         self._engine = engine
         self._folder = folder
+        self._tolerance = max(TOLERANCES[spec.precision] for spec in specs.values())
+
+    def against(self, name: str) -> Against:
+        """``name``, with the tolerance of the graphs' precision."""
+        return Against(name, self._tolerance)
 
     def run(self, role: str, *values: Floats) -> Floats:
         """The first output, of inputs in the graph's order."""
@@ -85,7 +107,7 @@ class Graphs:
 
 
 def check_top_k(
-    role: str, logprobs: Floats, ids: npt.NDArray[np.int64], logits: Floats, against: str
+    role: str, logprobs: Floats, ids: npt.NDArray[np.int64], logits: Floats, against: Against
 ) -> dict[str, Any]:
     """The candidates' values must be the highest, and their ids those that have these values."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -138,18 +160,18 @@ def spread(logits: Floats, ids: Sequence[int] | None, vocab: int) -> Floats:
     return whole
 
 
-def compared(graph: str, found: Any, wanted: Any, against: str) -> dict[str, Any]:
+def compared(graph: str, found: Any, wanted: Any, against: Against) -> dict[str, Any]:
     """The figures of one comparison. Raises EngineError where it fails."""
     if found.shape != wanted.shape:
         raise EngineError(f"parity: graph '{graph}' gives {found.shape}, {against} {wanted.shape}")
     difference = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
     scale = float(np.abs(wanted).max(initial=0.0))
-    if not difference <= TOLERANCE * scale:
+    if not difference <= against.tolerance * scale:
         raise EngineError(
             f"parity: graph '{graph}' differs by up to {difference:.3g} from {against}, on values "
-            f"up to {scale:.3g} (allowed is {TOLERANCE:g} of that); no bundle was written"
+            f"up to {scale:.3g} (allowed is {against.tolerance:g} of that); no bundle was written"
         )
-    return {"max_abs_diff": difference, "max_abs_value": scale, "against": against}
+    return {"max_abs_diff": difference, "max_abs_value": scale, "against": str(against)}
 
 
 def random_tree(geometry: ModelGeometry, rng: np.random.Generator) -> TokenTree:

@@ -23,13 +23,14 @@ from edgespec.bundle import (
 )
 from edgespec.errors import ConfigError
 from edgespec.flavour import Flavour
-from edgespec_export.assets import read_assets
-from edgespec_export.builder import Stored
+from edgespec_export.ahead import begun
+from edgespec_export.assets import config_files, read_assets
+from edgespec_export.builder import GraphBuilder, Stored
 from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.compression import parse_compression
 from edgespec_export.heads.layouts import open_head
 from edgespec_export.heads.recognise import is_head
-from edgespec_export.lowerings import Lowering, get_lowering
+from edgespec_export.lowerings import get_lowering
 from edgespec_export.parity import check_parity, require_parity
 from edgespec_export.plan import (
     DraftPlan,
@@ -69,6 +70,8 @@ class ExportRequest:
     draft_vocab: str | None = None
     """``FILE[:N]``: a frequency list, of which the draft proposes the N most frequent tokens."""
     part: str = "whole"
+    configs: bool = False
+    """Whether the target's configuration files are copied as well, as transformers reads them."""
 
 
 Progress = Callable[[str, int], None]
@@ -94,23 +97,23 @@ def plan_export(request: ExportRequest) -> Plan:
         )
     if not request.flavours:
         raise ConfigError("no flavour was asked for; give at least one --lowering")
-    lowerings = {flavour: get_lowering(flavour) for flavour in request.flavours}
+    for flavour in request.flavours:
+        get_lowering(flavour)  # before anything is opened
     target = open_model(request.target)
     draft = _plan_draft(request, target) if request.draft else None
     graphs = {
-        flavour: tuple(_compose(request, target, draft, lowering))
-        for flavour, lowering in lowerings.items()
+        flavour: tuple(_compose(request, target, draft, flavour)) for flavour in request.flavours
     }
     return Plan(target, draft, graphs)
 
 
 def _compose(
-    request: ExportRequest, target: Model, draft: DraftPlan | None, lowering: Lowering
+    request: ExportRequest, target: Model, draft: DraftPlan | None, flavour: Flavour
 ) -> Iterator[PlannedGraph]:
     """All graphs of one flavour: the target's, as far as they are wanted, then the draft's."""
-    drafting = tuple(draft.compose(lowering)) if draft else ()
+    drafting = tuple(draft.compose(get_lowering(flavour.drafts))) if draft else ()
     features = draft.features if draft else ()
-    for graph in target_graphs(target, lowering, features, request.sessions):
+    for graph in target_graphs(target, get_lowering(flavour), features, request.sessions):
         if request.part == "whole" or _drafts_with(graph.role, drafting, features):
             yield graph
     yield from drafting
@@ -148,6 +151,7 @@ def export_bundle(
     plan = plan_export(request)
     assets = read_assets(plan.target.checkpoint, plan.target.geometry)
     announce(plan)
+    identity = begun(lambda: plan.target.identity)
     with write_bundle(request.out, overwrite=request.overwrite) as writer:
         specs = _write_graphs(writer, plan, progress)
         if request.part == "whole":
@@ -162,13 +166,15 @@ def export_bundle(
                 np.save(writer.folder / "draft.ids.npy", ids)
             if plan.draft.processor:
                 _write_json(writer, "draft_preprocessor_config.json", plan.draft.processor)
+        for name, content in config_files(plan.target.checkpoint) if request.configs else ():
+            (writer.folder / name).write_bytes(content)
         template = writer.folder / "chat_template.jinja"
         template.write_text(assets.chat_template, encoding="utf-8")
         drafts = {"draft": plan.draft.identity} if plan.draft else {}
         return writer.finish(
             created_by=f"edgespec {__version__}",
             graphs=tuple(specs),
-            models={"target": plan.target.identity, **drafts},
+            models={"target": identity(), **drafts},
             text=assets.text,
             generation=assets.generation,
             compressor=plan.draft.visual if plan.draft else None,
@@ -182,12 +188,13 @@ def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[
     another flavour, is pointed at."""
     specs = []
     stored: defaultdict[str, Stored] = defaultdict(dict)
+    held: defaultdict[tuple[Flavour, str], set[tuple[str, str]]] = defaultdict(set)
     first = next(iter(plan.graphs))
     for flavour, graphs in plan.graphs.items():
         for graph in graphs:
             stem = graph.role if flavour == first else f"{graph.role}.{flavour.label}"
-            known = stored[DECODERS.get(graph.role, graph.role)]
-            graph.builder.save(writer.folder, stem, partial(progress, stem), known)
+            model = DECODERS.get(graph.role, graph.role)
+            graph.builder.save(writer.folder, stem, partial(progress, stem), stored[model])
             specs.append(
                 GraphSpec(
                     role=graph.role,
@@ -196,10 +203,21 @@ def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[
                     precision=flavour.precision,
                     inputs=tuple(graph.builder.inputs),
                     outputs=tuple(graph.builder.outputs),
-                    meta=graph.meta,
+                    meta={**graph.meta, **_facts(graph.builder, held[flavour, model])},
                 )
             )
     return specs
+
+
+def _facts(builder: GraphBuilder, held: set[tuple[str, str]]) -> dict[str, int]:
+    """Bytes of all weights that a graph reads, in whichever file they lie; of those among them that
+    no earlier graph of its flavour reads (they are ``held`` then); and how many numbers a row is
+    multiplied with, in all steps of a chain."""
+    weights = builder.weights
+    own = sum(size for key, size in weights.items() if key not in held)
+    held.update(weights)
+    whole = sum(weights.values())
+    return {"weight_bytes": whole, "own_bytes": own, "multiplied": builder.multiplied}
 
 
 def _write_table(writer: BundleWriter, table: Table, role: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec_export.comparing import (
+    Against,
     Graphs,
     check_top_k,
     compared,
@@ -48,8 +49,8 @@ class _Case:
     rng: np.random.Generator
 
     @property
-    def against(self) -> str:
-        return f"torch {parity_libraries()[0].__version__}"
+    def against(self) -> Against:
+        return self.graphs.against(f"torch {parity_libraries()[0].__version__}")
 
     @property
     def width(self) -> int:

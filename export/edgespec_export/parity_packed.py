@@ -39,7 +39,7 @@ def check_packed(graphs: Graphs, geometry: ModelGeometry) -> dict[str, Any]:
         session.cache.commit(())
         alone = session.step(ask.embeds, ask.positions, ask.mask)
         for found, wanted in zip(answer, alone, strict=True):
-            now = compared("target_packed", found, wanted, AGAINST)
+            now = compared("target_packed", found, wanted, graphs.against(AGAINST))
             if now["max_abs_diff"] >= figures.get("max_abs_diff", 0.0):
                 figures = now
     return figures

@@ -213,6 +213,11 @@ def step_meta(text: TextGeometry, lowering: Lowering, **more: Any) -> dict[str, 
     }
 
 
+def chain_meta(step: Mapping[str, Any], lowering: Lowering) -> dict[str, Any]:
+    """What the runtime must know of a draft's chain graph, by what it knows of the step graph."""
+    return {**step, "mask_span": lowering.mask_span, "steps": CHAIN_STEPS}
+
+
 def describe_visual(
     compression: str, tokens: int, visual: int, positions: str, shared_vision: bool
 ) -> dict[str, Any]:

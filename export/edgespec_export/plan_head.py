@@ -27,6 +27,7 @@ from edgespec_export.plan import (
     Model,
     PlannedGraph,
     Table,
+    chain_meta,
     describe_visual,
     step_meta,
 )
@@ -141,7 +142,8 @@ def _graphs(
         direct_images=geometry.direct,
     )
     yield PlannedGraph("draft", step, meta)
+    chains = lowering.chains
     chain = build_feature_chain(
-        folded, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
+        folded, proposer, chains, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
     )
-    yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
+    yield PlannedGraph("draft_chain", chain, chain_meta(meta, chains))

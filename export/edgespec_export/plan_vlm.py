@@ -24,6 +24,7 @@ from edgespec_export.plan import (
     DraftPlan,
     Model,
     PlannedGraph,
+    chain_meta,
     describe_visual,
     embedding_table,
     step_meta,
@@ -88,10 +89,11 @@ def _graphs(
     step = build_decoder(checkpoint, text, proposer, lowering, name="draft", top_k=top_k)
     meta = step_meta(text, lowering, variant=_variant(draft), top_k=top_k, proposed=proposer.size)
     yield PlannedGraph("draft", step, meta)
+    chains = lowering.chains
     chain = build_chain(
-        checkpoint, text, proposer, lowering, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
+        checkpoint, text, proposer, chains, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
     )
-    yield PlannedGraph("draft_chain", chain, {**meta, "steps": CHAIN_STEPS})
+    yield PlannedGraph("draft_chain", chain, chain_meta(meta, chains))
 
 
 def _seeing(

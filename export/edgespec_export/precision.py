@@ -63,12 +63,18 @@ def encoded(array: Array, kind: str, name: str) -> Array:
         return _bfloat16(array)
     if kind == "int4":
         return _packed(array)
-    if kind == "float16" and array.dtype == np.float32 and np.abs(array).max(initial=0) > LARGEST:
+    if kind == "float16" and array.dtype == np.float32 and array.size and _most(array) > LARGEST:
         raise CheckpointError(
             f"tensor '{name}' holds values beyond {LARGEST:g}, the largest of float16; export it "
             "in bf16 or fp32"
         )
     return np.ascontiguousarray(array, dtype=kind)
+
+
+def _most(array: Array, axis: int | None = None) -> Array:
+    """The largest distance from zero, without a copy of ``array``."""
+    most: Array = np.maximum(array.max(axis), -array.min(axis))
+    return most
 
 
 def _bfloat16(array: Array) -> npt.NDArray[np.uint16]:
@@ -94,8 +100,8 @@ def block_of(inputs: int) -> int:
 
 
 class Quantised:
-    """One layer's weights [inputs, outputs], read and rounded once: first the numbers are asked
-    for, then their scales."""
+    """One layer's weights [inputs, outputs], read and rounded once, in place: first the numbers are
+    asked for, then their scales."""
 
     def __init__(self, load: Callable[[], Floats], bits: int, block: int) -> None:
         """``block``: inputs to a scale; 0: all of them."""
@@ -110,11 +116,12 @@ class Quantised:
         inputs, outputs = weights.shape
         blocks = weights.reshape(-1, self._block or inputs, outputs)
         # Rounded as they are stored: the numbers belong to the scales that multiply them.
-        scales = (np.abs(blocks).max(axis=1) / self._most).astype(np.float16)
+        scales = (_most(blocks, axis=1) / self._most).astype(np.float16)
         scales = np.maximum(scales, np.finfo(np.float16).tiny)
         self._scales = scales.astype(np.float32)
-        found = np.rint(blocks / self._scales[:, None])
-        return np.clip(found, -self._most, self._most).astype(np.int8).reshape(inputs, outputs)
+        found = np.divide(blocks, self._scales[:, None], out=blocks)  # a layer may be large
+        np.clip(np.rint(found, out=found), -self._most, self._most, out=found)
+        return found.astype(np.int8).reshape(inputs, outputs)
 
     def scales(self) -> Floats:
         """[blocks, outputs], or [outputs] where all inputs share one."""

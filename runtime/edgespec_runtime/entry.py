@@ -10,7 +10,7 @@ from edgespec.errors import MissingDependencyError
 from edgespec.latency import DeviceProfile, bundle_facts, check_fits, profile_for, this_device
 from edgespec.sizing.budgets import Budget
 from edgespec_runtime.engines import open_engine
-from edgespec_runtime.engines.choice import chosen
+from edgespec_runtime.engines.choice import AUTO, choose, shown
 from edgespec_runtime.loading import vocabulary
 from edgespec_runtime.model import Model
 
@@ -25,7 +25,8 @@ PACKAGES = {"grpc": "grpcio", "grpc_status": "grpcio-status", "google": "protobu
 def load(
     bundle: str | Path,
     *,
-    engine: str = "ort",
+    engine: str = AUTO,
+    flavour: str | None = None,
     threads: int = 0,
     check_hashes: bool = True,
     profile: str | Path | DeviceProfile | None = None,
@@ -34,13 +35,17 @@ def load(
 ) -> Model:
     """Opens a bundle: checks it whole, then loads its graphs.
 
+    ``engine``: one of ``engines.choice.ENGINES``, or the best that can run here; ``flavour``: of
+    the bundle's, e.g. "native:fp16", or the one that suits the engine. ``Model.choice`` tells.
     ``profile``: what ``edgespec profile`` wrote on this device; trees are then sized by measured
     cost. ``budget``: limits of all requests; where its memory has no room for the draft, that is
     left out. ``remote``: the target runs on servers and is not loaded here. Raises BundleError,
     EngineError, and ConfigError for a profile that does not fit.
     """
-    opened = chosen(read_bundle(bundle, check_hashes=check_hashes), engine)
-    runner = open_engine(engine, threads=threads)
+    found = read_bundle(bundle, check_hashes=check_hashes)
+    choice = choose(found, engine, flavour)
+    opened = shown(found, choice)
+    runner = open_engine(choice.engine, threads=threads, bundle=opened)
     if isinstance(profile, (str, Path)):
         given, profile = profile, profile_for(profile, opened)
         check_fits(
@@ -51,7 +56,7 @@ def load(
             path=str(given),
         )
     target = remote_target(opened, remote) if remote is not None else None
-    return Model(opened, runner, profile, budget, target)
+    return Model(opened, runner, profile, budget, target, choice=choice)
 
 
 def remote_target(bundle: Bundle, settings: RemoteSettings) -> RemoteTarget:

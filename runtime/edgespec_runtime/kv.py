@@ -45,6 +45,12 @@ class CacheShape:
     def storage(self) -> np.dtype[Any]:
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
 
+    def stored(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """``values`` as the cache keeps them."""
+        if self.dtype == "bfloat16":  # cut, not rounded
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(self.storage)
+
     @property
     def row_bytes(self) -> int:
         """Of one row of context, over all layers."""
@@ -110,11 +116,12 @@ class KVCache(Cache):
 
     def _hold(self, rows: npt.NDArray[Any]) -> None:
         self.rows = rows
-        self.shape = CacheShape(rows.shape[0], rows.shape[3], rows.shape[5])
+        dtype = "bfloat16" if rows.dtype == np.uint16 else rows.dtype.name
+        self.shape = CacheShape(rows.shape[0], rows.shape[3], rows.shape[5], dtype)
         self.capacity = rows.shape[4]
 
     def fill(self, row: npt.NDArray[np.float32]) -> None:
-        self.rows[:] = row
+        self.rows[:] = self.shape.stored(row)
 
     def _gather(self, kept: Sequence[int]) -> None:
         start, count = self.length, len(kept)

@@ -49,11 +49,19 @@ def new_tokens(asked: int | None, prompt_tokens: int, max_positions: int) -> int
 
 
 def within(
-    budget: Budget, policy: Policy, profile: DeviceProfile | None, load: Load, *, drafts: bool
+    budget: Budget,
+    policy: Policy,
+    profile: DeviceProfile | None,
+    load: Load,
+    *,
+    drafts: bool,
+    draft_loaded: bool = False,
 ) -> Policy:
-    """``policy`` with trees for which the memory budget has room. Raises ConfigError for a budget
-    that cannot be met, for one that there is no profile to keep by, and for limits on rounds under
-    a policy that does not look at the clock."""
+    """``policy`` with trees for which the memory budget has room; ``drafts``: whether the bundle's
+    own draft is to be used, ``draft_loaded``: whether it takes memory anyway.
+
+    Raises ConfigError for a budget that cannot be met, for one that there is no profile to keep by,
+    and for limits on rounds under a policy that does not look at the clock."""
     if not budget.limited:
         return policy
     if profile is None:
@@ -62,7 +70,7 @@ def within(
             "edgespec profile --bundle BUNDLE --out PROFILE, and give it with --profile"
         )
     _check_keeps(budget, policy)
-    check_budget(budget, profile, load)
+    check_budget(budget, profile, load, draft_loaded=draft_loaded)
     return fitted(policy, budget, profile, load, drafts=drafts)
 
 

@@ -17,6 +17,7 @@ from edgespec.sizing.feasible import Load
 from edgespec_runtime.drafts import Drafter, NoDraft
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.engines import Engine, Graph, StepGraph
+from edgespec_runtime.engines.choice import Choice
 from edgespec_runtime.inputs import VisualInputs
 from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
 from edgespec_runtime.loading import (
@@ -56,10 +57,12 @@ class Model:
         budget: Budget | None = None,
         remote: RemoteTarget | None = None,
         stand_in: tuple[StepGraph, Floats] | None = None,
+        choice: Choice | None = None,
     ) -> None:
         """``remote``: the target on servers; it is then not loaded here, unless its settings ask
         for that as well. ``stand_in``: a step graph and its token table in place of the target, to
-        clock what this device does by itself; what is generated then means nothing."""
+        clock what this device does by itself; what is generated then means nothing. ``choice``:
+        how it came to ``engine``."""
         self.bundle = bundle
         self.profile = profile
         self.budget = budget or Budget()
@@ -67,6 +70,7 @@ class Model:
         """What requests teach about sizing; shared by them."""
         self.manifest = bundle.manifest
         self.engine = engine.facts
+        self.choice = choice
         self.draft_left_out = ""
         if self.manifest.graph("draft"):
             alone = remote is not None and not remote.settings.drafts
@@ -80,6 +84,8 @@ class Model:
             embeddings=remote is not None and remote.settings.embeddings,
         )
         loaded = load_graphs(bundle, engine, roles)
+        self.notes = tuple(engine.notes)
+        """What runs slower than it could, for the user to know."""
         self._graphs, self._steps, self._tables = loaded.graphs, loaded.steps, loaded.tables
         if stand_in is not None:
             self._steps["target"], self._tables["target"] = stand_in
@@ -192,7 +198,10 @@ class Model:
         )
         limits = budget or self.budget
         load = self._load(built, choice, emitted)
-        policy = within(limits, policy, self.profile, load, drafts=choice.model)
+        policy = within(
+            limits, policy, self.profile, load,
+            drafts=choice.model, draft_loaded=self.has_draft,
+        )  # fmt: skip
         visual = self._visual_inputs(pictures, choice.model)
         sampler = Sampler(params, vocabulary(self.bundle))
         couples = coupled and choice.model and not params.greedy

@@ -38,18 +38,21 @@ def assert_same_tokens(
     settings: dict[str, Any],
     plain: Sequence[int],
     other: Sequence[int],
-) -> None:
-    """``other`` equals ``plain``; a difference must be a tie of the processed, noisy scores."""
+    tie: float = TIE,
+) -> float | None:
+    """``other`` equals ``plain``; a difference must be a ``tie`` of the processed, noisy scores.
+    Returns how far these are from each other, None where there is none."""
     at = first_difference(plain, other)
     if at is None:
-        return
+        return None
     assert at < min(len(plain), len(other)), f"one text ends early: {plain} against {other}"
     scores = _scores(model, images, prompt, settings, plain[:at])
     gap = abs(float(scores[plain[at]] - scores[other[at]]))
-    assert gap < TIE, (
+    assert gap < tie, (
         f"token {at} is {other[at]} where plain decoding says {plain[at]} (score gap {gap:.3g}; "
         f"settings {settings}): {list(other)} against {list(plain)}"
     )
+    return gap
 
 
 def _scores(

@@ -28,9 +28,14 @@ class HostMemory:
 
     def __init__(self) -> None:
         self.lock = RLock()
+        self.captures = 0
         self.copies = 0
+        self._recording: list[Callable[[], None]] | None = None
         self.waits = 0
         self.allocated: list[npt.NDArray[np.uint8]] = []
+
+    def held(self) -> int:
+        return sum(len(data) for data in self.allocated)
 
     def allocate(self, size: int) -> Block:
         data = np.full(size + 256, POISON, dtype=np.uint8)
@@ -64,8 +69,27 @@ class HostMemory:
             assert abs(to - at) >= width, "CUDA does not define copies that overlap"
             ctypes.memmove(to, at, width)
 
+    def enqueue(self, work: Callable[[], None]) -> None:
+        """Runs ``work``, or records it while that is going on."""
+        if self._recording is None:
+            work()
+        else:
+            self._recording.append(work)
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        return work
+        recorded: list[Callable[[], None]] = []
+        self._recording = recorded
+        try:
+            work()
+        finally:
+            self._recording = None
+        self.captures += 1
+
+        def again() -> None:
+            for each in recorded:
+                each()
+
+        return again
 
     def synchronise(self) -> None:
         self.waits += 1

@@ -20,8 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgespec_export.blocks import stored
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
@@ -29,7 +27,7 @@ from edgespec_export.geometry import TextGeometry
 from edgespec_export.graphs.decoder import begin_step, publish_caches, stack
 from edgespec_export.graphs.proposer import Coupling, Proposer, coupling_inputs
 from edgespec_export.lowerings import Lowering
-from edgespec_export.lowerings.base import Cache, StepInputs
+from edgespec_export.lowerings.base import Cache, ChainLowering, StepInputs
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,15 @@ class ChainStep:
 
 
 def chained_steps(
-    b: GraphBuilder, text: TextGeometry, lowering: Lowering, first: StepInputs, steps: int
+    b: GraphBuilder, text: TextGeometry, lowering: ChainLowering, first: StepInputs, steps: int
 ) -> Iterator[ChainStep]:
     """The steps in turn; every one but the first is a single row behind the last given one.
     Declares the inputs of coupled drafting: ``noise`` has a row for each step."""
     given = coupling_inputs(b, steps)
     noises = b.nodes("Split", given.noise, b.constant([1] * steps), outputs=steps, axis=1)
     couplings = [Coupling(noise, given.inv_temperature) for noise in noises]
-    last = [b.constant([value]) for value in (-1, np.iinfo(np.int64).max, 1)]
-    position = b.node("Slice", "position_ids", *last)  # [B, 1], of the last given row
+    # [B, 1], of the last given row: by Gather, as TensorRT does not see that a Slice has one row.
+    position = b.node("Gather", "position_ids", b.constant([-1]), axis=1)
     yield ChainStep(first, "", couplings[0], steps == 1)
     for ahead in range(1, steps):
         following = b.node("Add", position, b.constant([ahead]))
@@ -85,7 +83,7 @@ def build_chain(
     checkpoint: Checkpoint,
     text: TextGeometry,
     proposer: Proposer,
-    lowering: Lowering,
+    lowering: ChainLowering,
     *,
     name: str,
     top_k: int,

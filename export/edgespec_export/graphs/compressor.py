@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgespec_export.blocks import activation, linear, stored
+from edgespec_export.blocks import activation, averages, convolution, linear
 from edgespec_export.builder import FLOATS, Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.compression import Compression, kept_tokens, square_window
@@ -123,25 +123,22 @@ class _Layers:
         x = b.node("Transpose", x, perm=[0, 2, 1])
         if not window:
             pad = -self.visual % ratio
-            x = b.node("AveragePool", x, kernel_shape=[ratio], strides=[ratio], pads=[0, pad])
+            x = averages(b, x, kernel_shape=[ratio], strides=[ratio], pads=[0, pad])
             return b.node("Transpose", x, perm=[0, 2, 1])
         grid = int(self.visual**0.5)
         pad = -grid % window
         x = b.node("Reshape", x, b.constant([0, self.width, grid, grid]))
         sides = [window, window]
-        x = b.node("AveragePool", x, kernel_shape=sides, strides=sides, pads=[0, 0, pad, pad])
+        x = averages(b, x, kernel_shape=sides, strides=sides, pads=[0, 0, pad, pad])
         x = b.node("Reshape", x, b.constant([0, self.width, -1]))
         return b.node("Transpose", x, perm=[0, 2, 1])
 
     def _convolve(self, x: str, ratio: int, prefix: str) -> str:
         b = self.b
-        kernel, bias = (
-            b.weight(f"{prefix}.{n}", stored(self.weights, f"{prefix}.{n}"))
-            for n in ("weight", "bias")
-        )
+        names = [f"{prefix}.{part}" for part in ("weight", "bias")]
         x = b.node("Transpose", x, perm=[0, 2, 1])
         pads = [0, -self.visual % ratio]
-        x = b.node("Conv", x, kernel, bias, kernel_shape=[ratio], strides=[ratio], pads=pads)
+        x = convolution(b, x, self.weights, names, kernel_shape=[ratio], strides=[ratio], pads=pads)
         return b.node("Transpose", x, perm=[0, 2, 1])
 
     def _gate(self, prefix: str) -> str:

@@ -7,6 +7,7 @@ The contract (DESIGN, decision 3), B named for servers that batch sessions:
 ``position_ids``    [B, S] int64           committed length + depth in the tree
 ``tree_mask``       [B, 1, S, T] bool      True = may attend; over cached rows and the S new ones
 ``past_length``     [B] int64              rows already in the cache; the new ones go behind them
+                                           (lowering cuda is told otherwise)
 ``logit_index``     [R] int64              which of the S rows need logits
 ``past_key.i``      [B, KV, capacity, D]   the KV cache; ``present_key.i`` is the same buffer
 ==================  =====================  ======================================================
@@ -105,7 +106,8 @@ def begin_step(
     x = b.given("inputs_embeds", ["B", "S", text.hidden])
     b.input("position_ids", "int64", ["B", "S"])
     b.input("tree_mask", "bool", ["B", 1, "S", "T"])
-    b.input("past_length", "int64", ["B"])
+    for name, dtype, axes in lowering.lengths:
+        b.input(name, dtype, axes)
     caches = [begin_cache(b, text, str(layer)) for layer in range(text.layers)]
     return x, lowering.step_inputs(b, text, *rotary(b, text)), caches
 

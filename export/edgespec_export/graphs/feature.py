@@ -16,7 +16,7 @@ from edgespec_export.graphs.decoder import begin_step, publish_caches
 from edgespec_export.graphs.proposer import Proposer, coupling_inputs
 from edgespec_export.heads.folded import Folded
 from edgespec_export.lowerings import Lowering
-from edgespec_export.lowerings.base import Cache, StepInputs
+from edgespec_export.lowerings.base import Cache, ChainLowering, StepInputs
 
 
 def build_feature_step(
@@ -42,7 +42,13 @@ def build_feature_step(
 
 
 def build_feature_chain(
-    folded: Folded, proposer: Proposer, lowering: Lowering, *, name: str, top_k: int, steps: int
+    folded: Folded,
+    proposer: Proposer,
+    lowering: ChainLowering,
+    *,
+    name: str,
+    top_k: int,
+    steps: int,
 ) -> GraphBuilder:
     """All steps of a greedy chain in one call (see ``graphs/chain.py``); ViSpec's rows also carry
     the input ``offset`` [B, 1, H], which the first step's embeddings hold already. ``feedback``

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgespec_export.blocks import activation, layer_norm, linear, stored
+from edgespec_export.blocks import activation, convolution, layer_norm, linear, stored
 from edgespec_export.builder import FLOATS, Array, GraphBuilder, Weight
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import LlavaGeometry, VisionGeometry
@@ -56,13 +56,10 @@ def _embeddings(
     b: GraphBuilder, pixels: str, checkpoint: Checkpoint, vision: VisionGeometry
 ) -> str:
     prefix = "vision.embeddings."
-    kernel_name = f"{prefix}patch_embedding.weight"
-    convolution = [pixels, b.weight(kernel_name, stored(checkpoint, kernel_name))]
-    if vision.kind == "siglip":
-        bias = f"{prefix}patch_embedding.bias"
-        convolution.append(b.weight(bias, stored(checkpoint, bias)))
+    parts = ("weight", "bias") if vision.kind == "siglip" else ("weight",)
+    names = [f"{prefix}patch_embedding.{part}" for part in parts]
     size = [vision.patch_size] * 2
-    patches = b.node("Conv", *convolution, kernel_shape=size, strides=size)
+    patches = convolution(b, pixels, checkpoint, names, kernel_shape=size, strides=size)
     flat = b.node("Reshape", patches, b.constant([0, vision.hidden, -1]))
     x = b.node("Transpose", flat, perm=[0, 2, 1])  # [N, P, H]
     table = f"{prefix}position_embedding.weight"

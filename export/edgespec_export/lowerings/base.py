@@ -38,6 +38,10 @@ class StepInputs:
 
 CONTRACT = Given()
 
+Length = tuple[str, str, list[int | str]]
+"""An input that says where new rows go: name, type, axes."""
+PAST_LENGTH: tuple[Length, ...] = (("past_length", "int64", ["B"]),)
+
 
 class Lowering(Protocol):
     """Builds norm, attention and gating blocks out of one engine's preferred operators."""
@@ -49,6 +53,9 @@ class Lowering(Protocol):
 
     in_place: bool
     """Whether graphs write new rows into the cache they are given, rather than hand them out."""
+
+    lengths: tuple[Length, ...]
+    """Inputs of a step graph that say where new rows go."""
 
     names_best: bool
     """Whether a target's step graph names the best token of every row."""
@@ -69,14 +76,9 @@ class Lowering(Protocol):
     ) -> tuple[str, str]:
         """(normed, x + residual): the fused step between two blocks."""
 
-    def chained(
-        self, b: GraphBuilder, text: TextGeometry, step: StepInputs, positions: str, ahead: int
-    ) -> StepInputs:
-        """What attention wants for one more row, ``ahead`` rows behind those of ``step``, that
-        sees everything before it, as the last row of ``step`` does."""
-
-    def following(self, past: Sequence[Cache], written: Sequence[Cache]) -> list[Cache]:
-        """The caches that the next step of a chain reads, after one that read ``past``."""
+    @property
+    def chains(self) -> ChainLowering:
+        """The lowering of graphs that take several draft steps in one call."""
 
     def attention(
         self, b: GraphBuilder, qkv: str, past: Cache, text: TextGeometry, step: StepInputs
@@ -91,3 +93,16 @@ class Lowering(Protocol):
         self, b: GraphBuilder, q: str, k: str, v: str, heads: int, width: int
     ) -> str:
         """Unmasked attention of a vision tower, [N, P, ``width``] each."""
+
+
+class ChainLowering(Lowering, Protocol):
+    """A lowering whose steps can follow each other inside a graph."""
+
+    def chained(
+        self, b: GraphBuilder, text: TextGeometry, step: StepInputs, positions: str, ahead: int
+    ) -> StepInputs:
+        """What attention wants for one more row, ``ahead`` rows behind those of ``step``, that
+        sees everything before it, as the last row of ``step`` does."""
+
+    def following(self, past: Sequence[Cache], written: Sequence[Cache]) -> list[Cache]:
+        """The caches that the next step of a chain reads, after one that read ``past``."""

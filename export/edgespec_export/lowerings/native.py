@@ -2,16 +2,22 @@
 
 The common denominator of ONNX Runtime and TensorRT >= 10.15: one Attention output, no past_key, no
 is_causal and no nonpad_kv_seqlen (TensorRT drops it without a word), so the mask spans the whole
-cache capacity and hides what is not written yet.
+cache capacity and hides what is not written yet. TensorRT refuses softmax_precision as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import CONTRACT, Cache, Given, StepInputs
+from edgespec_export.lowerings.base import (
+    CONTRACT,
+    PAST_LENGTH,
+    Cache,
+    ChainLowering,
+    Given,
+    StepInputs,
+)
+from edgespec_export.lowerings.portable import MASKED, PortableLowering
 from edgespec_export.precision import Precision
 
 
@@ -19,6 +25,7 @@ class NativeLowering:
     name = "native"
     mask_span = "capacity"
     in_place = True
+    lengths = PAST_LENGTH
     names_best = True
 
     def __init__(self, precision: Precision) -> None:
@@ -27,10 +34,18 @@ class NativeLowering:
     def graph(self, name: str) -> GraphBuilder:
         return GraphBuilder(name, 24, self._precision)
 
+    @property
+    def chains(self) -> ChainLowering:
+        """TensorRT writes a cache once in a graph, so the rows of a chain are kept apart."""
+        return PortableLowering(self._precision)
+
     def step_inputs(
         self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT
     ) -> StepInputs:
-        return StepInputs(given.mask, given.positions, cos, sin, (given.past,))
+        mask = given.mask
+        if b.floats == "bfloat16":  # TensorRT fails to build several layers below one bool mask
+            mask = b.node("Where", mask, b.number(0.0), b.number(MASKED))
+        return StepInputs(mask, given.positions, cos, sin, (given.past,))
 
     def rms_norm(self, b: GraphBuilder, x: str, scale: str, eps: float) -> str:
         return b.node("RMSNormalization", x, scale, axis=-1, epsilon=eps)
@@ -40,21 +55,6 @@ class NativeLowering:
     ) -> tuple[str, str]:
         total = b.node("Add", x, residual)
         return self.rms_norm(b, total, scale, eps), total
-
-    def chained(
-        self, b: GraphBuilder, text: TextGeometry, step: StepInputs, positions: str, ahead: int
-    ) -> StepInputs:
-        (past,) = step.own
-        given = b.node("Shape", step.positions, start=1, end=2)
-        start = b.node("Add", past, b.node("Add", given, b.constant([ahead - 1])))  # [B]
-        end = b.node("Reshape", b.node("Add", start, b.constant([1])), b.constant([-1, 1, 1, 1]))
-        capacity = b.node("Squeeze", b.node("Shape", step.mask, start=3, end=4))
-        columns = b.node("Range", b.constant(0), capacity, b.constant(1))
-        mask = b.node("Less", columns, end)
-        return StepInputs(mask, positions, step.cos, step.sin, (start,))
-
-    def following(self, past: Sequence[Cache], written: Sequence[Cache]) -> list[Cache]:
-        return list(past)  # the same memory, the new rows in it
 
     def attention(
         self, b: GraphBuilder, qkv: str, past: Cache, text: TextGeometry, step: StepInputs

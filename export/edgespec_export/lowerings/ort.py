@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from edgespec_export.builder import CONTRIB, GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import CONTRACT, Cache, Given, StepInputs
+from edgespec_export.lowerings.base import CONTRACT, PAST_LENGTH, Cache, Given, StepInputs
 from edgespec_export.precision import Precision
 
 # Finite, in float16 as well, so that no row of scores can become -inf minus -inf; exp() of it is
@@ -23,6 +23,7 @@ class OrtLowering:
     name = "ort"
     mask_span = "total"
     in_place = True
+    lengths = PAST_LENGTH
     names_best = False
 
     def __init__(self, precision: Precision) -> None:
@@ -30,6 +31,10 @@ class OrtLowering:
 
     def graph(self, name: str) -> GraphBuilder:
         return GraphBuilder(name, 17, self._precision)
+
+    @property
+    def chains(self) -> OrtLowering:
+        return self
 
     def step_inputs(
         self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.lowerings.base import CONTRACT, Cache, Given, StepInputs
+from edgespec_export.lowerings.base import CONTRACT, PAST_LENGTH, Cache, Given, StepInputs
 from edgespec_export.precision import Precision
 
 MASKED = -6e4
@@ -24,14 +24,18 @@ class PortableLowering:
     name = "portable"
     mask_span = "behind"
     in_place = False
+    lengths = PAST_LENGTH
     names_best = True
 
     def __init__(self, precision: Precision) -> None:
         self._precision = precision
 
     def graph(self, name: str) -> GraphBuilder:
-        # Weights in blocks came to ONNX with opset 21; TensorRT had them before.
-        return GraphBuilder(name, 21 if self._precision.bits == 4 else 20, self._precision)
+        return GraphBuilder(name, 20, self._precision)
+
+    @property
+    def chains(self) -> PortableLowering:
+        return self
 
     def step_inputs(
         self, b: GraphBuilder, text: TextGeometry, cos: str, sin: str, given: Given = CONTRACT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -15,11 +16,12 @@ from edgespec.flavour import Flavour
 from edgespec.nvidia import Gpu, TensorRT, find_gpu, find_tensorrt, l4t_release
 from edgespec_export.tensorrt.folder import Workshop, sole_builder
 from edgespec_export.tensorrt.graph import Source, read_source
-from edgespec_export.tensorrt.network import NATIVE_FROM, Settings, build_plan, check_settings
+from edgespec_export.tensorrt.isolated import Job, run_job
+from edgespec_export.tensorrt.network import NATIVE_FROM, Settings, check_settings
 from edgespec_export.tensorrt.shapes import NEEDED, Sizes, profiles_of, sizes_of, static_axes
 
-NOT_BUILT = ("target_packed",)
-"""Graphs for servers: they split rows by counts that come with the call, which TensorRT cannot."""
+PACKED = "it splits rows by counts that come with the call, which TensorRT cannot"
+CHAIN = "it writes a cache once per step, and TensorRT updates one once per engine"
 
 WEIGHTS_IN_MEMORY = 2
 """Copies of the weights that a build holds: the parser's and the plan's (measured with
@@ -78,7 +80,8 @@ def build_engines(
     with sole_builder(bundle, wanted.folder):
         workshop = Workshop(bundle, wanted)
         workshop.take_over(request.overwrite)
-        missing = [g for g in graphs if all(plan.role != g.role for plan in workshop.plans)]
+        kept = {plan.role for plan in workshop.plans}
+        missing = [g for g in graphs if g.role not in kept]
         announce(wanted, [graph.role for graph in missing])
         for graph in missing:
             started = perf_counter()
@@ -114,17 +117,23 @@ def _build_one(
     settings: Settings,
     progress: Progress,
 ) -> None:
-    source = read_source(bundle, graph, static_axes(graph, sizes))
+    static, profiles = static_axes(graph, sizes), profiles_of(graph, sizes)
+    source = read_source(bundle, graph, static)
     check_memory(source)
-    profiles = profiles_of(graph, sizes)
-
-    def tell(phase: str, share: float) -> None:
-        progress(graph.role, phase, share)
-
-    content, decomposed = build_plan(tensorrt, source, profiles, settings, tell)
+    file = f"{graph.role}.plan"
+    job = Job(
+        bundle=bundle.path,
+        flavour=graph.flavour,
+        role=graph.role,
+        static=static,
+        profiles=profiles,
+        library=tensorrt.library,
+        settings=settings,
+        out=workshop.draft(file),
+    )
+    decomposed = run_job(job, partial(progress, graph.role))
     digests = {name: bundle.manifest.files[name].sha256 for name in source.files}
-    plan = Plan(graph.role, f"{graph.role}.plan", 0, "", digests, profiles, decomposed)
-    workshop.add(plan, content)
+    workshop.add(Plan(graph.role, file, 0, "", digests, profiles, decomposed))
 
 
 def choose_flavour(bundle: Bundle, tensorrt: TensorRT | None, asked: str | None) -> Flavour:
@@ -151,13 +160,22 @@ def choose_flavour(bundle: Bundle, tensorrt: TensorRT | None, asked: str | None)
 
 
 def chosen_graphs(bundle: Bundle, roles: Sequence[str]) -> list[GraphSpec]:
-    """The graphs of those roles, or all that TensorRT is given. Raises ConfigError."""
-    graphs = [graph for graph in bundle.manifest.graphs if graph.role not in NOT_BUILT]
-    there = [graph.role for graph in graphs]
+    """The graphs of those roles, or all that TensorRT can be given. Raises ConfigError."""
+    graphs = {graph.role: graph for graph in bundle.manifest.graphs}
     for role in roles:
-        if role not in there:
-            raise ConfigError(f"--role {role}: the bundle's graphs are {', '.join(there)}")
-    return [graph for graph in graphs if not roles or graph.role in roles]
+        if role not in graphs:
+            raise ConfigError(f"--role {role}: the bundle's graphs are {', '.join(graphs)}")
+        if left_out(graphs[role]):
+            raise ConfigError(f"--role {role}: no engine is built of it: {left_out(graphs[role])}")
+    return [g for role, g in graphs.items() if (role in roles if roles else not left_out(g))]
+
+
+def left_out(graph: GraphSpec) -> str | None:
+    """Why TensorRT is not given a graph; the runtime calls a step graph instead."""
+    if graph.role == "target_packed":
+        return PACKED
+    many = int(graph.meta.get("steps", 1)) > 1
+    return CHAIN if many and graph.meta["mask_span"] == "capacity" else None
 
 
 def check_memory(source: Source, meminfo: Path = Path("/proc/meminfo")) -> None:

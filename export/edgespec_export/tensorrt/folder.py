@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgespec.bundle import Bundle, file_sha256
 from edgespec.engines import INDEX, BuiltEngines, Plan, is_of, parse_engines, write_index
@@ -57,13 +56,14 @@ class Workshop:
                     self._keep(built.folder, plan)
         self._write()
 
-    def add(self, plan: Plan, content: Any) -> Plan:
-        """Writes ``content`` (a buffer) as the plan of its role. Returns it with size and hash."""
+    def draft(self, plan_file: str) -> Path:
+        """Where a plan is to be written before it is added."""
+        return self.folder / f"{plan_file}{PARTIAL}"
+
+    def add(self, plan: Plan) -> Plan:
+        """Takes over the plan that was written to ``draft``. Returns it with size and hash."""
         path = self.folder / plan.file
-        partial = path.with_name(path.name + PARTIAL)
-        with partial.open("wb") as out:
-            out.write(content)
-        partial.replace(path)
+        self.draft(plan.file).replace(path)
         made = replace(plan, size=path.stat().st_size, sha256=file_sha256(path))
         self._insert(made)
         self._write()

@@ -46,19 +46,8 @@ class Log:
         return " ".join(text.split())[:600]
 
 
-class Stop:
-    """Whether the user asked for the end while TensorRT was at work."""
-
-    asked = False
-
-
-def progress_monitor(module: Any, tell: Tell, stop: Stop) -> Any | None:
-    """An IProgressMonitor of that TensorRT; None where it has none.
-
-    An exception must not leave its methods: the library calls them.
-    """
-    if not hasattr(module, "IProgressMonitor"):
-        return None
+def progress_monitor(module: Any, tell: Tell) -> Any:
+    """An IProgressMonitor of that TensorRT."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -69,11 +58,8 @@ def progress_monitor(module: Any, tell: Tell, stop: Stop) -> Any | None:
             self._steps[name] = max(1, steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            try:
-                tell(name, (step + 1) / self._steps.get(name, 1))
-            except KeyboardInterrupt:
-                stop.asked = True
-            return not stop.asked
+            tell(name, (step + 1) / self._steps.get(name, 1))
+            return True  # go on
 
         def phase_finish(self, name: str) -> None:
             self._steps.pop(name, None)

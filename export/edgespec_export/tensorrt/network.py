@@ -15,7 +15,6 @@ from edgespec_export.tensorrt.listening import (
     NO_FUSED_KERNEL,
     OUT_OF_MEMORY,
     Log,
-    Stop,
     Tell,
     progress_monitor,
 )
@@ -117,7 +116,7 @@ def build_plan(
 
     Attention without a fused kernel (float32, uncommon head sizes) is refused by TensorRT unless
     marked decomposable; that is tried second, so that the fast form is never lost silently.
-    Raises EngineError naming graph and node, KeyboardInterrupt.
+    Raises EngineError naming graph and node.
     """
     for decomposed in (False, True):
         network = parse(tensorrt, source)
@@ -139,7 +138,7 @@ def _build(
     settings: Settings,
     tell: Tell,
 ) -> Any | None:
-    module, stop = tensorrt.module, Stop()
+    module = tensorrt.module
     config = network.builder.create_builder_config()
     for flag in settings.flags:
         config.set_flag(getattr(module.BuilderFlag, FLAGS[flag]))
@@ -150,16 +149,12 @@ def _build(
         config.num_compute_capabilities = len(settings.compute_capabilities)
         for index, name in enumerate(settings.compute_capabilities):
             config.set_compute_capability(known[name], index)
-    monitor = progress_monitor(module, tell, stop)
-    if monitor is not None:
-        config.progress_monitor = monitor
+    config.progress_monitor = progress_monitor(module, tell)
     for profile in profiles:
         config.add_optimization_profile(_profile(network, profile, source))
     if settings.timing_cache:
         _use_timing_cache(config, settings.timing_cache)
     plan = network.builder.build_serialized_network(network.value, config)
-    if stop.asked:
-        raise KeyboardInterrupt
     if plan is not None and settings.timing_cache:
         _keep_timing_cache(config, settings.timing_cache)
     return plan

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from edgespec_export.builder import Array
+from edgespec_export.builder import BLOCKS_OPSET, Array
 
 OPSETS = (9, 20)
-BLOCKS_OPSET = 21
-"""Where the ONNX standard has block-wise DequantizeLinear. The parser tells blocks by the shape of
-the scales and sets no upper limit to the opset, so a graph may say 21 for their sake alone."""
 TOPK_LIMIT = 3840
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
@@ -106,6 +103,8 @@ def _opset_problems(model: onnx.ModelProto) -> Iterator[Problem]:
         if node.op_type == "DequantizeLinear"
         for attribute in node.attribute
     )
+    # The parser tells blocks by the shape of the scales and sets no upper limit to the opset, so a
+    # graph may say that of its blocks.
     least, most = OPSETS
     if not least <= opset <= (BLOCKS_OPSET if blocked else most):
         yield Problem(model.graph.name, "opset", f"opset {opset} is not within {least} to {most}")
@@ -189,8 +188,12 @@ def _attribute(node: NodeProto, name: str, default: object) -> object:
 
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of all values that shape inference tells."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    """Element types of all values that shape inference tells; it stops at operators of domains
+    that the model does not import."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError:
+        graph = model.graph
     values = (*graph.input, *graph.output, *graph.value_info)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     types.update((weight.name, weight.data_type) for weight in graph.initializer)

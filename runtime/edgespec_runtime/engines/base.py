@@ -136,6 +136,14 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts:
         """What runs the graphs: a profile measured with it fits no other."""
 
+    @property
+    def held_mb(self) -> float:
+        """Megabytes taken of an accelerator's memory since the engine was opened."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know of the graphs loaded so far: what runs slower than it could."""
+
     def load(self, spec: GraphSpec, folder: Path) -> Graph:
         """A memoryless graph. Raises EngineError where the engine refuses it."""
 

@@ -53,14 +53,17 @@ class CudaMemory:
         self._stream = self._ask("cudaStreamCreateWithFlags", WITHOUT_LEGACY)
         self.stream = int(self._stream)
         self.lock = RLock()
+        self._free_at_first = self.free()
         kinds = self._cuda.cudaMemcpyKind
         self._up, self._down = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
         self._within = kinds.cudaMemcpyDeviceToDevice
 
-    def free_bytes(self) -> tuple[int, int]:
-        """Free and total bytes of the device."""
-        free, total = self._ask("cudaMemGetInfo")
-        return int(free), int(total)
+    def free(self) -> int:
+        """Free bytes of the device."""
+        return int(self._ask("cudaMemGetInfo")[0])
+
+    def held(self) -> int:
+        return max(self._free_at_first - self.free(), 0)
 
     def allocate(self, size: int) -> Block:
         block = Block(int(self._ask("cudaMalloc", size, what=f"{size} bytes of GPU memory")), size)

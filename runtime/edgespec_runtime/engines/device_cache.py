@@ -9,53 +9,30 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.bundle import GraphSpec
-from edgespec_runtime.engines.memory import SIZES, Memory, Shelf
+from edgespec_runtime.engines.memory import Memory, Shelf
 from edgespec_runtime.kv import BLOCK, Cache, CacheShape
-
-
-@dataclass(frozen=True)
-class DeviceShape(CacheShape):
-    """Of a cache [layers, 2, 1, KV, capacity, D], B being 1 on a device."""
-
-    dtype: str
-
-    @classmethod
-    def of(cls, spec: GraphSpec) -> DeviceShape:
-        """What a decoder graph says of its cache."""
-        meta = spec.meta
-        dtype = next(t.dtype for t in spec.inputs if t.name.startswith("past_key."))
-        return cls(int(meta["layers"]), int(meta["kv_heads"]), int(meta["head_dim"]), dtype)
-
-    @property
-    def row(self) -> int:
-        """Bytes of one row of one head."""
-        return self.head_dim * SIZES[self.dtype]
-
-    @property
-    def slices(self) -> int:
-        """Runs of rows, one for each layer, key or value, and head."""
-        return self.layers * 2 * self.kv_heads
 
 
 class DeviceCache(Cache):
     """See ``Cache``. Rows that were never written are zeros: an attention that hides them under a
     mask still multiplies them, and what freshly allocated memory holds may be no number."""
 
-    def __init__(self, memory: Memory, shelf: Shelf, shape: DeviceShape, capacity: int) -> None:
+    def __init__(self, memory: Memory, shelf: Shelf, shape: CacheShape, capacity: int) -> None:
         """``capacity`` is rounded up to whole blocks of ``BLOCK`` rows."""
-        self.shape: DeviceShape = shape
+        self.shape = shape
         self.capacity = -(-capacity // BLOCK) * BLOCK
-        self.pitch = self.capacity * shape.row
+        self.row = shape.head_dim * shape.storage.itemsize
+        """Bytes of one row of one head."""
+        self.pitch = self.capacity * self.row
         """Bytes from one head's rows to the next one's."""
+        self.slices = shape.layers * 2 * shape.kv_heads
+        """Runs of rows: one for each layer, key or value, and head."""
         with memory.lock:
-            self.block = shelf.take(shape.slices * self.pitch)
+            self.block = shelf.take(self.slices * self.pitch)
         self._memory = memory
         weakref.finalize(self, shelf.give_back, self.block)
 
@@ -75,48 +52,41 @@ class DeviceCache(Cache):
     def append(self, source: int, pitch: int, rows: int) -> None:
         """Copies ``rows`` new rows of every head behind those in use; ``source`` points at
         [layers, 2, 1, KV, S, D], ``pitch`` bytes from one head's rows to the next one's."""
-        row = self.shape.row
+        row = self.row
         self._memory.copy_rows(
             self.block.pointer + self.used * row,
             self.pitch,
             source,
             pitch,
             rows * row,
-            self.shape.slices,
+            self.slices,
         )
 
     def fill(self, row: npt.NDArray[np.float32]) -> None:
         shape, memory = self.shape, self._memory
         one = np.ascontiguousarray(row[..., 0, :])
-        raw = as_stored(one, shape.dtype).reshape(-1).view(np.uint8)
+        raw = shape.stored(one).reshape(-1).view(np.uint8)
         with memory.lock:
             staged, block = memory.pinned(raw.size), memory.allocate(raw.size)
             staged[:] = raw
             memory.upload(block.pointer, staged)
-            to, size = self.block.pointer, shape.row
-            memory.copy_rows(to, self.pitch, block.pointer, size, size, shape.slices)
+            to, size = self.block.pointer, self.row
+            memory.copy_rows(to, self.pitch, block.pointer, size, size, self.slices)
             done = 1
             while done < self.capacity:
                 more = min(done, self.capacity - done)
                 at = to + done * size
-                memory.copy_rows(at, self.pitch, to, self.pitch, more * size, shape.slices)
+                memory.copy_rows(at, self.pitch, to, self.pitch, more * size, self.slices)
                 done += more
             memory.synchronise()
 
     def _gather(self, kept: Sequence[int]) -> None:
-        row, slices = self.shape.row, self.shape.slices
+        row, slices = self.row, self.slices
         start = self.block.pointer + self.length * row
         with self._memory.lock:
             for target, source, rows in moves(kept):
                 to, at = start + target * row, start + source * row
                 self._memory.copy_rows(to, self.pitch, at, self.pitch, rows * row, slices)
-
-
-def as_stored(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """Float32 in another type; bfloat16, which numpy lacks, as the upper halves (uint16)."""
-    if dtype == "bfloat16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype(dtype)
 
 
 def moves(kept: Sequence[int]) -> Iterator[tuple[int, int, int]]:

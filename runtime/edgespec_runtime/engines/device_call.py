@@ -53,7 +53,7 @@ class DeviceCall:
         self._outputs = Outputs(memory, asked, sizes)
         self._new = form.rows + int(spec.meta.get("steps", 1)) - 1
         behind = self._span == "behind"
-        size = cache.shape.slices * self._new * cache.shape.row
+        size = cache.slices * self._new * cache.row
         self._new_rows = memory.allocate(size) if behind else None
         self._call = executor.prepare(
             [*self._inputs.tensors.values(), *_past(cache)],
@@ -113,7 +113,7 @@ class DeviceCall:
         self._inputs.upload(self._inputs.starts[MASK] + self._masked.host.size)
         self._call.run((self._masked,) if self._span == "total" else ())
         if self._new_rows is not None:
-            pitch = self._new * cache.shape.row
+            pitch = self._new * cache.row
             cache.append(self._new_rows.pointer, pitch, rows + self._new - self.form.rows)
         found = [
             self._outputs.download(name, rows if name in self._padded else None)

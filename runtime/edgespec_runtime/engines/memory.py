@@ -58,6 +58,9 @@ class Memory(Protocol):
         """Held, as often as wanted, by whoever enqueues: while one thread records a launch no other
         may use the stream."""
 
+    def held(self) -> int:
+        """Bytes of the device taken since this was opened, by whomever."""
+
     def allocate(self, size: int) -> Block:
         """``size`` bytes, whatever they hold."""
 

@@ -25,6 +25,9 @@ CPU = "CPUExecutionProvider"
 class OrtEngine:
     """Opens sessions on one execution provider and checks that it is the one that runs."""
 
+    notes: tuple[str, ...] = ()
+    held_mb = 0.0
+
     def __init__(self, threads: int = 0, provider: str = CPU) -> None:
         try:
             import onnxruntime

@@ -19,11 +19,18 @@ from edgespec_runtime.engines.device_graph import DeviceGraph
 from edgespec_runtime.engines.device_step import DeviceStepGraph
 from edgespec_runtime.engines.executor import Tensor
 from edgespec_runtime.engines.memory import Memory
-from edgespec_runtime.engines.ort_step import short
+from edgespec_runtime.engines.ort_plugin import PACKAGES, TENSORRT_RTX, plugin_devices
+from edgespec_runtime.engines.ort_step import CAPACITY, short
 
 CUDA = "CUDAExecutionProvider"
-ON_HOST = {"Shape", "Size", "Squeeze", "Unsqueeze", "Sub", "Add", "Mul", "Cast", "Gather", "Concat"}
-"""Operators that compute shapes: ONNX Runtime runs these few on the CPU on purpose."""
+PROVIDERS = {"ort-cuda": CUDA, "ort-tensorrt-rtx": TENSORRT_RTX}
+"""Execution providers, by the name of the engine."""
+ON_HOST = frozenset(
+    "Add And Cast Concat ConstantOfShape Div Equal Expand Gather Greater Less Max Min Mul Not Or "
+    "Range Reshape Shape Size Slice Squeeze Sub Unsqueeze Where".split()
+)
+"""Operators of which shapes and positions are made: ONNX Runtime runs those few on the CPU itself,
+to spare the way there and back."""
 TYPES = {"bfloat16": 16}
 """ONNX's number of a type that numpy has no name for."""
 
@@ -36,7 +43,10 @@ class OrtDeviceEngine:
     ) -> None:
         self._ort = import_ort()
         available = self._ort.get_available_providers()
-        if provider not in available:
+        self._plugin: list[Any] = []
+        if provider in PACKAGES and provider not in available:
+            self._plugin = plugin_devices(self._ort, provider)
+        elif provider not in available:
             raise EngineError(
                 f"engine {name} was asked for, and this onnxruntime {self._ort.__version__} has no "
                 f"{provider}, only {', '.join(available)}; install onnxruntime-gpu in place of "
@@ -52,6 +62,10 @@ class OrtDeviceEngine:
         where = f"{self._provider} on {self._memory.card}"
         return EngineFacts(self._name, self._ort.__version__, where, self._threads)
 
+    @property
+    def held_mb(self) -> float:
+        return self._memory.held() / 2**20
+
     def load(self, spec: GraphSpec, folder: Path) -> DeviceGraph:
         session = self._session(spec, folder, recorded=False)
         executor = OrtExecutor(self._ort, session, spec, self._memory.device, recorded=False)
@@ -61,7 +75,7 @@ class OrtDeviceEngine:
         self, spec: GraphSpec, folder: Path, packed: GraphSpec | None = None
     ) -> DeviceStepGraph:
         # Where the mask is as long as the rows in use, shapes are new at every step.
-        recorded = spec.meta["mask_span"] != "total" and self._memory.device == "cuda"
+        recorded = spec.meta["mask_span"] != "total" and self._provider == CUDA
         try:
             session = self._session(spec, folder, recorded)
         except EngineError as error:
@@ -79,20 +93,27 @@ class OrtDeviceEngine:
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        settings: dict[str, str] = {}
-        if self._memory.device == "cuda":
-            settings["user_compute_stream"] = str(self._memory.stream)
-            if self._provider == CUDA:
-                settings["use_tf32"] = "0"  # float32 means float32
-                settings["enable_cuda_graph"] = str(int(recorded))
+        settings = self._settings(recorded)
+        chosen: dict[str, Any] = {"providers": [(self._provider, settings)]}
+        if self._plugin:
+            options.add_provider_for_devices(self._plugin[:1], settings)
+            chosen = {}
         try:
-            session = self._ort.InferenceSession(
-                str(folder / spec.file), options, providers=[(self._provider, settings)]
-            )
+            session = self._ort.InferenceSession(str(folder / spec.file), options, **chosen)
         except Exception as error:  # onnxruntime's own types share no base class but Exception
             raise EngineError(f"onnxruntime cannot load {spec.file}: {short(error)}") from error
         self._check(session, spec)
         return session
+
+    def _settings(self, recorded: bool) -> dict[str, str]:
+        """The provider's options."""
+        if self._memory.device != "cuda":
+            return {}
+        stream = {"user_compute_stream": str(self._memory.stream)}
+        if self._provider != CUDA:
+            return {**stream, "has_user_compute_stream": "1"}
+        # TF32 off: float32 means float32.
+        return {**stream, "use_tf32": "0", "enable_cuda_graph": str(int(recorded))}
 
     def _check(self, session: Any, spec: GraphSpec) -> None:
         """Raises EngineError where the provider, or a part of the graph, fell back to the CPU."""
@@ -146,7 +167,10 @@ class OrtExecutor:
         self.file = spec.file
         self.device = device
         self.host_inputs = frozenset(_on_host(session)) if device != "cpu" else frozenset()
-        self.recorded = recorded
+        # What the CPU computes of its inputs' values would be recorded as it was the first time;
+        # the cache's capacity stays what it is.
+        self.recorded = recorded and self.host_inputs <= {CAPACITY}
+        self._choosing = recorded
         self._ort = ort
         self._ids = count(1)
 
@@ -159,7 +183,7 @@ class OrtExecutor:
         for none."""
         options = self._ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self.recorded:
+        if self._choosing:
             options.add_run_config_entry("gpu_graph_id", str(record))
         return options
 

@@ -16,8 +16,8 @@ from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.coupling import Coupling
 from edgespec_runtime.kv import Cache, KVCache
 
-LAST = "last_row"
-"""The input of graphs that are told where the last new row goes."""
+LAST, CAPACITY = "last_row", "capacity"
+"""Inputs of graphs that are told where the last new row goes, and how many rows the cache has."""
 BEHIND = "behind"
 """``mask_span`` of graphs that hand new rows out instead of writing them into the cache."""
 
@@ -51,10 +51,14 @@ class OrtStepSession:
         self._buffers = buffers or Buffers(self._wrap)
         self._bound_for: tuple[int, bool] | None = None
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
+        if "past_length" in self._given:
+            self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
         self._last = np.zeros(1, dtype=np.int32)
         if LAST in self._given:
             self._binding.bind_ortvalue_input(LAST, self._wrap(self._last))
+        self._capacity = np.array(cache.capacity, dtype=np.int32)
+        if CAPACITY in self._given:
+            self._binding.bind_ortvalue_input(CAPACITY, self._wrap(self._capacity))
         self._offset = np.zeros((1, 1, self._hidden), dtype=np.float32)
         if "offset" in self._given:
             self._binding.bind_ortvalue_input("offset", self._wrap(self._offset))

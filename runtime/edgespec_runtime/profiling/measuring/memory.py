@@ -11,12 +11,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from edgespec.bundle import Bundle, Manifest, read_bundle
 from edgespec.errors import EngineError
+from edgespec.flavour import Flavour
 from edgespec.latency import Card, Memory
+from edgespec_runtime.engines.choice import Choice
 
 MB = 2**20
 PROMPT = 64
@@ -26,18 +29,20 @@ DRAFTING = ("draft", "compressor")
 """How the roles of the draft's graphs begin."""
 
 
-def measure_memory(bundle: Bundle, card: Card, threads: int) -> Memory:
+def measure_memory(bundle: Bundle, card: Card, choice: Choice, threads: int) -> Memory:
     """Loads ``bundle`` twice in processes of its own, without and with the draft's graphs, runs
     every graph once over a prompt of ``PROMPT`` tokens and a picture, and reads VmRSS: pages of
-    mapped files (the token tables) count as far as they were touched.
+    mapped files (the token tables) count as far as they were touched. What an engine holds in an
+    accelerator's memory is added.
 
     Raises EngineError where such a process fails.
     """
     target, draft = card.graph("target"), card.graph("draft")
-    base, without = _resident(bundle.path, threads, TARGET if target else NOTHING)
+    words = (str(bundle.path), choice.engine, str(choice.flavour), str(threads))
+    base, without = _resident(words, TARGET if target else NOTHING)
     draft_mb = 0.0
     if draft is not None:
-        draft_mb = max(_resident(bundle.path, threads, ALL)[1] - without, 0.0)
+        draft_mb = max(_resident(words, ALL)[1] - without, 0.0)
     return Memory(
         base_mb=base,
         target_mb=max(without - base, 0.0),
@@ -47,19 +52,18 @@ def measure_memory(bundle: Bundle, card: Card, threads: int) -> Memory:
     )
 
 
-def _resident(path: Path, threads: int, part: str) -> tuple[float, float]:
+def _resident(words: Sequence[str], part: str) -> tuple[float, float]:
     """Megabytes (before loading, after running ``part``) of a process of its own."""
-    words = [str(path), str(threads), part]
     # The module may come from a path that only this process knows of.
     known = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run(
-        [sys.executable, "-m", __name__, *words], capture_output=True, text=True, env=known
+        [sys.executable, "-m", __name__, *words, part], capture_output=True, text=True, env=known
     )
     if result.returncode != 0:
         killed = result.returncode < 0
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(
-            f"loading '{path}' in a process of its own, to read its memory, "
+            f"loading '{words[0]}' in a process of its own, to read its memory, "
             f"{'was killed: is there enough memory?' if killed else f'failed: {reason}'}"
         )
     figures = json.loads(result.stdout)
@@ -81,12 +85,11 @@ def resident_mb() -> float:
     return int(found.group(1)) * 1024 / MB
 
 
-def main(path: str, threads: str, part: str) -> None:
+def main(path: str, name: str, flavour: str, threads: str, part: str) -> None:
     """Reads, loads, runs and reads again."""
     import numpy as np
 
     from edgespec_runtime.engines import open_engine
-    from edgespec_runtime.engines.choice import chosen
     from edgespec_runtime.profiling.measuring.hollow import model_to_measure
     from edgespec_runtime.profiling.measuring.prompts import PromptBench
     from edgespec_runtime.profiling.measuring.rigs import Source
@@ -94,9 +97,9 @@ def main(path: str, threads: str, part: str) -> None:
     from edgespec_runtime.profiling.measuring.samples import Samples
     from edgespec_runtime.profiling.measuring.sizes import smallest
 
-    bundle = chosen(read_bundle(path, check_hashes=False))
-    engine = open_engine(threads=int(threads))
-    base = resident_mb()
+    bundle = read_bundle(path, check_hashes=False).only(Flavour.parse(flavour))
+    engine = open_engine(name, threads=int(threads), bundle=bundle)
+    base = resident_mb() + engine.held_mb
     if part == NOTHING:
         print(json.dumps({"base_mb": base, "loaded_mb": base}))
         return
@@ -110,7 +113,7 @@ def main(path: str, threads: str, part: str) -> None:
     for hand in rounds.deal(np.random.default_rng(0)):
         for planned in hand:
             rounds.run(planned, samples)
-    print(json.dumps({"base_mb": base, "loaded_mb": resident_mb()}))
+    print(json.dumps({"base_mb": base, "loaded_mb": resident_mb() + engine.held_mb}))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class TargetRig:
     def __init__(self, model: Model, source: Source, contexts: Sequence[int], rows: int) -> None:
         most = max(contexts)
         # Where a graph attends to its whole buffer, time depends on the buffer: one per context.
-        whole = model.steps["target"].spec.meta["mask_span"] == "capacity"
+        whole = model.steps["target"].spec.meta["mask_span"] != "total"
         ends = {context: context if whole else most for context in contexts}
         opened: dict[int, tuple[LocalVerifier, StepSession]] = {}
         for end in set(ends.values()):
@@ -124,7 +124,7 @@ class DraftRig:
         assert model.draft is not None
         self._draft: DraftModel = model.draft
         self._source, self._visual = source, text_only(model)
-        whole = self._draft.step.spec.meta["mask_span"] == "capacity"
+        whole = self._draft.step.spec.meta["mask_span"] != "total"
         ends = {context: context if whole else max(contexts) for context in contexts}
         opened = {end: self._draft.sessions(end + rows) for end in set(ends.values())}
         self._opened = {context: opened[end] for context, end in ends.items()}

@@ -24,7 +24,8 @@ WANTED = np.float32(1e30)
 
 
 class SteeredSession:
-    """The target's session; the logits it returns name the tokens that ``wanted`` asks for."""
+    """The target's session; its first output, logits or best tokens, names what ``wanted`` asks
+    for."""
 
     def __init__(self, session: StepSession) -> None:
         self._session = session
@@ -57,7 +58,10 @@ class SteeredSession:
             embeds, positions, mask, last_only, hidden=hidden, offset=offset, noise=noise
         )
         for row, token in self.wanted.items():
-            outputs[0][row, token] = WANTED
+            if outputs[0].ndim == 1:  # the graph's own arg-max
+                outputs[0][row] = token
+            else:
+                outputs[0][row, token] = WANTED
         return outputs
 
 

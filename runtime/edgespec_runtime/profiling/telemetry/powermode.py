@@ -17,7 +17,7 @@ def power_mode(root: Path = Path("/")) -> str:
     some releases). Elsewhere the platform profile or the cpufreq governor. "" where none tells."""
     return (
         parse_nvpmodel(_ask_nvpmodel())
-        or _saved_mode(root)
+        or saved_mode(root)
         or _named("platform profile", root / "sys/firmware/acpi/platform_profile")
         or _named("governor", root / "sys/devices/system/cpu/cpufreq/policy0/scaling_governor")
     )
@@ -56,8 +56,9 @@ def _ask_nvpmodel() -> str:
     return done.stdout
 
 
-def _saved_mode(root: Path) -> str:
-    """The mode that nvpmodel last wrote down (``pmode:0002``), named by its configuration."""
+def saved_mode(root: Path) -> str:
+    """The mode that nvpmodel last wrote down (``pmode:0002``), named by its configuration; "" where
+    there is none."""
     found = re.search(r"pmode:(\d+)", text(root / "var/lib/nvpmodel/status") or "")
     if found is None:
         return ""

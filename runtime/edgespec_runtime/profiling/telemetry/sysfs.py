@@ -53,6 +53,7 @@ class SysfsReader:
         self._sensors = dict(_sensors(system))
         self._clocks = dict(_clocks(system, "scaling_cur_freq", "cur_freq"))
         self._ceilings = dict(_clocks(system, "scaling_max_freq", "max_freq"))
+        self._floors = dict(_clocks(system, "scaling_min_freq", "min_freq"))
         self._load = next(_loads(system), None)
         self._counts = dict(_throttle_counts(system))
         self._alarms = dict(_alarms(system))
@@ -83,6 +84,10 @@ class SysfsReader:
     def ceilings_mhz(self) -> dict[str, float]:
         """The highest clocks allowed now, by the power mode, by hand or by the thermal governor."""
         return _read(self._ceilings)
+
+    def floors_mhz(self) -> dict[str, float]:
+        """The lowest clocks allowed now."""
+        return _read(self._floors)
 
 
 def text(path: Path) -> str | None:

@@ -1,0 +1,3 @@
+"""Memory of a bundle on a device, said before anything is copied there."""
+
+from __future__ import annotations
