@@ -123,7 +123,7 @@ class Model:
 
     @property
     def variant(self) -> str | None:
-        """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
+        """What kind of draft the bundle holds ("vlm", "text", "vispec", ...), None without one."""
         return self.manifest.variant
 
     @property
