@@ -29,7 +29,7 @@ class Peer:
 PEERS = (
     Peer("edgespec", ("fp32", "int8", "int4"), ("plain", "lookup", "draft")),
     Peer("transformers", ("fp32", "bf16"), ("plain", "lookup", "draft"), converts=False),
-    Peer("onnxruntime-genai", ("fp32", "int4")),
+    Peer("onnxruntime-genai", ("fp32", "int8", "int4"), ("plain", "lookup", "draft")),
     Peer("openvino-genai", ("fp32", "int8", "int4"), ("plain", "lookup", "draft")),
     Peer("llama.cpp", ("fp32", "fp16", "int8", "int4"), ("plain", "lookup")),
     Peer("ctranslate2", ("fp32", "int8")),

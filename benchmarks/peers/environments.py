@@ -13,6 +13,7 @@ import yaml
 
 VERSIONS = Path(__file__).with_name("versions.yaml")
 HERE = "here"
+WITHOUT = "without "
 
 
 class Skipped(Exception):
@@ -47,7 +48,11 @@ class Environments:
         say(f"{name}: making its environment ({', '.join(wanted)})")
         log = self.folder / f"{name}.log"
         run([sys.executable, "-m", "venv", "--clear", str(place)], log)
-        run([str(python), "-m", "pip", "install", "--quiet", *wanted], log)
+        unwanted = [row.removeprefix(WITHOUT) for row in wanted if row.startswith(WITHOUT)]
+        packages = [row for row in wanted if not row.startswith(WITHOUT)]
+        run([str(python), "-m", "pip", "install", "--quiet", *packages], log)
+        if unwanted:
+            run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], log)
         done.write_text(digest(wanted))
         return python
 

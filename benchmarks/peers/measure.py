@@ -128,10 +128,10 @@ class Stable:
     def _start(self, contender: Contender) -> Worker:
         models, peer = self._models, contender.peer
         python = models.environments.python(peer.name)
-        drafted = models.drafted(contender)
+        target, drafted = models.target(contender), models.drafted(contender)
         job = {
             "checkpoint": models.checkpoint,
-            "model": models.target(contender),
+            "model": target,
             "precision": contender.precision,
             "mode": contender.mode,
             "threads": self._settings.threads,

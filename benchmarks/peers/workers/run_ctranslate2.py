@@ -18,11 +18,14 @@ class Engine:
     def run(self, ids: list[int], new: int, eos: list[int], clock: Clock) -> None:
         asked = [self._words[i] for i in ids]
         clock.start()
-        steps = self._generator.generate_tokens(
-            asked, max_length=new, sampling_topk=1, end_token=eos or [self._words[0]]
+        self._generator.generate_batch(
+            [asked],
+            max_length=new,
+            sampling_topk=1,
+            end_token=eos or None,
+            include_prompt_in_result=False,
+            callback=lambda step: clock.put([step.token_id]),
         )
-        for step in steps:
-            clock.put([step.token_id])
 
 
 def libraries() -> Any:

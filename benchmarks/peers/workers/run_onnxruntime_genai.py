@@ -1,23 +1,29 @@
-"""ONNX Runtime GenAI: its model builder and its generator. It has no speculation of its own."""
+"""ONNX Runtime GenAI: its model builder and generator; plain, n-gram lookup, and a draft model."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from protocol import Clock, Job, Peer, call, main
 
+MATCHED = 3
+"""Tokens of the n-gram looked up; how many are proposed at a time is the library's default."""
+
 
 class Engine:
-    def __init__(self, library: Any, model: Any) -> None:
-        self._library, self._model = library, model
+    def __init__(self, library: Any, model: Any, speculation: dict[str, Any]) -> None:
+        self._library, self._model, self._speculation = library, model, speculation
 
     def run(self, ids: list[int], new: int, eos: list[int], clock: Clock) -> None:
         clock.start()
         settings = self._library.GeneratorParams(self._model)
         settings.set_search_options(do_sample=False, max_length=len(ids) + new)
+        if self._speculation:
+            settings.set_speculative_options(**self._speculation)
         generator = self._library.Generator(self._model, settings)
         generator.append_tokens(ids)
         for _ in range(new):
@@ -35,25 +41,29 @@ def libraries() -> Any:
 
 
 def load(library: Any, job: Job) -> Engine:
-    set_threads(job.model, job.threads)
-    return Engine(library, library.Model(str(job.model)))
+    threads = {"session_options": {"intra_op_num_threads": job.threads}}
+    model: dict[str, Any] = {"decoder": threads}
+    if job.draft_model:
+        model["draft"] = draft(job.draft_model, job.model) | threads
+    config = library.Config(str(job.model))
+    config.overlay(json.dumps({"model": model}))
+    speculation = {"ngram_size": MATCHED} if job.mode == "lookup" else {}
+    return Engine(library, library.Model(config), speculation)
 
 
-def set_threads(folder: Path, threads: int) -> None:
-    """Threads are a matter of the model's own configuration file."""
-    file = folder / "genai_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
-    file.write_text(json.dumps(config, indent=1), encoding="utf-8")
+def draft(folder: Path, beside: Path) -> dict[str, Any]:
+    """The section of a configuration that names a draft, whose file lies in another folder."""
+    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    section: dict[str, Any] = config["model"]["decoder"]
+    return section | {"filename": os.path.relpath(folder / section["filename"], beside)}
 
 
 def convert(checkpoint: Path, out: Path, precision: str) -> None:
-    kinds = {"fp32": "fp32", "int8": "int8", "int4": "int4"}
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     command += ["-m", "edgespec/peers", "-i", str(checkpoint), "-o", str(out)]
-    command += ["-p", kinds[precision], "-e", "cpu", "-c", str(out / "cache")]
-    if precision == "int4":
-        command += ["--extra_options", "int4_accuracy_level=4", "int4_block_size=32"]
+    command += ["-p", precision, "-e", "cpu", "-c", str(out / "cache")]
+    if precision != "fp32":
+        command += ["--extra_options", "accuracy_level=4", "block_size=32"]
     call(command)
 
 
