@@ -6,6 +6,7 @@ processors with bfloat16 means that, over a cache of 8 bits.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,17 @@ def load(imported: Any, job: Job) -> Engine:
 def convert(checkpoint: Path, out: Path, precision: str) -> None:
     command = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino"]
     command += ["--model", str(checkpoint), "--task", "text-generation-with-past"]
-    command += ["--weight-format", FORMATS[precision], str(out)]
-    call(command)
+    command += ["--weight-format", FORMATS[precision]]
+    if precision == "int4":
+        command += ["--sym", "--ratio", "1.0", "--group-size", str(group_size(checkpoint))]
+    call([*command, str(out)])
+
+
+def group_size(checkpoint: Path) -> int:
+    """The largest of the usual sizes that divides every row."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    rows = (config["hidden_size"], config["intermediate_size"])
+    return next(size for size in (128, 64, 32, 16) if not any(row % size for row in rows))
 
 
 if __name__ == "__main__":
