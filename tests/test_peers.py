@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.contenders import PEERS, contenders
-from benchmarks.peers.environments import VERSIONS, Environments, Skipped, read_versions
+from benchmarks.peers.environments import VERSIONS, Environments, Skipped, Steps, read_versions
 from benchmarks.peers.measure import Result
 from benchmarks.peers.models import environment
 from benchmarks.peers.process import Worker
@@ -37,6 +37,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_ours_and_transformers_side_by_side(
     checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,7 @@ def test_ours_and_transformers_side_by_side(
     assert page.count("| 2/2 |") >= 4 and "Left out" not in page
 
 
+@pytest.mark.slow
 def test_who_fails_is_left_out_and_told(
     checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_worker_that_dies_or_hangs(tmp_path: Path) -> None:
     worker.close()
 
 
+@pytest.mark.slow
 def test_an_environment_is_made_anew_where_its_packages_changed(tmp_path: Path) -> None:
     made = Environments(tmp_path, {"bare": ["pip"], "ours": "here"})
     assert made.python("ours") == Path(sys.executable)
@@ -122,9 +125,11 @@ def test_every_peer_has_a_worker_and_versions() -> None:
     versions = read_versions(VERSIONS)
     for peer in PEERS:
         assert peer.script.is_file() and versions[peer.name]
-    rows = [row for listed in versions.values() if listed != "here" for row in listed]
-    pinned = [row for row in rows if not row.startswith("without ")]
-    assert all("==" in row for row in pinned), "figures must say what they are of"
+    steps = [Steps.of(rows) for rows in versions.values() if not isinstance(rows, str)]
+    packages = [row for step in steps for row in step.packages]
+    assert all("==" in row for row in packages), "figures must say what they are of"
+    odd = Steps.of(["a==1", "without b", "set C=-DD=1"])
+    assert odd == Steps(["a==1"], ["b"], {"C": "-DD=1"})
     labels = [c.label for c in contenders(["llama.cpp:*:lookup"], draft=False)]
     assert labels == [f"llama.cpp:{p}:lookup" for p in ("fp32", "fp16", "int8", "int4")]
     assert all(c.mode != "draft" for c in contenders([], draft=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import yaml
 
 VERSIONS = Path(__file__).with_name("versions.yaml")
 HERE = "here"
-WITHOUT = "without "
+WITHOUT, SET = "without ", "set "
 
 
 class Skipped(Exception):
@@ -24,6 +25,24 @@ def read_versions(file: Path = VERSIONS) -> dict[str, list[str] | str]:
     """What every environment holds: requirements, or "here" for the driver's own Python."""
     versions: dict[str, list[str] | str] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return versions
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the rows of one environment ask for."""
+
+    packages: list[str]
+    unwanted: list[str]
+    """To be uninstalled again."""
+    variables: dict[str, str]
+
+    @classmethod
+    def of(cls, rows: Sequence[str]) -> Steps:
+        return cls(
+            [row for row in rows if not row.startswith((WITHOUT, SET))],
+            [row.removeprefix(WITHOUT) for row in rows if row.startswith(WITHOUT)],
+            dict(row.removeprefix(SET).split("=", 1) for row in rows if row.startswith(SET)),
+        )
 
 
 @dataclass(frozen=True)
@@ -48,11 +67,11 @@ class Environments:
         say(f"{name}: making its environment ({', '.join(wanted)})")
         log = self.folder / f"{name}.log"
         run([sys.executable, "-m", "venv", "--clear", str(place)], log)
-        unwanted = [row.removeprefix(WITHOUT) for row in wanted if row.startswith(WITHOUT)]
-        packages = [row for row in wanted if not row.startswith(WITHOUT)]
-        run([str(python), "-m", "pip", "install", "--quiet", *packages], log)
-        if unwanted:
-            run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], log)
+        pip, steps = [str(python), "-m", "pip"], Steps.of(wanted)
+        variables = os.environ | steps.variables
+        run([*pip, "install", "--quiet", *steps.packages], log, variables)
+        if steps.unwanted:
+            run([*pip, "uninstall", "--quiet", "--yes", *steps.unwanted], log)
         done.write_text(digest(wanted))
         return python
 
