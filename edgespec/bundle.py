@@ -26,6 +26,8 @@ ENGINES = "engines"  # what `edgespec build` adds, see edgespec/engines.py: not 
 OLD = ".old"  # ends the name of a bundle that is being replaced
 FORMAT_VERSION = 4
 CHUNK = 1 << 22
+STAND_ALONE = ("vlm", "text")
+"""Variants of drafts that are models of their own; others feed on the target's features."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Manifest:
     models: Mapping[str, ModelIdentity]
     """"target" and, where there is one, "draft"."""
     text: Mapping[str, Any]
-    """Prompt side: image token and its id, special tokens, vocabulary and context size."""
+    """Prompt side: image token and its id (neither, where the target sees no pictures), special
+    tokens, vocabulary and context size."""
     generation: Mapping[str, Any]
     """Generation defaults of the checkpoint (sampling, end-of-sequence ids)."""
     compressor: Mapping[str, Any] | None
@@ -110,7 +113,7 @@ class Manifest:
 
     @property
     def variant(self) -> str | None:
-        """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
+        """What kind of draft the bundle holds ("vlm", "text", "vispec", ...), None without one."""
         draft = self.graph("draft")
         return str(draft.meta["variant"]) if draft else None
 

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from edgespec.errors import BundleError, PromptError
-from edgespec_runtime.prompt import Prompt, build_prompt
+from edgespec_runtime.prompt import ImageMark, Prompt, build_prompt
 from edgespec_runtime.template import ChatTemplate
 from edgespec_runtime.tokenizer import Tokenizer
 
@@ -109,9 +109,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
 def build(prompt: Any, n_images: int, tokenizer: Tokenizer, **changes: Any) -> Prompt:
     settings: dict[str, Any] = {
         "template": ChatTemplate.from_source(LLAVA),
-        "image_token": "<image>",
-        "image_token_id": tokenizer.token_to_id("<image>"),
-        "image_seq_len": 4,
+        "image": ImageMark("<image>", tokenizer.token_to_id("<image>") or 0, 4),
         "max_context": None,
         **changes,
     }
@@ -266,9 +264,10 @@ def test_context_limit(tokenizer: Tokenizer) -> None:
 
 
 def test_the_image_token_must_be_the_tokenizers(tokenizer: Tokenizer) -> None:
-    for changes in ({"image_token_id": 1}, {"image_token": "<picture>"}):
+    right = tokenizer.token_to_id("<image>") or 0
+    for mark in (ImageMark("<image>", 1, 4), ImageMark("<picture>", right, 4)):
         with pytest.raises(BundleError, match="image token"):
-            build("Hi", 1, tokenizer, **changes)
+            build("Hi", 1, tokenizer, image=mark)
 
 
 def test_template_helpers_and_whitespace() -> None:

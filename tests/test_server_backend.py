@@ -707,7 +707,9 @@ def test_pictures_by_file_digest_and_embeddings(zoo: Zoo) -> None:
             await backend.open("other", by_digest(asked.request()))
         sent = asked.request(session_id=b"3" * 16)
         for picture, image in zip(sent.pictures, asked.images, strict=True):
-            tokens = backend._target.see(backend._target.processor(image))
+            processor = backend._target.processor
+            assert processor is not None
+            tokens = backend._target.see(processor(image))
             picture.embeddings.CopyFrom(
                 pb.Embeddings(rows=16, width=64, data=tokens.astype("<f4").tobytes())
             )

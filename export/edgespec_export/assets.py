@@ -11,7 +11,7 @@ from typing import Any
 
 from edgespec.errors import CheckpointError
 from edgespec_export.checkpoint import Checkpoint
-from edgespec_export.geometry import LlavaGeometry
+from edgespec_export.geometry import LlavaGeometry, ModelGeometry
 from edgespec_runtime.vision import ImageProcessor
 
 # What decides the ids a text becomes; truncation and padding do not belong to it.
@@ -35,6 +35,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+BARE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""The template of a text model that has none: the prompt is continued as it is."""
+
 CONFIGS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "processor_config.json",
@@ -48,20 +51,33 @@ class Assets:
 
     tokenizer: Mapping[str, Any]
     chat_template: str
-    processor: Mapping[str, Any]
+    processor: Mapping[str, Any] | None
+    """None where the model sees no pictures."""
     text: Mapping[str, Any]
     generation: Mapping[str, Any]
 
 
-def read_assets(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Assets:
+def read_assets(checkpoint: Checkpoint, geometry: ModelGeometry) -> Assets:
     """Everything of a target but its weights. Raises CheckpointError naming what is missing."""
     tokenizer = read_tokenizer(checkpoint)
     settings = checkpoint.json_file("tokenizer_config.json") or {}
+    template = _chat_template(checkpoint, settings)
+    text = _text(geometry, settings)
+    if isinstance(geometry, LlavaGeometry):
+        text |= _image_token(checkpoint, geometry, tokenizer)
+        if template is None:
+            raise CheckpointError(
+                f"{checkpoint.source} has no chat template (chat_template.jinja, "
+                "chat_template.json, or a chat_template in processor_config.json or "
+                "tokenizer_config.json)"
+            )
+    else:  # as transformers: a text model's template writes its special tokens itself
+        text["adds_special_tokens"] = template is None
     return Assets(
         tokenizer=tokenizer,
-        chat_template=_chat_template(checkpoint, settings),
-        processor=read_processor(checkpoint),
-        text=_text(checkpoint, geometry, tokenizer, settings),
+        chat_template=BARE if template is None else template,
+        processor=read_processor(checkpoint) if isinstance(geometry, LlavaGeometry) else None,
+        text=text,
         generation=_generation(checkpoint, geometry),
     )
 
@@ -84,14 +100,14 @@ def read_tokenizer(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return tokenizer
 
 
-def check_vocabulary(checkpoint: Checkpoint, geometry: LlavaGeometry) -> None:
+def check_vocabulary(checkpoint: Checkpoint, geometry: ModelGeometry) -> None:
     """Every id that the tokenizer can give, and the image token's, has a row in the embedding."""
     tokenizer = read_tokenizer(checkpoint)
     try:
         words = tokenizer["model"]["vocab"]
         ids = words.values() if isinstance(words, dict) else range(len(words))
         added = [int(row["id"]) for row in tokenizer.get("added_tokens") or []]
-        highest = max([geometry.image_token_id, *map(int, ids), *added])
+        highest = max([geometry.image_token_id or 0, *map(int, ids), *added])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.source}: tokenizer.json has no vocabulary of the usual shape: {error!r}"
@@ -141,7 +157,7 @@ def read_processor(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return nested
 
 
-def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
+def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
     file = checkpoint.path / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -151,34 +167,16 @@ def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
         settings,
     ):
         template = (holder or {}).get("chat_template")
+        if isinstance(template, list):  # several, by name
+            named = {row.get("name"): row.get("template") for row in template}
+            template = named.get("default")
         if isinstance(template, str):
             return template
-    raise CheckpointError(
-        f"{checkpoint.source} has no chat template (chat_template.jinja, chat_template.json, or "
-        "a chat_template in processor_config.json or tokenizer_config.json)"
-    )
+    return None
 
 
-def _text(
-    checkpoint: Checkpoint,
-    geometry: LlavaGeometry,
-    tokenizer: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> Mapping[str, Any]:
-    by_id = {row["id"]: row["content"] for row in tokenizer.get("added_tokens") or []}
-    image_token = by_id.get(geometry.image_token_id)
-    if image_token is None:
-        vocabulary = (tokenizer.get("model") or {}).get("vocab")
-        words = vocabulary if isinstance(vocabulary, dict) else {}
-        image_token = next((w for w, i in words.items() if i == geometry.image_token_id), None)
-    if image_token is None:
-        raise CheckpointError(
-            f"{checkpoint.source}: the image token id {geometry.image_token_id} of config.json is "
-            "not in tokenizer.json"
-        )
+def _text(geometry: ModelGeometry, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "image_token": image_token,
-        "image_token_id": geometry.image_token_id,
         "visual_tokens": geometry.visual_tokens,
         "vocab_size": geometry.text.vocab,
         "max_positions": geometry.text.max_positions,
@@ -190,11 +188,28 @@ def _text(
     }
 
 
+def _image_token(
+    checkpoint: Checkpoint, geometry: LlavaGeometry, tokenizer: Mapping[str, Any]
+) -> dict[str, Any]:
+    by_id = {row["id"]: row["content"] for row in tokenizer.get("added_tokens") or []}
+    image_token = by_id.get(geometry.image_token_id)
+    if image_token is None:
+        vocabulary = (tokenizer.get("model") or {}).get("vocab")
+        words = vocabulary if isinstance(vocabulary, dict) else {}
+        image_token = next((w for w, i in words.items() if i == geometry.image_token_id), None)
+    if image_token is None:
+        raise CheckpointError(
+            f"{checkpoint.source}: the image token id {geometry.image_token_id} of config.json is "
+            "not in tokenizer.json"
+        )
+    return {"image_token": image_token, "image_token_id": geometry.image_token_id}
+
+
 def _content(token: Any) -> str:
     return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
-def _generation(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Mapping[str, Any]:
+def _generation(checkpoint: Checkpoint, geometry: ModelGeometry) -> Mapping[str, Any]:
     config = checkpoint.json_file("generation_config.json") or {}
     for key, neutral in NEUTRAL.items():
         value = config.get(key)

@@ -1,8 +1,8 @@
 """A Hugging Face-format checkpoint on disk: config, tensors by canonical name, fingerprints.
 
 Knows files, key spellings and bytes; knows nothing of what the tensors mean. Three spellings of the
-same LLaVA keys are in circulation (classic hub files, transformers 4.52 and 5); all map to
-``vision.*``, ``projector.*``, ``text.*`` and ``lm_head.weight``.
+same LLaVA keys are in circulation (classic hub files, transformers 4.52 and 5), and one of text
+models' keys; all map to ``vision.*``, ``projector.*``, ``text.*`` and ``lm_head.weight``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ PREFIXES = (  # first match wins
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "text."),
     ("model.language_model.", "text."),
+    ("model.embed_tokens.", "text.embed_tokens."),  # of a text model
+    ("model.layers.", "text.layers."),
+    ("model.norm.", "text.norm."),
 )
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Precisions that are read, and how numpy reads them (bfloat16 by its bits)."""

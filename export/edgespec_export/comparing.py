@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError, MissingDependencyError
 from edgespec.tree import TokenTree
-from edgespec_export.geometry import LlavaGeometry
+from edgespec_export.geometry import ModelGeometry
 from edgespec_runtime.engines import Engine, StepPool, StepSession
 
 Floats = npt.NDArray[np.float32]
@@ -174,7 +174,7 @@ def compared(graph: str, found: Any, wanted: Any, against: Against) -> dict[str,
     return {"max_abs_diff": difference, "max_abs_value": scale, "against": str(against)}
 
 
-def random_tree(geometry: LlavaGeometry, rng: np.random.Generator) -> TokenTree:
+def random_tree(geometry: ModelGeometry, rng: np.random.Generator) -> TokenTree:
     """NODES random nodes."""
     tokens = dict.fromkeys(text_ids(geometry, NODES, rng))  # no sibling twice
     parents = [int(rng.integers(0, row)) for row in range(1, len(tokens) + 1)]
@@ -189,10 +189,11 @@ def rows_to(tree: TokenTree, leaf: int) -> list[int]:
     return rows[::-1]
 
 
-def text_ids(geometry: LlavaGeometry, count: int, rng: np.random.Generator) -> list[int]:
+def text_ids(geometry: ModelGeometry, count: int, rng: np.random.Generator) -> list[int]:
     """Random ids other than the image token's."""
     ids = rng.integers(0, geometry.text.vocab - 1, size=count)
-    return [int(i) + int(i >= geometry.image_token_id) for i in ids]
+    image = geometry.image_token_id
+    return [int(i) + int(image is not None and i >= image) for i in ids]
 
 
 def floats(tensor: Any) -> Floats:

@@ -12,15 +12,18 @@ INERT = frozenset(
     do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
     id2label ignore_index image_grid_pinpoints image_seq_length initializer_factor
-    initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
-    max_window_layers min_length model_type no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
-    pretraining_tp problem_type projection_dim pruned_heads remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id sliding_window
-    suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
-    torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
-    vision_use_head""".split()
+    initializer_range is_decoder is_encoder_decoder is_llama_config label2id length_penalty
+    max_length max_window_layers min_length model_type no_repeat_ngram_size num_beam_groups
+    num_beams num_return_sequences output_attentions output_hidden_states output_scores
+    pad_token_id prefix pretraining_tp problem_type projection_dim pruned_heads
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    sliding_window suppress_tokens task_specific_params temperature tf_legacy_loss
+    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version typical_p use_bfloat16 use_cache vision_use_head""".split()
 )
+
+# Switches of text configs, off in what is built.
+OTHER_ROTARY = ("rope_interleaved", "use_mrope")
 
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {

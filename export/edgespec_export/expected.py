@@ -1,4 +1,4 @@
-"""Which tensors a LLaVA geometry must have, with shapes; anything missing, extra or misshapen is
+"""Which tensors a geometry must have, with shapes; anything missing, extra or misshapen is
 refused by name. Nothing is ever filled in or left out silently.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from edgespec.errors import CheckpointError
 from edgespec_export.checkpoint import STORED, Checkpoint
-from edgespec_export.geometry import LlavaGeometry, TextGeometry, VisionGeometry
+from edgespec_export.geometry import LlavaGeometry, ModelGeometry, TextGeometry, VisionGeometry
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -31,11 +31,14 @@ class Tensors:
     text: tuple[str, ...]
 
 
-def check_tensors(checkpoint: Checkpoint, geometry: LlavaGeometry) -> Tensors:
+def check_tensors(checkpoint: Checkpoint, geometry: ModelGeometry) -> Tensors:
     """Cross-checks config and tensors. Raises CheckpointError listing every difference."""
-    vision = vision_shapes(geometry.vision)
+    vision: Shapes = {}
     text = text_shapes(geometry.text)
-    expected = {**vision, **text, **projector_shapes(geometry)}
+    expected = dict(text)
+    if isinstance(geometry, LlavaGeometry):
+        vision = vision_shapes(geometry.vision)
+        expected |= vision | projector_shapes(geometry)
     head = (geometry.text.vocab, geometry.text.hidden)
     found = checkpoint.shapes
     tied = "lm_head.weight" not in found

@@ -1,6 +1,6 @@
-"""What a LLaVA checkpoint's config.json says, strictly: every key that changes the numbers is
-either understood or refused by name. Defaults are those of the Hugging Face config classes, which
-hub files leave out. Knows no tensors and no graphs.
+"""What a checkpoint's config.json says, of a LLaVA or of a text model, strictly: every key that
+changes the numbers is either understood or refused by name. Defaults are those of the Hugging Face
+config classes, which hub files leave out. Knows no tensors and no graphs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgespec.errors import CheckpointError
-from edgespec_export.defaults import INERT, LLAVA_TOWER, TEXT_DEFAULTS, VISION_DEFAULTS
-from edgespec_export.kinds import check_kind
+from edgespec_export.defaults import (
+    INERT,
+    LLAVA_TOWER,
+    OTHER_ROTARY,
+    TEXT_DEFAULTS,
+    VISION_DEFAULTS,
+)
+from edgespec_export.kinds import check_architecture, check_kind
 
 Config = Mapping[str, Any]
 
@@ -73,23 +79,34 @@ class VisionGeometry:
 
 
 @dataclass(frozen=True)
-class LlavaGeometry:
+class ModelGeometry:
+    """A language model; by itself it sees no pictures."""
+
+    text: TextGeometry
+    tied_in_config: bool | None
+    """What the config says of tied embeddings; the tensors have the last word."""
+    image_token_id: int | None
+    """None where the model sees no pictures."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens that one image becomes in the prompt; 0 where the model sees none."""
+        return 0
+
+
+@dataclass(frozen=True)
+class LlavaGeometry(ModelGeometry):
     """Vision tower, projector and decoder, and how features pass from one to the next."""
 
     vision: VisionGeometry
-    text: TextGeometry
     feature_layers: tuple[int, ...]
     """Indices into the tower's hidden states (0 = embeddings), all >= 0."""
     drop_class_token: bool
     projector_activation: str
     projector_bias: bool
-    image_token_id: int
-    tied_in_config: bool | None
-    """What the config says of tied embeddings; the tensors have the last word."""
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens that one image becomes in the prompt."""
         return self.vision.grid**2 + int(self.vision.has_class_token) - int(self.drop_class_token)
 
 
@@ -127,6 +144,17 @@ def read_geometry(config: Config) -> LlavaGeometry:
     )
 
 
+def read_model(config: Config) -> ModelGeometry:
+    """config.json of a LLaVA or, by its ``model_type``, of a text model. Raises CheckpointError."""
+    if str(config.get("model_type")) not in TEXT_DEFAULTS:
+        return read_geometry(config)
+    check_architecture(config)
+    tied = config.get("tie_word_embeddings")
+    return ModelGeometry(
+        text=read_text(config, "config.json"), tied_in_config=tied, image_token_id=None
+    )
+
+
 def read_text(config: Config, where: str = "text_config") -> TextGeometry:
     """A Llama-family decoder's config; ``where`` names it in messages. Raises CheckpointError."""
     kind = config.get("model_type", "llama")
@@ -137,9 +165,12 @@ def read_text(config: Config, where: str = "text_config") -> TextGeometry:
         )
     known = set(defaults) | {
         "attention_bias", "mlp_bias", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
-        "tie_word_embeddings", "use_sliding_window", "layer_types",
+        "tie_word_embeddings", "use_sliding_window", "layer_types", *OTHER_ROTARY,
     }  # fmt: skip
     _refuse_unknown(config, known, where)
+    asked = [key for key in OTHER_ROTARY if config.get(key)]
+    if asked:
+        raise CheckpointError(f"{where} sets {asked[0]}, a rotary embedding that is not built")
     merged = {**defaults, **{k: v for k, v in config.items() if v is not None}}
     if merged["hidden_act"] != "silu":
         raise CheckpointError(f"{where}.hidden_act is {merged['hidden_act']!r}; only 'silu'")

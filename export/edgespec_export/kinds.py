@@ -1,4 +1,4 @@
-"""Kinds of vision-language models that are recognised but cannot be exported, each with why."""
+"""Kinds of models that are exported, and those that are recognised and are not, each with why."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS: Mapping[str, str] = {
 }
 EXPORTED = (
     "'llava' (LlavaForConditionalGeneration: LLaVA-1.5 and its relatives, with a CLIP or SigLIP "
-    "tower over Llama, Mistral or Qwen2)"
+    "tower over Llama, Mistral or Qwen2), and 'llama', 'mistral' and 'qwen2' text models"
 )
 
 
@@ -48,3 +48,15 @@ def check_kind(config: Mapping[str, Any]) -> None:
     known = KINDS.get(kind) if isinstance(kind, str) else None
     what = f": {known}; it is recognised, but cannot be exported yet" if known else ""
     raise CheckpointError(f"model_type is {kind!r} ({names}){what}. edgespec exports {EXPORTED}")
+
+
+def check_architecture(config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a text model that is listed as anything but a ForCausalLM."""
+    listed = config.get("architectures")
+    names = listed if isinstance(listed, list) else []
+    others = [name for name in names if not str(name).endswith("ForCausalLM")]
+    if others:
+        raise CheckpointError(
+            f"model_type is {config['model_type']!r} ({', '.join(map(str, others))}), which does "
+            "not generate text; edgespec exports text models that are listed as ...ForCausalLM"
+        )

@@ -1,4 +1,4 @@
-"""A LLaVA checkpoint as transformers runs it: what exported graphs are compared with."""
+"""A checkpoint as transformers runs it: what exported graphs are compared with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from edgespec.tree import TokenTree
 from edgespec_export.comparing import Floats, floats, parity_libraries, rows_to
+from edgespec_export.geometry import LlavaGeometry
 
 if TYPE_CHECKING:
     from edgespec_export.plan import Model
@@ -19,7 +20,7 @@ class Original:
 
     def __init__(self, model: Model) -> None:
         self.torch, self.transformers = parity_libraries()
-        loader = self.transformers.LlavaForConditionalGeneration
+        loader = getattr(self.transformers, model.architecture)
         self._model = loader.from_pretrained(model.checkpoint.path, dtype=self.torch.float32).eval()
         self._core = getattr(self._model, "model", self._model)
         self._geometry = model.geometry
@@ -29,6 +30,8 @@ class Original:
         return f"torch {self.torch.__version__}, transformers {self.transformers.__version__}"
 
     def features(self, pixels: Floats) -> Floats:
+        """[N, P, F] of [N, 3, h, w], of a LLaVA."""
+        assert isinstance(self._geometry, LlavaGeometry)
         with self.torch.no_grad():
             states = self._core.vision_tower(
                 self.torch.from_numpy(pixels), output_hidden_states=True
@@ -45,11 +48,11 @@ class Original:
         self, ids: list[int], pixels: Floats | None, features: Sequence[int] = ()
     ) -> tuple[Floats, Floats]:
         """([len(ids), V] logits, [len(ids), F] hidden states) of a plain forward."""
-        image = None if pixels is None else self.torch.from_numpy(pixels)
+        image = {} if pixels is None else {"pixel_values": self.torch.from_numpy(pixels)}
         with self.torch.no_grad():
             output = self._model(
                 input_ids=self.torch.tensor([ids]),
-                pixel_values=image,
+                **image,
                 use_cache=False,
                 output_hidden_states=bool(features),
             )

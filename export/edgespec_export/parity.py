@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.bundle import GraphSpec
+from edgespec.bundle import STAND_ALONE, GraphSpec
 from edgespec_export.comparing import (
     NOT_CHECKED,
     Graphs,
@@ -32,7 +32,7 @@ from edgespec_export.comparing import (
     spread,
     text_ids,
 )
-from edgespec_export.geometry import LlavaGeometry
+from edgespec_export.geometry import LlavaGeometry, ModelGeometry
 from edgespec_export.original import Original
 from edgespec_export.parity_packed import check_packed
 from edgespec_runtime.engines import open_engine
@@ -78,8 +78,8 @@ def _check_flavour(plan: Plan, specs: list[GraphSpec], folder: Path) -> dict[str
     )
     if "target_packed" in graphs.specs:
         report["target_packed"] = check_packed(graphs, plan.target.geometry)
-    if plan.draft and plan.draft.variant == "vlm":
-        report |= _check_vlm(graphs, plan.draft)
+    if plan.draft and plan.draft.variant in STAND_ALONE:
+        report |= _check_stand_alone(graphs, plan.draft)
     elif plan.draft:
         from edgespec_export.parity_heads import check_head
 
@@ -87,7 +87,7 @@ def _check_flavour(plan: Plan, specs: list[GraphSpec], folder: Path) -> dict[str
     return report
 
 
-def _check_vlm(graphs: Graphs, draft: DraftPlan) -> Iterator[tuple[str, dict[str, Any]]]:
+def _check_stand_alone(graphs: Graphs, draft: DraftPlan) -> Iterator[tuple[str, dict[str, Any]]]:
     vision = "draft_vision" if draft.processor else "vision"
     ids = draft.proposer.ids
     yield from _check_model(graphs, draft.original, "draft", vision, "draft_projector", ids, ())
@@ -136,19 +136,20 @@ def _check_model(
     rng = np.random.default_rng(0)
     original = Original(model)
     against = graphs.against(original.against)
-    side = model.geometry.vision.image_size
-    pixels = rng.standard_normal((2, 3, side, side), dtype=np.float32)
-    seen = original.features(pixels)
-    found = graphs.run(vision, pixels)
-    yield vision, compared(vision, found, seen, against)
-    embeds = original.project(seen)
-    found = graphs.run(projector, seen)
-    yield projector, compared(projector, found, embeds, against)
+    pixels, visual = None, None
+    if isinstance(model.geometry, LlavaGeometry):
+        side = model.geometry.vision.image_size
+        pixels = rng.standard_normal((2, 3, side, side), dtype=np.float32)
+        seen = original.features(pixels)
+        found = graphs.run(vision, pixels)
+        yield vision, compared(vision, found, seen, against)
+        embeds = original.project(seen)
+        found = graphs.run(projector, seen)
+        yield projector, compared(projector, found, embeds, against)
+        pixels, visual = pixels[:1], found[0]
     yield (
         role,
-        _check_step(
-            graphs, model.geometry, original, role, pixels[:1], found[0], rng, ids, features
-        ),
+        _check_step(graphs, model.geometry, original, role, pixels, visual, rng, ids, features),
     )
     if role == "draft" and "draft_chain" in graphs.specs:
         yield "draft_chain", _check_chain(graphs, model.geometry, original, rng, ids)
@@ -158,11 +159,11 @@ def _check_model(
 
 def _check_step(
     graphs: Graphs,
-    geometry: LlavaGeometry,
+    geometry: ModelGeometry,
     original: Original,
     role: str,
-    pixels: Floats,
-    visual: Floats,
+    pixels: Floats | None,
+    visual: Floats | None,
     rng: np.random.Generator,
     ids: Sequence[int] | None,
     features: Sequence[int],
@@ -170,12 +171,15 @@ def _check_step(
     """Prompt and tree through the step graph; every node against a forward over its path."""
     tree = random_tree(geometry, rng)
     room = geometry.text.max_positions - max(tree.depths)
-    image = len(visual) + 2 * TEXT <= room
     text = text_ids(geometry, min(2 * TEXT, room), rng)
-    middle = [geometry.image_token_id] * len(visual) if image else []
-    prompt = [*text[:TEXT], *middle, *text[TEXT:]]
     table = graphs.table(role)
-    parts = [table[text[:TEXT]], *([visual] if image else []), table[text[TEXT:]]]
+    middle: list[int] = []
+    parts = [table[text[:TEXT]], table[text[TEXT:]]]
+    if visual is not None and len(visual) + 2 * TEXT <= room:
+        assert geometry.image_token_id is not None
+        middle = [geometry.image_token_id] * len(visual)
+        parts.insert(1, visual)
+    prompt = [*text[:TEXT], *middle, *text[TEXT:]]
     session = graphs.session(role, len(prompt) + len(tree))
     # Row 0 of a tree is the last committed token, whose logits are still wanted.
     prefill(session, np.concatenate(parts)[:-1])
@@ -187,7 +191,7 @@ def _check_step(
         committed + np.array([0, *tree.depths]),
         np.concatenate([seen, tree.mask()], axis=1),
     )
-    wanted, hidden = original.nodes(prompt, tree, pixels if image else None, features)
+    wanted, hidden = original.nodes(prompt, tree, pixels if middle else None, features)
     kept = wanted if ids is None else wanted[:, list(ids)]
     names = ("logits", *graphs.wanted(role))
 
@@ -212,7 +216,7 @@ def _check_step(
 
 def _check_chain(
     graphs: Graphs,
-    geometry: LlavaGeometry,
+    geometry: ModelGeometry,
     original: Original,
     rng: np.random.Generator,
     allowed: Sequence[int] | None,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgespec_export.comparing import Graphs, compared, random_tree, text_ids
-from edgespec_export.geometry import LlavaGeometry
+from edgespec_export.geometry import ModelGeometry
 from edgespec_runtime.engines import Ask, StepSession
 from edgespec_runtime.kv import CacheShape, KVCache
 from edgespec_runtime.prefill import prefill
@@ -15,7 +15,7 @@ from edgespec_runtime.prefill import prefill
 AGAINST = "the step graph"
 
 
-def check_packed(graphs: Graphs, geometry: LlavaGeometry) -> dict[str, Any]:
+def check_packed(graphs: Graphs, geometry: ModelGeometry) -> dict[str, Any]:
     """A tree for every seat, below contexts of unequal lengths: together, and one by one."""
     rng, meta = np.random.default_rng(0), graphs.specs["target_packed"].meta
     table = graphs.table("target")

@@ -1,7 +1,8 @@
 """What an export will write, decided and checked before anything is written.
 
-A plan is the target's graphs and, where one was asked for, a draft's: a stand-alone small LLaVA
-(``plan_vlm``) or a feature-level draft (``plan_head``). Both look alike from here on.
+A plan is the target's graphs and, where one was asked for, a draft's: a stand-alone small model of
+the target's kind (``plan_vlm``) or a feature-level draft (``plan_head``). Both look alike from here
+on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgespec_export.builder import Array, GraphBuilder
 from edgespec_export.checkpoint import Checkpoint, open_checkpoint
 from edgespec_export.compression import Compression
 from edgespec_export.expected import Tensors, check_tensors
-from edgespec_export.geometry import LlavaGeometry, TextGeometry, read_geometry
+from edgespec_export.geometry import LlavaGeometry, ModelGeometry, TextGeometry, read_model
 from edgespec_export.graphs.decoder import TREE_ROWS, build_decoder
 from edgespec_export.graphs.packed import build_packed
 from edgespec_export.graphs.proposer import Proposer, head_name
@@ -38,12 +39,13 @@ DRAFT_TOP_K = 16
 
 @dataclass(frozen=True)
 class Model:
-    """One opened and checked LLaVA checkpoint."""
+    """One opened and checked checkpoint, of a LLaVA or of a text model."""
 
     checkpoint: Checkpoint
-    geometry: LlavaGeometry
+    geometry: ModelGeometry
     tensors: Tensors
-    processor: ImageProcessor
+    processor: ImageProcessor | None
+    """None where the model sees no pictures."""
 
     @cached_property
     def text_fingerprint(self) -> str:
@@ -51,6 +53,9 @@ class Model:
 
     @cached_property
     def vision_fingerprint(self) -> str:
+        """Empty where the model sees no pictures."""
+        if not self.tensors.vision:
+            return ""
         return self.checkpoint.fingerprint(self.tensors.vision)
 
     @property
@@ -59,10 +64,17 @@ class Model:
         return Proposer(self.checkpoint, head_name(self.tensors.tied))
 
     @property
+    def architecture(self) -> str:
+        """As transformers names the model's class."""
+        if isinstance(self.geometry, LlavaGeometry):
+            return "LlavaForConditionalGeneration"
+        return f"{str(self.checkpoint.config['model_type']).capitalize()}ForCausalLM"
+
+    @property
     def identity(self) -> ModelIdentity:
         return ModelIdentity(
             source=Path(self.checkpoint.source).name,
-            architecture="LlavaForConditionalGeneration",
+            architecture=self.architecture,
             fingerprint=self.text_fingerprint,
             vision_fingerprint=self.vision_fingerprint,
         )
@@ -70,8 +82,10 @@ class Model:
     def shares_vision(self, other: Model) -> bool:
         """Whether the image features of one can serve the other."""
 
-        def rule(model: Model) -> tuple[Any, ...]:
+        def rule(model: Model) -> tuple[Any, ...] | None:
             geometry = model.geometry
+            if not isinstance(geometry, LlavaGeometry):
+                return None
             layers = (geometry.feature_layers, geometry.drop_class_token)
             return geometry.vision, layers, model.processor
 
@@ -132,22 +146,29 @@ class Plan:
 
 
 def open_model(source: str) -> Model:
-    """Opens a LLaVA checkpoint and checks its parts against each other; weights are checked for
-    NaN when they are read."""
+    """Opens a checkpoint and checks its parts against each other; weights are checked for NaN when
+    they are read."""
     checkpoint = open_checkpoint(source)
-    geometry = read_geometry(checkpoint.config)
+    geometry = read_model(checkpoint.config)
     tensors = check_tensors(checkpoint, geometry)
     check_vocabulary(checkpoint, geometry)
-    return Model(checkpoint, geometry, tensors, check_image_size(checkpoint, geometry))
+    processor = None
+    if isinstance(geometry, LlavaGeometry):
+        processor = check_image_size(checkpoint, geometry)
+    return Model(checkpoint, geometry, tensors, processor)
 
 
 def target_graphs(
     target: Model, lowering: Lowering, features: tuple[int, ...], sessions: int
 ) -> Iterator[PlannedGraph]:
-    """Tower, projector and step graph of the target; the latter for ``sessions`` at once, too."""
+    """Tower and projector, if it has them, and step graph of the target; the latter for
+    ``sessions`` at once, too."""
     checkpoint, geometry = target.checkpoint, target.geometry
-    yield PlannedGraph("vision", build_vision(checkpoint, geometry, lowering))
-    yield PlannedGraph("projector", build_projector(checkpoint, geometry, lowering, "projector"))
+    if isinstance(geometry, LlavaGeometry):
+        tower = build_vision(checkpoint, geometry, lowering)
+        yield PlannedGraph("vision", tower)
+        projector = build_projector(checkpoint, geometry, lowering, "projector")
+        yield PlannedGraph("projector", projector)
     builder = build_decoder(
         checkpoint, geometry.text, target.proposer, lowering, name="target", features=features
     )

@@ -1,4 +1,6 @@
-"""The plan of a stand-alone small LLaVA as draft (Spec-LLaVA's arrangement)."""
+"""The plan of a stand-alone draft: a small LLaVA (Spec-LLaVA's arrangement), or a small text model
+for a target that sees no pictures either.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from edgespec.errors import CheckpointError, ConfigError
 from edgespec.visual import CONTIGUOUS
 from edgespec_export.assets import check_same_tokenizer, read_processor
+from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.compression import Compression, check_fits
+from edgespec_export.geometry import LlavaGeometry
 from edgespec_export.graphs.chain import build_chain
 from edgespec_export.graphs.compressor import build_compressor
 from edgespec_export.graphs.decoder import build_decoder
@@ -38,8 +42,14 @@ def plan_vlm(
     ``vocabulary``: target ids that the draft may propose; None: all. Raises InputError.
     """
     _check_pair(target, draft)
+    sees = isinstance(draft.geometry, LlavaGeometry)
     shared = draft.shares_vision(target)
     visual = draft.geometry.visual_tokens
+    if compression is not None and not sees:
+        raise ConfigError(
+            f"compressor '{compression}' was asked for, but draft '{draft.checkpoint.source}' sees "
+            "no pictures; leave --compressor out"
+        )
     if compression is not None:
         if compression.trained:
             raise ConfigError(
@@ -50,9 +60,10 @@ def plan_vlm(
     tokens = compression.tokens(visual) if compression else visual
     rows = tuple(vocabulary) if vocabulary is not None else None
     proposer = Proposer(draft.checkpoint, head_name(draft.tensors.tied), rows, rows)
+    tower = f"LLaVA, {'shared' if shared else 'own'} vision tower" if sees else "text model"
     return DraftPlan(
-        variant="vlm",
-        description=f"stand-alone LLaVA, {'shared' if shared else 'own'} vision tower",
+        variant=_variant(draft),
+        description=f"stand-alone {tower}",
         compose=lambda lowering: _graphs(draft, lowering, compression, proposer, shared),
         identity=draft.identity,
         table=embedding_table(draft),
@@ -60,7 +71,7 @@ def plan_vlm(
         visual=describe_visual(str(compression or "none"), tokens, visual, CONTIGUOUS, shared),
         original=draft,
         compression=compression,
-        processor=None if shared else read_processor(draft.checkpoint),
+        processor=read_processor(draft.checkpoint) if sees and not shared else None,
     )
 
 
@@ -71,7 +82,28 @@ def _graphs(
     proposer: Proposer,
     shared: bool,
 ) -> Iterator[PlannedGraph]:
-    checkpoint, geometry = draft.checkpoint, draft.geometry
+    checkpoint, text = draft.checkpoint, draft.geometry.text
+    if isinstance(draft.geometry, LlavaGeometry):
+        yield from _seeing(draft.geometry, checkpoint, lowering, compression, shared)
+    top_k = min(DRAFT_TOP_K, proposer.size)
+    step = build_decoder(checkpoint, text, proposer, lowering, name="draft", top_k=top_k)
+    meta = step_meta(text, lowering, variant=_variant(draft), top_k=top_k, proposed=proposer.size)
+    yield PlannedGraph("draft", step, meta)
+    chains = lowering.chains
+    chain = build_chain(
+        checkpoint, text, proposer, chains, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
+    )
+    yield PlannedGraph("draft_chain", chain, chain_meta(meta, chains))
+
+
+def _seeing(
+    geometry: LlavaGeometry,
+    checkpoint: Checkpoint,
+    lowering: Lowering,
+    compression: Compression | None,
+    shared: bool,
+) -> Iterator[PlannedGraph]:
+    """From pictures to the draft's visual tokens."""
     text = geometry.text
     if not shared:
         tower = build_vision(checkpoint, geometry, lowering, "draft_vision")
@@ -83,15 +115,10 @@ def _graphs(
             compression, geometry.visual_tokens, text.hidden, text.heads, lowering
         )
         yield PlannedGraph("compressor", graph)
-    top_k = min(DRAFT_TOP_K, proposer.size)
-    step = build_decoder(checkpoint, text, proposer, lowering, name="draft", top_k=top_k)
-    meta = step_meta(text, lowering, variant="vlm", top_k=top_k, proposed=proposer.size)
-    yield PlannedGraph("draft", step, meta)
-    chains = lowering.chains
-    chain = build_chain(
-        checkpoint, text, proposer, chains, name="draft_chain", top_k=top_k, steps=CHAIN_STEPS
-    )
-    yield PlannedGraph("draft_chain", chain, chain_meta(meta, chains))
+
+
+def _variant(draft: Model) -> str:
+    return "vlm" if isinstance(draft.geometry, LlavaGeometry) else "text"
 
 
 def _check_pair(target: Model, draft: Model) -> None:
@@ -106,6 +133,13 @@ def _check_pair(target: Model, draft: Model) -> None:
 
 def check_language(target: Model, draft: Model) -> None:
     """Raises CheckpointError unless both mean the same by a token id."""
+    if (target.geometry.image_token_id is None) != (draft.geometry.image_token_id is None):
+        seeing, blind = "a LLaVA", "a text model"
+        kinds = (seeing, blind) if target.geometry.image_token_id is not None else (blind, seeing)
+        raise CheckpointError(
+            f"target '{target.checkpoint.source}' is {kinds[0]} and draft "
+            f"'{draft.checkpoint.source}' {kinds[1]}; a draft must be of its target's kind"
+        )
     check_same_tokenizer(target.checkpoint, draft.checkpoint)
     for name, ours, theirs in (
         ("vocabulary size", target.geometry.text.vocab, draft.geometry.text.vocab),

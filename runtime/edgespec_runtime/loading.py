@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.bundle import Bundle, Manifest
+from edgespec.bundle import STAND_ALONE, Bundle, Manifest
 from edgespec.errors import BundleError
 from edgespec_runtime.drafts.opening import DraftModel
 from edgespec_runtime.engines import Engine, Graph, StepGraph
@@ -42,15 +42,16 @@ def roles_for(
     roles = {graph.role for graph in manifest.graphs}
     own = roles - {*TARGET_ROLES, *SERVER_ROLES}
     wanted: set[str] = set(TARGET_ROLES) if target else set()
+    blind = "image_token" not in manifest.text
     if embeddings:
         wanted |= {"vision", "projector"}
     if draft and own:
         wanted |= own
-        if manifest.variant != "vlm":  # it starts from the target's own visual tokens
+        if manifest.variant not in STAND_ALONE:  # it starts from the target's own visual tokens
             wanted |= {"vision", "projector"}
         elif "draft_vision" not in own:
             wanted.add("vision")
-    return frozenset(wanted)
+    return frozenset(wanted - {"vision", "projector"} if blind else wanted)
 
 
 def load_graphs(bundle: Bundle, engine: Engine, roles: Collection[str]) -> Loaded:
@@ -102,8 +103,10 @@ def draft_of(bundle: Bundle, loaded: Loaded) -> DraftModel | None:
     )
 
 
-def processors_of(bundle: Bundle) -> tuple[ImageProcessor, ImageProcessor]:
-    """How pictures become pixels, for the target and for the draft."""
+def processors_of(bundle: Bundle) -> tuple[ImageProcessor | None, ImageProcessor | None]:
+    """How pictures become pixels, for the target and for the draft; None where they see none."""
+    if "image_token" not in bundle.manifest.text:
+        return None, None
     processor = ImageProcessor.from_config(_json(bundle, "preprocessor_config.json"))
     own = "draft_preprocessor_config.json"
     if own not in bundle.manifest.files:

@@ -28,10 +28,10 @@ from edgespec_runtime.loading import (
     roles_for,
     vocabulary,
 )
-from edgespec_runtime.prompt import Prompt, build_prompt
+from edgespec_runtime.prompt import Asked, ImageMark, Prompt, build_prompt
 from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
-from edgespec_runtime.template import ChatTemplate, Message
+from edgespec_runtime.template import ChatTemplate
 from edgespec_runtime.tokenizer import Tokenizer
 from edgespec_runtime.verifiers import LocalVerifier, Verifier
 from edgespec_runtime.verifiers.opening import Question, open_here
@@ -123,7 +123,7 @@ class Model:
 
     @property
     def variant(self) -> str | None:
-        """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
+        """What kind of draft the bundle holds ("vlm", "text", "vispec", ...), None without one."""
         return self.manifest.variant
 
     @property
@@ -149,7 +149,7 @@ class Model:
     def stream(
         self,
         images: ImageSource | Sequence[ImageSource] | None,
-        prompt: str | Sequence[Message],
+        prompt: Asked,
         *,
         draft: str = "auto",
         policy: Policy | str | None = None,
@@ -166,6 +166,7 @@ class Model:
     ) -> Request:
         """Starts a request; iterate over it for records.
 
+        ``prompt``: a text, messages, or token ids, which no template touches.
         ``images``: none, one or several (paths, bytes, PIL images, [H, W, 3] uint8 arrays).
         ``draft``: "auto" (the bundle's, if it has one), "none" (plain decoding), "model", "ngram"
         (look-up in the text so far; needs no draft in the bundle) or "model+ngram".
@@ -228,7 +229,7 @@ class Model:
         verifier, sizer = self._open(question, own, policy.start(setting), setting)
         return Request(
             verifier,
-            choice.complete(own, built.ids.tolist(), self.manifest.text["image_token_id"]),
+            choice.complete(own, built.ids.tolist(), self.manifest.text.get("image_token_id")),
             sizer,
             self.tokenizer,
             eos_ids=self.manifest.generation["eos_token_ids"],
@@ -240,7 +241,7 @@ class Model:
     def generate(
         self,
         images: ImageSource | Sequence[ImageSource] | None,
-        prompt: str | Sequence[Message],
+        prompt: Asked,
         **settings: Any,
     ) -> Generation:
         """Runs ``stream`` to its end and joins it; takes the same arguments."""
@@ -264,17 +265,19 @@ class Model:
         if self._remote is not None:
             self._remote.close()
 
-    def _prompt(self, prompt: str | Sequence[Message], pictures: int) -> Prompt:
+    def _prompt(self, prompt: Asked, pictures: int) -> Prompt:
         text = self.manifest.text
         return build_prompt(
             prompt,
             pictures,
             self._template,
             self.tokenizer,
-            image_token=text["image_token"],
-            image_token_id=text["image_token_id"],
-            image_seq_len=text["visual_tokens"],
+            image=ImageMark(text["image_token"], text["image_token_id"], text["visual_tokens"])
+            if "image_token" in text
+            else None,
+            adds_special_tokens=text.get("adds_special_tokens"),
             max_context=text["max_positions"] - 1,
+            vocabulary=text["vocab_size"],
         )
 
     def _load(self, prompt: Prompt, choice: DraftChoice, emitted: int) -> Load:
@@ -302,6 +305,7 @@ class Model:
     def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
         if not pictures or not {"vision", "draft_vision"} & set(self._graphs):
             return VisualInputs(self._graphs, None, None)  # nobody here looks at them
+        assert self._processor is not None and self._draft_processor is not None
         pixels = preprocess(pictures, self._processor)
         own_tower = speculate and "draft_vision" in self._graphs
         draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None

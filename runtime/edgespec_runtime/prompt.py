@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from edgespec.errors import BundleError, PromptError
 from edgespec_runtime.template import ChatTemplate, Message
 from edgespec_runtime.tokenizer import Tokenizer
+
+Asked: TypeAlias = "str | Sequence[Message] | Sequence[int] | npt.NDArray[np.integer[Any]]"
+"""What a user may ask: a text, messages, or token ids [L], which are taken as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,48 +26,102 @@ class Prompt:
     image_spans: tuple[tuple[int, int], ...]  # (start, end) of each image in ids, end excluded
 
 
+@dataclass(frozen=True)
+class ImageMark:
+    """How a prompt shows where an image goes."""
+
+    token: str
+    id: int
+    length: int
+    """Visual tokens that take its place."""
+
+
 def build_prompt(
-    prompt: str | Sequence[Message],
+    prompt: Asked,
     n_images: int,
     template: ChatTemplate,
     tokenizer: Tokenizer,
     *,
-    image_token: str,
-    image_token_id: int,
-    image_seq_len: int,
+    image: ImageMark | None,
+    adds_special_tokens: bool | None = None,
     max_context: int | None = None,
+    vocabulary: int | None = None,
 ) -> Prompt:
-    """Render and tokenise ``prompt``: a user's text, or a list of messages with image parts.
+    """Render and tokenise ``prompt``: a user's text, or a list of messages with image parts; or
+    take token ids below ``vocabulary`` as they are.
 
     A text becomes one user message with its ``n_images`` images first. The ids equal those of
-    transformers' ``LlavaProcessor.apply_chat_template(..., tokenize=True)``. Raises PromptError for
-    a prompt that is empty, malformed, too long, or at odds with the number of images, and
-    BundleError when ``image_token`` is not the token ``image_token_id``.
+    transformers' ``apply_chat_template(..., tokenize=True)``: LlavaProcessor's, which adds special
+    tokens where the template wrote no BOS, or with ``adds_special_tokens`` a tokenizer's. Raises
+    PromptError for a prompt that is empty, malformed, too long, or at odds with the number of
+    images, which is none where ``image`` is None, and BundleError when an image's token has
+    another id.
     """
-    if tokenizer.token_to_id(image_token) != image_token_id:
-        raise BundleError(
-            f"the image token {image_token!r} should have id {image_token_id}, but the tokenizer "
-            f"says {tokenizer.token_to_id(image_token)}; export the bundle again"
-        )
-    messages = _messages(prompt, n_images, image_token)
-    messages = [template.adapt(message, image_token) for message in messages]
-    text = template.render(messages, add_generation_prompt=True, **tokenizer.special_tokens)
-    _check_placeholders(text.count(image_token), n_images, image_token)
-    # As transformers decides it: a template that writes BOS itself gets no special tokens added.
-    bos = tokenizer.special_tokens.get("bos_token")
-    ids = tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
-    _check_placeholders(ids.count(image_token_id), n_images, image_token)
-    expanded, spans = expand(ids, image_token_id, image_seq_len)
-    if max_context is not None and len(expanded) > max_context:
+    if image is None and n_images:
         raise PromptError(
-            f"the prompt is {len(expanded)} tokens long ({n_images} images of {image_seq_len} "
-            f"each), but the context holds {max_context}; shorten the text or give fewer images"
+            f"{n_images} images were given, but this bundle's model reads text alone; leave them "
+            "out, or use the bundle of a vision-language model"
+        )
+    if image is not None and tokenizer.token_to_id(image.token) != image.id:
+        raise BundleError(
+            f"the image token {image.token!r} should have id {image.id}, but the tokenizer "
+            f"says {tokenizer.token_to_id(image.token)}; export the bundle again"
+        )
+    if is_ids(prompt):
+        text, ids = "", _checked_ids(prompt, vocabulary)
+    else:
+        said = cast("str | Sequence[Message]", prompt)
+        messages = _messages(said, n_images, image)
+        messages = [template.adapt(message, image.token if image else "") for message in messages]
+        text = template.render(messages, add_generation_prompt=True, **tokenizer.special_tokens)
+        _check_placeholders(text.count(image.token) if image else 0, n_images, image)
+        if adds_special_tokens is None:
+            bos = tokenizer.special_tokens.get("bos_token")
+            adds_special_tokens = not (bos and text.startswith(bos))
+        ids = tokenizer.encode(text, add_special_tokens=adds_special_tokens)
+    if image is not None:
+        _check_placeholders(ids.count(image.id), n_images, image)
+    expanded, spans = expand(ids, image.id if image else -1, image.length if image else 0)
+    if not len(expanded):
+        raise PromptError("the prompt has no tokens; write what the model should continue")
+    if max_context is not None and len(expanded) > max_context:
+        pictures = f" ({n_images} images of {image.length} each)" if image else ""
+        remedy = "shorten the text or give fewer images" if image else "shorten the text"
+        raise PromptError(
+            f"the prompt is {len(expanded)} tokens long{pictures}, but the context holds "
+            f"{max_context}; {remedy}"
         )
     return Prompt(text=text, ids=expanded, image_spans=spans)
 
 
+def is_ids(prompt: object) -> TypeGuard[Sequence[int] | npt.NDArray[np.integer[Any]]]:
+    """Whether a prompt is given as token ids."""
+    if isinstance(prompt, np.ndarray):
+        return True
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        return False
+    return all(isinstance(i, (int, np.integer)) for i in prompt)
+
+
+def _checked_ids(
+    prompt: Sequence[int] | npt.NDArray[np.integer[Any]], vocabulary: int | None
+) -> list[int]:
+    ids = np.asarray(prompt)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise PromptError(
+            f"a prompt of token ids is one row of whole numbers; got shape {list(ids.shape)} of "
+            f"{ids.dtype}"
+        )
+    outside = [i for i in ids.tolist() if i < 0 or (vocabulary is not None and i >= vocabulary)]
+    if outside:
+        raise PromptError(
+            f"the prompt holds token id {outside[0]}, but the vocabulary has {vocabulary} tokens"
+        )
+    return list(map(int, ids))
+
+
 def _messages(
-    prompt: str | Sequence[Message], n_images: int, image_token: str
+    prompt: str | Sequence[Message], n_images: int, image: ImageMark | None
 ) -> list[dict[str, Any]]:
     """Checked messages whose content is a string or a list of text and image parts."""
     if isinstance(prompt, str):
@@ -76,9 +133,9 @@ def _messages(
     texts = [text for message in messages for text in _texts(message)]
     if not any(text.strip() for text in texts):
         raise PromptError("the prompt is empty; write what the model should answer")
-    if any(image_token in text for text in texts):
+    if image is not None and any(image.token in text for text in texts):
         raise PromptError(
-            f"the prompt's text contains {image_token!r}, the model's own mark for where an image "
+            f"the prompt's text contains {image.token!r}, the model's own mark for where an image "
             f"goes; remove it: images are given as files, and their places are set by the template"
         )
     found = sum(
@@ -130,10 +187,10 @@ def _texts(message: Message) -> list[str]:
     return [part["text"] for part in content if part["type"] == "text"]
 
 
-def _check_placeholders(found: int, n_images: int, image_token: str) -> None:
-    if found != n_images:
+def _check_placeholders(found: int, n_images: int, image: ImageMark | None) -> None:
+    if image is not None and found != n_images:
         raise PromptError(
-            f"the chat template wrote {found} {image_token!r} placeholders for {n_images} images; "
+            f"the chat template wrote {found} {image.token!r} placeholders for {n_images} images; "
             f"use a template that writes one for each image part"
         )
 

@@ -79,7 +79,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
 def write_checkpoint(folder: Path, geometry: Geometry, seed: int) -> Path:
     """A random checkpoint of that geometry, as ``save_pretrained`` writes it."""
     model = _model(geometry)
-    _randomise(model, seed)
+    randomise(model, seed)
     return _save(folder, geometry, model)
 
 
@@ -151,7 +151,7 @@ def _model(geometry: Geometry) -> Any:
     return hf.LlavaForConditionalGeneration(config).eval()
 
 
-def _randomise(model: Any, seed: int) -> None:
+def randomise(model: Any, seed: int) -> None:
     """Weights of a size at which attention is selective and logits are of order ten."""
     import torch
 
@@ -191,7 +191,7 @@ def _save_processor(folder: Path, geometry: Geometry) -> None:
     else:
         images = hf.SiglipImageProcessor(size=size)
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(geometry),
+        tokenizer_object=byte_tokenizer(geometry),
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
@@ -209,7 +209,7 @@ def _save_processor(folder: Path, geometry: Geometry) -> None:
     images.save_pretrained(folder)
 
 
-def _tokenizer(geometry: Geometry) -> Any:
+def byte_tokenizer(geometry: Geometry, *, image: bool = True) -> Any:
     """Byte-level BPE without merges; ids beyond the alphabet are made-up words, as far as the
     image token (which llava-hf puts behind the words), and then nothing."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -218,12 +218,13 @@ def _tokenizer(geometry: Geometry) -> Any:
     if geometry.vocab < 300:
         alphabet = [*LETTERS, ":", "Ġ"]
     pieces = list(SPECIAL)
-    if geometry.image_token_id == len(SPECIAL):
+    marks = (*SPECIAL, "<image>") if image else SPECIAL
+    if image and geometry.image_token_id == len(SPECIAL):
         pieces.append("<image>")
     pieces += alphabet
     size = min(geometry.vocab, max(geometry.image_token_id, 320))
     pieces += [f"Ġw{n}" for n in range(size - len(pieces))]
-    if geometry.image_token_id == len(pieces):
+    if image and geometry.image_token_id == len(pieces):
         pieces.append("<image>")
     tokenizer = Tokenizer(
         models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>")
@@ -234,6 +235,6 @@ def _tokenizer(geometry: Geometry) -> Any:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
     tokenizer.add_special_tokens(
-        [AddedToken(piece, special=True, normalized=False) for piece in (*SPECIAL, "<image>")]
+        [AddedToken(piece, special=True, normalized=False) for piece in marks]
     )
     return tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 from edgespec.errors import ConfigError
 from edgespec_export.compression import Compression, check_fits, parse_compression
 from edgespec_export.distill.settings import Losses
-from edgespec_export.geometry import LlavaGeometry
+from edgespec_export.geometry import ModelGeometry
 from edgespec_export.heads.geometry import HeadGeometry, captured_layers
 
 HEAD_FLAGS = frozenset({"intermediate", "kv_heads", "begin_from"})
@@ -90,7 +90,7 @@ def losses_of(method: Method, given: Mapping[str, Any]) -> Losses:
     return losses
 
 
-def head_geometry(name: str, options: DraftOptions, target: LlavaGeometry) -> HeadGeometry:
+def head_geometry(name: str, options: DraftOptions, target: ModelGeometry) -> HeadGeometry:
     """Sizes of a feature-level draft: the target's width, one layer, by default its MLP and a key
     for every head, as published drafts have. Raises ConfigError for what does not fit."""
     text = target.text
@@ -116,7 +116,7 @@ def head_geometry(name: str, options: DraftOptions, target: LlavaGeometry) -> He
     return replace(geometry, fc_bias=False, feature_size=3 * text.hidden, feature_layers=captured)
 
 
-def compression_of(options: DraftOptions, target: LlavaGeometry) -> Compression | None:
+def compression_of(options: DraftOptions, target: ModelGeometry) -> Compression | None:
     """The compressor that was asked for, if a picture of ``target`` can be compressed so."""
     if options.compressor is None:
         return None

@@ -96,6 +96,11 @@ def plan_distillation(request: DistillRequest) -> Plan:
     held_out = read_questions([request.held_out]) if request.held_out else []
     questions, held_out = split_questions(read_questions(request.data), held_out)
     target = open_model(request.target)
+    if target.processor is None:
+        raise ConfigError(
+            f"target '{request.target}' is a text model; drafts are trained for LLaVA targets, "
+            "so give one, or a small text model of the same vocabulary to `edgespec export --draft`"
+        )
     options = request.draft
     if options.compressor is None:
         options = replace(options, compressor=method.compressor)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgespec.errors import CheckpointError
 from edgespec_export.checkpoint import Checkpoint, open_checkpoint
 from edgespec_export.expected import Shapes, check_shapes
-from edgespec_export.geometry import LlavaGeometry, TextGeometry
+from edgespec_export.geometry import ModelGeometry, TextGeometry
 from edgespec_export.heads.fit import check_fit
 from edgespec_export.heads.geometry import HeadGeometry, captured_layers
 from edgespec_export.heads.label import Label, check_variant, read_label
@@ -35,7 +35,7 @@ class Target(Protocol):
     @property
     def checkpoint(self) -> Checkpoint: ...
     @property
-    def geometry(self) -> LlavaGeometry: ...
+    def geometry(self) -> ModelGeometry: ...
     @property
     def text_fingerprint(self) -> str: ...
 

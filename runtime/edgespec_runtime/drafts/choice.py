@@ -29,7 +29,9 @@ class DraftChoice:
         parts = ["model"] * self.model + ["ngram"] * self.ngram
         return "+".join(parts) or "none"
 
-    def complete(self, drafter: Drafter, prompt: Sequence[int], image_token_id: int) -> Drafter:
+    def complete(
+        self, drafter: Drafter, prompt: Sequence[int], image_token_id: int | None
+    ) -> Drafter:
         """``drafter``, the model's part or none, with the n-grams that were asked for."""
         if not self.ngram:
             return drafter

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.bundle import STAND_ALONE
 from edgespec.sampling import Sampler
 from edgespec.sizing import Policy
 from edgespec_runtime.drafts import feature, vlm
@@ -43,7 +44,7 @@ class DraftModel:
     @property
     def wants_features(self) -> bool:
         """Whether it feeds on the target's hidden states."""
-        return self.variant != "vlm"
+        return self.variant not in STAND_ALONE
 
     @property
     def chain_steps(self) -> int:

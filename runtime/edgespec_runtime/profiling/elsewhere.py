@@ -13,7 +13,7 @@ from edgespec.errors import RemoteError
 from edgespec.latency import Curve, RemoteCosts
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec_runtime.inputs import VisualInputs
-from edgespec_runtime.profiling.measuring.samples import FEWEST, Samples
+from edgespec_runtime.profiling.measuring.samples import FEWEST, NEXT_TO_NOTHING, Samples
 from edgespec_runtime.profiling.measuring.sizes import Sizes
 from edgespec_runtime.prompt import Prompt
 from edgespec_runtime.remote.account import Account
@@ -74,7 +74,7 @@ class _Looking:
         self._target, self._sizes = target, sizes
         self._text = manifest.text
         self._rng = np.random.default_rng(seed)
-        image, vocab = int(self._text["image_token_id"]), int(self._text["vocab_size"])
+        image, vocab = self._text.get("image_token_id", -1), int(self._text["vocab_size"])
         self._tokens = np.setdiff1d(np.arange(vocab), [image])
         self._sampler = Sampler(SamplingParams(), vocab)
         self._heard = _Listener()
@@ -87,7 +87,7 @@ class _Looking:
             job()
             listener(index / len(jobs))
         prefill, vision = self._samples.curve("prefill"), self._samples.curve("vision")
-        assert prefill is not None and vision is not None
+        assert prefill is not None
         trips = self._trips()
         rows, ms = self._heard.curve
         return Elsewhere(
@@ -97,7 +97,7 @@ class _Looking:
                 round_trip_p95_ms=float(np.percentile(trips, 95)),
                 verify=Curve(tuple(rows), (0,), (tuple(ms),), (tuple(ms),)),
             ),
-            vision,
+            vision or Curve.constant(NEXT_TO_NOTHING),
             prefill,
         )
 
@@ -121,7 +121,7 @@ class _Looking:
         """Milliseconds of the server's for a prompt of ``words`` random tokens behind random
         pictures, none of which it can have seen."""
         length = int(self._text["visual_tokens"])
-        image = np.full(pictures * length, int(self._text["image_token_id"]))
+        image = np.full(pictures * length, self._text.get("image_token_id", -1))
         ids = np.concatenate([image, self._rng.choice(self._tokens, words)]).astype(np.int64)
         spans = tuple((i * length, (i + 1) * length) for i in range(pictures))
         question = Question(

@@ -28,14 +28,12 @@ from edgespec_runtime.profiling.measuring.prompts import PromptBench
 from edgespec_runtime.profiling.measuring.requests import ClockedRound, RequestBench
 from edgespec_runtime.profiling.measuring.rigs import Source
 from edgespec_runtime.profiling.measuring.rounds import RoundBench
-from edgespec_runtime.profiling.measuring.samples import FEWEST, Samples
+from edgespec_runtime.profiling.measuring.samples import FEWEST, NEXT_TO_NOTHING, Samples
 from edgespec_runtime.profiling.measuring.sizes import Sizes
 
 if TYPE_CHECKING:
     from edgespec_runtime.profiling.elsewhere import Elsewhere
 
-NEXT_TO_NOTHING = 1e-3
-"""Milliseconds that pictures take where only a server looks at them."""
 ROUNDS, PROMPTS = GROUPS = ("rounds", "prompts")
 Listener = Callable[[float], None]
 """Told after every job which share of the measuring is done."""

@@ -79,6 +79,7 @@ class Contexts:
             return embedded(picture.embeddings, target.visual_tokens, target.hidden)
         if source != "file":
             raise Refusal(Reason.INVALID, f"a picture came as {source or 'nothing'}; send a file")
+        assert target.processor is not None  # else `terms` lets no picture through
         work = partial(
             decode,
             picture.file,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from edgespec.bundle import Bundle
 from edgespec.errors import BundleError
 from edgespec_runtime.engines.base import Engine, Graph, StepGraph
 from edgespec_runtime.kv import CacheShape
+from edgespec_runtime.loading import processors_of
 from edgespec_runtime.vision import ImageProcessor
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.fingerprints import fingerprints
@@ -26,11 +26,13 @@ class Target:
     step: StepGraph
     table: Floats
     """Token embeddings [V, H]."""
-    vision: Graph
-    projector: Graph
-    processor: ImageProcessor
+    vision: Graph | None
+    """None, with the two below it, where the target sees no pictures."""
+    projector: Graph | None
+    processor: ImageProcessor | None
     fingerprints: pb.Fingerprints
     image_token_id: int
+    """-1, which no token is, where it sees none."""
     visual_tokens: int
     """Rows of one picture."""
 
@@ -60,6 +62,7 @@ class Target:
 
     def see(self, pixels: Floats) -> Floats:
         """One picture [3, h, w] as visual tokens [P, H]."""
+        assert self.vision is not None and self.projector is not None
         (features,) = self.vision.run({"pixel_values": pixels[None]}).values()
         (embeds,) = self.projector.run({"features": features}).values()
         return np.asarray(embeds[0])
@@ -70,7 +73,9 @@ def load_target(bundle: Bundle, engine: Engine, *, together: bool = True) -> Tar
     takes several sessions in one call, if the bundle has it. Raises BundleError, EngineError."""
     packed = bundle.manifest.graph("target_packed") if together else None
     graphs: dict[str, Graph] = {}
-    for role in ("vision", "projector", "target"):
+    text = bundle.manifest.text
+    seeing = ("vision", "projector") if "image_token" in text else ()
+    for role in (*seeing, "target"):
         spec = bundle.manifest.graph(role)
         if spec is None and bundle.manifest.graph("target") is None:
             raise BundleError(
@@ -83,15 +88,13 @@ def load_target(bundle: Bundle, engine: Engine, *, together: bool = True) -> Tar
             step = engine.load_step(spec, bundle.path, packed)
         else:
             graphs[role] = engine.load(spec, bundle.path)
-    text = bundle.manifest.text
-    processor = bundle.file("preprocessor_config.json").read_text(encoding="utf-8")
     return Target(
         step,
         np.asarray(np.load(bundle.file("target.embed.npy"), mmap_mode="r")),
-        graphs["vision"],
-        graphs["projector"],
-        ImageProcessor.from_config(json.loads(processor)),
+        graphs.get("vision"),
+        graphs.get("projector"),
+        processors_of(bundle)[0],
         fingerprints(bundle),
-        int(text["image_token_id"]),
+        int(text.get("image_token_id", -1)),
         int(text["visual_tokens"]),
     )

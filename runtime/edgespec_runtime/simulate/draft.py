@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgespec.acceptance import Verdict
+from edgespec.bundle import STAND_ALONE
 from edgespec.sizing import Growth, Policy, Root, Sizer
 from edgespec.tree import Candidates
 from edgespec_runtime.drafts import Answered, Drafter
@@ -20,12 +21,10 @@ from edgespec_runtime.simulate.lines import Line
 from edgespec_runtime.simulate.oracle import Oracle
 from edgespec_runtime.simulate.session import SHAPE, Floats, Layout, ReplayChain, ReplaySession
 
-STAND_ALONE = "vlm"
-
 
 def wants_features(line: Line) -> bool:
     """Whether the draft of a run feeds on the target's features."""
-    return line.method != STAND_ALONE
+    return line.method not in STAND_ALONE
 
 
 class ReplayDraft:

@@ -16,7 +16,8 @@ def fingerprints(bundle: Bundle) -> pb.Fingerprints:
     """
     target = bundle.manifest.models["target"]
     files = bundle.manifest.files
-    processor = bytes.fromhex(files["preprocessor_config.json"].sha256)
+    settings = files.get("preprocessor_config.json")  # none where the target sees no pictures
+    processor = bytes.fromhex(settings.sha256) if settings else b""
     return pb.Fingerprints(
         target=_digest(target.fingerprint),
         tokenizer=bytes.fromhex(files["tokenizer.json"].sha256),

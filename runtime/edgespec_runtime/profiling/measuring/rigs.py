@@ -33,7 +33,7 @@ class Source:
         meta = model.steps["target"].spec
         self._rng = np.random.default_rng(seed)
         self._features = next((int(t.axes[-1]) for t in meta.outputs if t.name == "hidden"), 0)
-        image = int(model.manifest.text["image_token_id"])
+        image = model.manifest.text.get("image_token_id", -1)
         self._tokens = np.setdiff1d(np.arange(int(meta.meta["vocab"])), [image])
 
     def ids(self, count: int) -> Ids:

@@ -8,6 +8,8 @@ import numpy as np
 
 from edgespec.latency import Curve
 
+NEXT_TO_NOTHING = 1e-3
+"""Milliseconds that pictures take where nobody here looks at them."""
 FEWEST = 5
 """Repeats below which a median says nothing."""
 

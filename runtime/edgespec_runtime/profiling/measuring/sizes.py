@@ -58,11 +58,12 @@ def sizes_of(
     longest = max_context or positions - 1
     visual = int(manifest.text["visual_tokens"])
     fitting = [count for count in PICTURES if count * visual < positions]
+    pictures = tuple(fitting[: 1 if quick else None]) or PICTURES[:1]
     target = Sizes(
         rows=_rows(manifest, max_nodes, QUICK_ROWS if quick else ROWS),
         contexts=_contexts(longest, quick),
         prompts=_prompts(longest, quick),
-        pictures=tuple(fitting[: 1 if quick else None]) or PICTURES[:1],
+        pictures=pictures if visual else (),
     )
     return _with_draft(target, manifest, longest, quick)
 
