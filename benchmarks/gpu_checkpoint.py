@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec_export.expected import projector_shapes, text_shapes, vision_shapes
 from edgespec_export.geometry import read_geometry
@@ -25,6 +26,10 @@ Shapes = dict[str, tuple[int, ...]]
 SPREAD = 1.28
 """Standard deviation of weights times the square root of the hidden size: 0.02 at 4096."""
 SHARDS = 4
+TILED = "tiled"
+"""In place of a device: every matrix repeats numbers of its own; takes neither GPU nor torch."""
+TILE = (1 << 20) + 7
+"""So many numbers; odd, so that rows differ."""
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
@@ -154,8 +159,6 @@ def _write_shard(
     path: Path, names: Sequence[str], shapes: Shapes, hidden: int, seed: int, device: str
 ) -> None:
     """The numbers go straight into the mapped file: there may not be room for them twice."""
-    import torch
-
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in names:
@@ -173,22 +176,36 @@ def _write_shard(
     start = 0
     for name in names:
         count = prod(shapes[name])
-        into = torch.from_numpy(np.asarray(data[start : start + count]))
-        into.copy_(_numbers(name, shapes[name], hidden, seed, device).flatten())
+        into = np.asarray(data[start : start + count])
+        if len(shapes[name]) == 1:
+            into[:] = "norm" in name and name.endswith("weight")
+        elif device == TILED:
+            _tile(into, *_drawn(name, shapes[name], hidden, seed))
+        else:
+            _draw(into, *_drawn(name, shapes[name], hidden, seed), device)
         start += count
 
 
-def _numbers(name: str, shape: tuple[int, ...], hidden: int, seed: int, device: str) -> Any:
+def _drawn(name: str, shape: tuple[int, ...], hidden: int, seed: int) -> tuple[int, float]:
+    """Seed and standard deviation of a matrix."""
+    tower = name.startswith("vision.")
+    width = prod(shape[1:]) if tower else hidden
+    return zlib.crc32(f"{0 if tower else seed} {name}".encode()), SPREAD / width**0.5
+
+
+def _draw(into: npt.NDArray[np.float16], seed: int, spread: float, device: str) -> None:
     import torch
 
-    if len(shape) == 1:
-        norm = "norm" in name and name.endswith("weight")
-        return torch.full(shape, float(norm), device=device)
-    tower = name.startswith("vision.")
-    own = 0 if tower else seed
-    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{own} {name}".encode()))
-    width = prod(shape[1:]) if tower else hidden
-    return torch.randn(shape, generator=generator, device=device).mul_(SPREAD / width**0.5)
+    generator = torch.Generator(device).manual_seed(seed)
+    numbers = torch.randn(len(into), generator=generator, device=device).mul_(spread)
+    torch.from_numpy(into).copy_(numbers)
+
+
+def _tile(into: npt.NDArray[np.float16], seed: int, spread: float) -> None:
+    drawn = np.random.default_rng(seed).standard_normal(min(len(into), TILE), np.float32)
+    block = (drawn * np.float32(spread)).astype(np.float16)
+    for start in range(0, len(into), TILE):
+        into[start : start + TILE] = block[: len(into) - start]
 
 
 def _tokenizer(vocab: int, geometry: Geometry) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from edgespec.flavour import Flavour
 MANIFEST = "edgespec.json"
 ENGINES = "engines"  # what `edgespec build` adds, see edgespec/engines.py: not the manifest's
 OLD = ".old"  # ends the name of a bundle that is being replaced
+JOURNAL = "export.journal"  # of a partial directory: what is finished (edgespec_export/journal.py)
 FORMAT_VERSION = 4
 CHUNK = 1 << 22
 STAND_ALONE = ("vlm", "text")
@@ -225,36 +226,47 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def write_bundle(path: str | Path, *, overwrite: bool = False) -> Iterator[BundleWriter]:
+def write_bundle(
+    path: str | Path, *, overwrite: bool = False, keep: bool = False, partial: Path | None = None
+) -> Iterator[BundleWriter]:
     """Yields a writer on a temporary sibling directory; renames it to ``path`` at the end.
 
     Whatever goes wrong, Ctrl-C and a full disk included, nothing appears under the final name and
     the temporary directory is removed; what a killed export left behind is swept by the next one.
+    ``keep``: neither is removed before ``path`` is there. ``partial``: the directory to go on in.
     """
-    with _os_errors(path):
-        final = check_destination(path, overwrite=overwrite)
+    with _os_errors(path, keep):
+        final = check_destination(path, overwrite=overwrite, keep=keep)
         final.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        prefix = f".{final.name}.partial-"
+        folder = partial or Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+        published = False
         try:
-            with _held(folder):
+            with _held(folder, wait=partial is None):
                 writer = BundleWriter(folder)
                 yield writer
                 if not (folder / MANIFEST).is_file():
                     raise RuntimeError("a bundle was left without its manifest")
                 folder.chmod(0o755)
+                (folder / JOURNAL).unlink(missing_ok=True)
                 _publish(folder, final)
+                published = True
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if published or not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+        if keep:
+            _sweep(final)
 
 
-def check_destination(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Where a bundle called ``path`` will lie; sweeps what killed exports to it left behind.
+def check_destination(path: str | Path, *, overwrite: bool = False, keep: bool = False) -> Path:
+    """Where a bundle called ``path`` will lie; sweeps what killed exports to it left behind, but
+    for what is to be kept.
 
     Raises InputError where something exists that must not be overwritten.
     """
     final = Path(path).expanduser().resolve()
     with _os_errors(path):
-        _sweep(final)
+        _sweep(final, keep)
     if final.exists() and not overwrite:
         raise InputError(f"'{path}' already exists; give another --out, or add --overwrite")
     if final.exists() and not (final / MANIFEST).is_file():
@@ -262,21 +274,33 @@ def check_destination(path: str | Path, *, overwrite: bool = False) -> Path:
     return final
 
 
+def leftovers(path: str | Path) -> list[Path]:
+    """Partial directories that killed exports to ``path`` left behind."""
+    found = _partial(Path(path).expanduser().resolve())
+    return [p for p in found if not p.name.endswith(OLD) and not _in_use(p)]
+
+
 @contextmanager
-def _os_errors(path: str | Path) -> Iterator[None]:
+def _os_errors(path: str | Path, keep: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"writing '{path}' failed: {error.strerror or error}") from error
+        kept = "; what is finished is kept, give --resume again to go on with it" if keep else ""
+        raise InputError(f"writing '{path}' failed: {error.strerror or error}{kept}") from error
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Marks a partial directory as in use: the kernel drops the lock with the process."""
+def _held(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Marks a partial directory as in use: the kernel drops the lock with the process. Raises
+    InputError where another export holds it, unless that is waited for."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks: then nothing is ever swept there
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise InputError(f"another export goes on with {folder}; wait for it") from None
+        folder.stat()  # raises where the other one has just published it
         yield
     finally:
         os.close(handle)
@@ -311,17 +335,21 @@ def _publish(folder: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(final: Path) -> None:
-    """Removes partial directories that no living export holds. Where an export was killed between
-    its two renames, the old bundle is put back."""
-    for stale in sorted(final.parent.glob(f".{glob.escape(final.name)}.partial-*")):
+def _partial(final: Path) -> list[Path]:
+    return sorted(final.parent.glob(f".{glob.escape(final.name)}.partial-*"))
+
+
+def _sweep(final: Path, keep: bool = False) -> None:
+    """Removes partial directories that no living export holds, unless they are to be kept. Where
+    an export was killed between its two renames, the old bundle is put back."""
+    for stale in _partial(final):
         if stale.name.endswith(OLD):
             if Path(str(stale)[: -len(OLD)]).exists() and _in_use(Path(str(stale)[: -len(OLD)])):
                 continue
             if not final.exists():
                 stale.rename(final)
                 continue
-        elif _in_use(stale):
+        elif keep or _in_use(stale):
             continue
         shutil.rmtree(stale, ignore_errors=True)
 
@@ -337,7 +365,7 @@ class BundleWriter:
         files = {
             p.relative_to(self.folder).as_posix(): FileEntry(p.stat().st_size, file_sha256(p))
             for p in sorted(self.folder.rglob("*"))
-            if p.is_file()
+            if p.is_file() and p.name != JOURNAL
         }
         manifest = Manifest(format_version=FORMAT_VERSION, files=files, **parts)
         self.write(manifest)

@@ -110,6 +110,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--parity", action="store_true", help="compare every graph with torch (needs [train])"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what a killed export of the same to --out left behind; where this one "
+        "fails (a full disk, Ctrl-C), keep what is finished. Default: both are removed",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_config(parser)
     parser.set_defaults(run=run)
@@ -146,6 +152,7 @@ def request_of(arguments: argparse.Namespace) -> ExportRequest:
         precisions=Precisions.parse(arguments.precision),
         calibration=_questions(arguments.calibration, "out_of_domain"),
         quality=_questions(arguments.quality, "in_domain"),
+        resume=arguments.resume,
     )
     if asked.target != BUILTIN:
         return asked
@@ -200,7 +207,7 @@ def export_with_progress(request: Any) -> Manifest:
             bar.set_description(what, refresh=False)
             bar.update(written)
 
-        return export_bundle(request, progress, announce)
+        return export_bundle(request, progress, announce, note)
 
 
 def report(manifest: Manifest, out: Path, as_json: bool) -> None:

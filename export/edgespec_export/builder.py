@@ -6,12 +6,13 @@ it, called once while saving: peak memory is one tensor, whatever the size of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper
 
 from edgespec.bundle import TensorSpec
 from edgespec_export.ahead import in_order
+from edgespec_export.journal import Journal
 from edgespec_export.precision import (
     FP32,
     Precision,
@@ -72,6 +74,8 @@ class Weight:
     shape: tuple[int, ...]
     kind: str
     load: Callable[[], Array]
+    at_hand: bool = False
+    """Whether loading the weight registered before it finds this one, too."""
 
     @property
     def nbytes(self) -> int:
@@ -195,7 +199,9 @@ class GraphBuilder:
         rounded = Quantised(weight.load, bits, block)
         scale = (inputs // block, outputs) if block else (outputs,)
         numbers = self.weight(f"{name}.{kind}", Weight(weight.shape, kind, rounded.numbers))
-        scales = self.weight(f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales))
+        scales = self.weight(
+            f"{name}.{kind}.scale", Weight(scale, FLOATS, rounded.scales, at_hand=True)
+        )
         blocked: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
         if block:
             self._opset = max(self._opset, BLOCKS_OPSET)
@@ -240,36 +246,43 @@ class GraphBuilder:
         stem: str,
         progress: Callable[[int], None] = lambda written: None,
         written_before: Stored | None = None,
+        journal: Journal | None = None,
     ) -> list[Path]:
         """Writes ``stem.onnx`` and, where there are new large weights, ``stem.bin``; returns both.
 
         ``progress`` is told the bytes of every weight written, or found written. ``written_before``
         maps names to weights that an earlier graph of the same model stored in ``folder``: they are
-        pointed at instead of written again, and it learns the names written now.
+        pointed at instead of written again, and it learns the names written now. So does
+        ``journal``, which may know weights that are in ``stem.bin`` already.
         """
         stored = {} if written_before is None else written_before
         initializers = list(self._inline)
         data = folder / f"{stem}.bin"
         files = [folder / f"{stem}.onnx"]
-        missing = [(n, w) for n, w in self._weights.items() if (n, w.kind) not in stored]
-        loaded = in_order((w.nbytes, partial(_loaded, n, w)) for n, w in missing)
-        with data.open("wb") as out, closing(loaded):
+        missing = {(n, w.kind): w for n, w in self._weights.items() if (n, w.kind) not in stored}
+        offsets = _offsets(missing)
+        places = {key: (offset, missing[key].nbytes) for key, offset in offsets.items()}
+        kept = journal.kept(data, places) if journal else set()
+        jobs = ((k[0], w) for k, w in missing.items() if k not in kept and not w.at_hand)
+        loaded = in_order((w.nbytes, partial(_loaded, n, w)) for n, w in jobs)
+        with data.open("r+b" if kept else "wb") as out, closing(loaded):
             for name, weight in self._weights.items():
                 key = (name, weight.kind)
-                if key in stored:
-                    initializers.append(stored[key])
-                    progress(weight.nbytes)
-                    continue
-                array = next(loaded)
-                if array.nbytes <= INLINE_BYTES:
-                    initializers.append(_inline(name, weight.shape, weight.kind, array))
-                else:
-                    out.write(b"\0" * (-out.tell() % ALIGNMENT))
-                    initializers.append(_external(name, weight, data.name, out.tell()))
-                    out.write(array.data)
-                stored[key] = initializers[-1]
-                progress(array.nbytes)
+                if key in offsets:
+                    out.write(b"\0" * (offsets[key] - out.tell()))
+                    stored[key] = _external(name, weight, data.name, offsets[key])
+                if key in kept:
+                    out.seek(weight.nbytes, os.SEEK_CUR)
+                elif key in missing:
+                    array = _loaded(name, weight) if weight.at_hand else next(loaded)
+                    if key in offsets:
+                        _append(out, array, data, key, journal)
+                    else:
+                        stored[key] = _inline(name, weight.shape, weight.kind, array)
+                initializers.append(stored[key])
+                progress(weight.nbytes)
             written = out.tell()
+            out.truncate()
         if written:
             files.append(data)
         else:
@@ -295,6 +308,27 @@ class GraphBuilder:
                 for i, name in enumerate(names):
                     if name == old:
                         names[i] = new
+
+
+def _offsets(weights: Mapping[tuple[str, str], Weight]) -> dict[tuple[str, str], int]:
+    """Where large weights lie in their file; small ones are part of the graph."""
+    found = {}
+    end = 0
+    for key, weight in weights.items():
+        if weight.nbytes > INLINE_BYTES:
+            found[key] = end + -end % ALIGNMENT
+            end = found[key] + weight.nbytes
+    return found
+
+
+def _append(
+    out: BinaryIO, array: Array, file: Path, key: tuple[str, str], journal: Journal | None
+) -> None:
+    offset = out.tell()
+    out.write(array.data)
+    if journal:
+        out.flush()
+        journal.add(file, key, offset, array.data)
 
 
 def _loaded(name: str, weight: Weight) -> Array:

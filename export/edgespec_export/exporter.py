@@ -32,6 +32,7 @@ from edgespec_export.checkpoint import open_checkpoint
 from edgespec_export.compression import parse_compression
 from edgespec_export.heads.layouts import open_head
 from edgespec_export.heads.recognise import is_head
+from edgespec_export.journal import Journal, asked_of, unfinished, unfinished_bytes
 from edgespec_export.lowerings import INTEGER, floats_of, get_lowering
 from edgespec_export.parity import check_parity, require_parity
 from edgespec_export.plan import (
@@ -86,6 +87,8 @@ class ExportRequest:
     """``FILE[:N]`` (``questions_of``): what int4 weights of the target are rounded by (GPTQ)."""
     quality: str | None = None
     """``FILE[:N]``: questions that quantised targets are compared with float32 on."""
+    resume: bool = False
+    """Whether to go on with what a killed export of the same left, and to leave as much."""
 
 
 Progress = Callable[[str, int], None]
@@ -209,17 +212,32 @@ def export_bundle(
     request: ExportRequest,
     progress: Progress = lambda what, written: None,
     announce: Callable[[Plan], None] = lambda plan: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Writes the bundle of ``request``; atomic. Returns its manifest."""
-    check_destination(request.out, overwrite=request.overwrite)
+    """Writes the bundle of ``request``; atomic. Returns its manifest. ``tell`` gets sentences about
+    what killed exports left."""
+    lost = 0 if request.resume else unfinished_bytes(request.out)
+    check_destination(request.out, overwrite=request.overwrite, keep=request.resume)
+    if lost:
+        tell(
+            f"removed {lost / 1e6:.1f} MB of weights that a killed export to '{request.out}' had "
+            "finished; --resume goes on with them instead"
+        )
     if request.parity:
         require_parity()
     plan = plan_export(request)
     assets = read_assets(plan.target.checkpoint, plan.target.geometry)
+    asked = asked_of(request, plan)
+    begun_before = unfinished(request.out, asked) if request.resume else None
+    if request.resume:
+        tell(f"going on in {begun_before}" if begun_before else "nothing to resume; beginning anew")
     announce(plan)
     identity = begun(lambda: plan.target.identity)
-    with write_bundle(request.out, overwrite=request.overwrite) as writer:
-        specs = _write_graphs(writer, plan, progress)
+    with write_bundle(
+        request.out, overwrite=request.overwrite, keep=request.resume, partial=begun_before
+    ) as writer:
+        journal = Journal(writer.folder, asked)
+        specs = _write_graphs(writer, plan, progress, journal)
         stored = request.precisions.embedding
         if request.part == "whole":
             write_table(writer.folder, "target", embedding_table(plan.target), stored)
@@ -254,7 +272,9 @@ def export_bundle(
         return manifest
 
 
-def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[GraphSpec]:
+def _write_graphs(
+    writer: BundleWriter, plan: Plan, progress: Progress, journal: Journal
+) -> list[GraphSpec]:
     """Streams every graph; what is stored already for another graph of the same decoder, or for
     another flavour, is pointed at."""
     specs = []
@@ -265,7 +285,8 @@ def _write_graphs(writer: BundleWriter, plan: Plan, progress: Progress) -> list[
         for graph in graphs:
             stem = graph.role if flavour == first else f"{graph.role}.{flavour.label}"
             model = DECODERS.get(graph.role, graph.role)
-            graph.builder.save(writer.folder, stem, partial(progress, stem), stored[model])
+            told = partial(progress, stem)
+            graph.builder.save(writer.folder, stem, told, stored[model], journal)
             specs.append(
                 GraphSpec(
                     role=graph.role,

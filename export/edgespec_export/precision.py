@@ -190,8 +190,9 @@ class Quantised:
         return found.astype(np.int8).reshape(inputs, outputs)
 
     def scales(self) -> Floats:
-        """[blocks, outputs], or [outputs] where all inputs share one."""
+        """[blocks, outputs], or [outputs] where all inputs share one; handed out and forgotten."""
         if self._scales is None:
             self.numbers()
-        assert self._scales is not None
-        return self._scales if self._block else self._scales[0]
+        found, self._scales = self._scales, None
+        assert found is not None
+        return found if self._block else found[0]

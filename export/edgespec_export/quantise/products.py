@@ -33,7 +33,9 @@ def row_wise(b: GraphBuilder, x: str, name: str, matrix: Matrix) -> str:
     weights = RowWeights(matrix)
     shape = (matrix.inputs, matrix.outputs)
     numbers = b.weight(f"{name}.rows8", Weight(shape, "int8", weights.numbers))
-    scale = Weight((matrix.outputs,), "float32", lambda: weights.scales() / np.float32(LARGEST))
+    scale = Weight(
+        (matrix.outputs,), "float32", lambda: weights.scales() / np.float32(LARGEST), at_hand=True
+    )
     scales = b.weight(f"{name}.rows8.scale", scale)
     codes, largest, middle = b.shared(("row_wise", x), lambda: _coded(b, x))
     sums = b.node("Cast", b.node("MatMulInteger", codes, numbers, middle), to=FLOAT)
@@ -65,7 +67,7 @@ def block_wise(
     label = f"{name}.blocks{bits}.{block}"
     numbers = b.weight(label, Weight(weights.shape, "uint8", weights.numbers))
     shape = weights.shape[:2]
-    scales = b.weight(f"{label}.scale", Weight(shape, FLOATS, weights.scales))
+    scales = b.weight(f"{label}.scale", Weight(shape, FLOATS, weights.scales, at_hand=True))
     return b.node(
         "MatMulNBits",
         x,

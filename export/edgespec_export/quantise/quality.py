@@ -166,5 +166,5 @@ def _reference(request: ExportRequest, out: Path) -> ExportRequest:
     return replace(
         request, out=out, flavours=(REFERENCE,), draft=None, compressor=None, draft_variant=None,
         draft_vocab=None, sessions=0, parity=False, overwrite=False, configs=False,
-        precisions=Precisions(), calibration=None, quality=None,
+        precisions=Precisions(), calibration=None, quality=None, resume=False,
     )  # fmt: skip

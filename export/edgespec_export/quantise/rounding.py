@@ -44,8 +44,8 @@ def rounded(blocks: Floats, scales: Floats, bits: int) -> Numbers:
 
 
 class Rounded(ABC):
-    """A matrix in few bits, rounded once, whichever thread asks first and for what: ``numbers``,
-    which are let go once they are taken, and their ``scales``."""
+    """A matrix in few bits, rounded once, whichever thread asks first and for what: ``numbers``
+    and their ``scales``, each let go once it is taken."""
 
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
@@ -64,7 +64,8 @@ class Rounded(ABC):
         with self._lock:
             if self._scales is None:
                 self._numbers, self._scales = self._round()
-            return self._scales
+            taken, self._scales = self._scales, None
+            return taken
 
     @abstractmethod
     def _round(self) -> tuple[npt.NDArray[Any], Floats]:
