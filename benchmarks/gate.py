@@ -47,6 +47,7 @@ from tests.support.gate import (  # noqa: E402
 LIBRARY = "tensorrt_rtx"
 PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
 HALF = ("native:fp16", "portable:fp16")
+BUILDS = {"": "builds", "apart": "builds, attention apart"}
 LARGE = ("vision", "target", "draft")
 """Graphs that other precisions are shown for."""
 GEOMETRY = (*HALF, "native:int4", "portable:int4")
@@ -109,7 +110,7 @@ def on_cpu(bundle: Bundle, graph: GraphSpec) -> str:
     try:
         outputs = run_on_cpu(bundle, graph)
     except Exception as error:  # onnxruntime's own types
-        return "refused: " + " ".join(str(error).split())[:160]
+        return "refused: " + " ".join(str(error).split()).rpartition(" : ")[2][:80]
     finite = all(np.isfinite(value).all() for value in outputs.values())
     return "runs" if finite else "runs, not finite"
 
@@ -120,11 +121,13 @@ def build(bundle: Bundle, graph: GraphSpec, out: Path) -> tuple[str, int]:
     if reason:
         return f"not given: {reason}", 0
     message = attempt(bundle, graph, CAPABILITIES, out)
-    if message in ("", "apart"):
-        return "builds" if not message else "builds, attention apart", out.stat().st_size
-    if attempt(bundle, graph, CAPABILITIES[1:], out) in ("", "apart"):  # 7.5 has no bfloat16
-        return f"builds, but for {CAPABILITIES[0]}: {message}", out.stat().st_size
-    fine = [c for c in CAPABILITIES if attempt(bundle, graph, (c,), out) in ("", "apart")]
+    if message in BUILDS:
+        return BUILDS[message], out.stat().st_size
+    newer = attempt(bundle, graph, CAPABILITIES[1:], out)  # 7.5 has no bfloat16, for instance
+    if newer in BUILDS:
+        print(message, file=sys.stderr)
+        return f"{BUILDS[newer]}, not for {CAPABILITIES[0]}", out.stat().st_size
+    fine = [c for c in CAPABILITIES if attempt(bundle, graph, (c,), out) in BUILDS]
     return f"builds for {', '.join(fine)}; else: {message}" if fine else f"fails: {message}", 0
 
 

@@ -13,7 +13,7 @@ from edgespec_runtime.inputs import VisualInputs, splice
 from edgespec_runtime.loading import processors_of
 from edgespec_runtime.model import Model
 from edgespec_runtime.prefill import causal_mask, prefill
-from edgespec_runtime.prompt import Prompt, build_prompt
+from edgespec_runtime.prompt import ImageMark, Prompt, build_prompt
 from edgespec_runtime.template import ChatTemplate
 from edgespec_runtime.vision import preprocess
 
@@ -43,10 +43,11 @@ def question_of(model: Model, text: str, image: Any) -> Question:
     template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
     prompt = build_prompt(
         text, 1, ChatTemplate.from_source(template), model.tokenizer,
-        image_token=facts["image_token"], image_token_id=facts["image_token_id"],
-        image_seq_len=facts["visual_tokens"],
+        image=ImageMark(facts["image_token"], facts["image_token_id"], facts["visual_tokens"]),
     )  # fmt: skip
-    pixels = preprocess([image], processors_of(bundle)[0])
+    processor = processors_of(bundle)[0]
+    assert processor is not None
+    pixels = preprocess([image], processor)
     seen = VisualInputs(dict(model.graphs), pixels, None).target
     embeds = splice(prompt.ids, prompt.image_spans, model.tables["target"], seen)
     return Question(text, image, prompt, pixels, embeds)

@@ -38,7 +38,7 @@ from tests.test_lossless import check_kv, check_tree_forward, tree_logits
 ORT = Flavour("ort")
 FP32 = [Flavour(name) for name in ("ort", "native", "portable")]
 RUN = [
-    Flavour("ort", "fp16"),
+    *(Flavour("ort", precision) for precision in ("fp16", "int8", "int4")),
     *(Flavour(name, p) for name in ("native", "portable") for p in ("fp16", "int8", "int4")),
 ]
 """What a CPU runs beside float32."""
@@ -131,6 +131,8 @@ def test_nothing_is_multiplied_in_more_than_the_precision(bundle: Bundle) -> Non
 def test_all_but_caches_is_float32_outside(bundle: Bundle) -> None:
     for spec in bundle.manifest.graphs:
         floats = FLOATS.get(spec.precision, "float16")
+        if spec.lowering == "ort" and spec.precision in ("int8", "int4"):  # a CPU's arithmetic
+            floats = "float32"
         for tensor in (*spec.inputs, *spec.outputs):
             cached = tensor.name.startswith(("past_k", "past_v", "present_", "new_"))
             if tensor.dtype not in ("int64", "bool"):
@@ -392,11 +394,10 @@ def test_the_geometry_of_llava_15(tmp_path: Path, tower: str, kv_heads: int) -> 
 # What is refused
 
 
-def test_rounded_weights_are_for_standard_operators(zoo: Zoo) -> None:
-    request = ExportRequest(
-        str(zoo.checkpoint("gqa")), Path("b"), flavours=(Flavour("ort", "int4"),)
-    )
-    with pytest.raises(ConfigError, match="'ort' has fp32, fp16, bf16; use native:int4"):
+def test_cuda_has_no_float32(zoo: Zoo) -> None:
+    """Its GroupQueryAttention takes halves alone."""
+    request = ExportRequest(str(zoo.checkpoint("gqa")), Path("b"), flavours=(Flavour("cuda"),))
+    with pytest.raises(ConfigError, match="'cuda' has fp16, bf16, int8, int4; use native:fp32"):
         plan_export(request)
 
 

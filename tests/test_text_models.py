@@ -15,8 +15,10 @@ from edgespec.cli import main
 from edgespec.errors import CheckpointError, ConfigError, InputError, PromptError
 from edgespec_export.exporter import ExportRequest, export_bundle, plan_export
 from edgespec_runtime import Model, load
+from edgespec_runtime.remote import RemoteSettings
 from tests.support.checkpoints import picture
 from tests.support.compare import TIE
+from tests.support.servers import running_server
 from tests.support.texts import TEMPLATE, TextModel, write_text_draft, write_text_model
 from tests.support.tiny import write_json, write_tiny
 
@@ -197,6 +199,9 @@ def test_a_draft_of_another_kind_is_refused(shelf: Shelf, tmp_path: Path) -> Non
     ):
         with pytest.raises(CheckpointError, match=words):
             plan_export(ExportRequest(str(target), tmp_path / "out", draft=str(draft)))
+    with pytest.raises(ConfigError, match="a feature-level one, which is built for LLaVA"):
+        asked = ExportRequest(str(blind), tmp_path / "out", draft=str(seeing), draft_variant="msd")
+        plan_export(asked)
     request = ExportRequest(
         str(blind), tmp_path / "out", draft=str(shelf.draft("llama")), compressor="pool:4"
     )
@@ -263,3 +268,19 @@ def test_commands(shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[st
     cells = json.loads(capsys.readouterr().out)
     assert {cell["method"] for cell in cells} == {"text", "ngram"}
     assert all(cell["exact_match"] == 1.0 for cell in cells)
+
+
+@pytest.mark.slow
+def test_a_target_on_a_server(shelf: Shelf) -> None:
+    """The same text, whether the server verifies or streams; and no picture gets there."""
+    bundle = shelf.bundle("llama", "own")
+    wanted = shelf.model("llama", "own").generate(None, "hello", max_new_tokens=NEW).token_ids
+    with running_server(bundle, "--kv-mb", 64) as server:
+        for mode in ("hybrid", "remote"):
+            settings = RemoteSettings((server.address,), mode=mode)
+            away = load(bundle, threads=1, remote=settings)
+            found = away.generate(None, "hello", max_new_tokens=NEW)
+            with pytest.raises(PromptError, match="reads text alone"):
+                away.generate(picture(32, 0), "hello")
+            away.close()
+            assert found.token_ids == wanted

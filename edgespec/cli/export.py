@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = add_command(
         subparsers,
         "export",
-        "Export a LLaVA target, with a draft and a compressor, to one bundle of ONNX graphs.",
+        "Export a LLaVA or a text model, with a draft and a compressor, to one bundle of graphs.",
         "edgespec export --target llava-hf/llava-1.5-7b-hf --draft my-llava-160m "
         "--compressor pool:4 --out llava.bundle",
     )
@@ -31,12 +31,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--target",
         required=True,
         metavar="MODEL",
-        help=f"target: {checkpoint}; or {BUILTIN}, the small family that edgespec brings along",
+        help=f"a LLaVA, Llama, Mistral or Qwen2: {checkpoint}; or {BUILTIN}, the small family that "
+        "edgespec brings along",
     )
     parser.add_argument(
         "--draft",
         metavar="MODEL",
-        help="a small LLaVA, or a feature-level draft (EAGLE-1/2/3, EagleVLM, MSD, ViSpec, "
+        help="a small model of the target's kind, or, for a LLaVA, a feature-level draft "
+        "(EAGLE-1/2/3, EagleVLM, MSD, ViSpec, "
         f"SpecVLM): {checkpoint}; with --target {BUILTIN} also draft (its default), eaglevlm, "
         "vispec or specvlm",
     )

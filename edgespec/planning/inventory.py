@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from edgespec.bundle import STAND_ALONE
 from edgespec.flavour import DRAFTS
 from edgespec.planning.weights import FLOAT_BYTES, Weights
 
@@ -121,7 +122,7 @@ class Inventory:
     def device_part(self) -> Inventory:
         """What a device holds whose target is a server's (``edgespec export --part device``)."""
         wanted = set()
-        if self.variant != "vlm":  # it starts from the target's visual tokens
+        if self.variant not in STAND_ALONE:  # it starts from the target's visual tokens
             wanted = {"vision", "projector"}
         elif self.graph("draft_vision") is None:
             wanted = {"vision"}

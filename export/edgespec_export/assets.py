@@ -35,14 +35,14 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+BARE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""The template of a text model that has none: the prompt is continued as it is."""
+
 CONFIGS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "processor_config.json",
 )  # fmt: skip
 """What transformers reads beside the files that every bundle has."""
-
-BARE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""The template of a text model that has none: the prompt is continued as it is."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ PREFIXES = (  # first match wins
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "text."),
     ("model.language_model.", "text."),
-    ("model.", "text."),  # of a text model
+    ("model.embed_tokens.", "text.embed_tokens."),  # of a text model
+    ("model.layers.", "text.layers."),
+    ("model.norm.", "text.norm."),
 )
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Precisions that are read, and how numpy reads them (bfloat16 by its bits)."""

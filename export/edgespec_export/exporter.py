@@ -197,6 +197,12 @@ def _plan_draft(request: ExportRequest, target: Model) -> DraftPlan:
         eos = read_assets(target.checkpoint, target.geometry).generation["eos_token_ids"]
         vocabulary = parse_vocabulary(request.draft_vocab, target.geometry.text.vocab, eos)
     if request.draft_variant or is_head(open_checkpoint(request.draft, pickles=True)):
+        if target.processor is None:
+            raise ConfigError(
+                f"draft '{request.draft}' is a feature-level one, which is built for LLaVA targets "
+                f"alone; give text model '{request.target}' a small text model, or none and ask "
+                "for 'ngram'"
+            )
         head = open_head(request.draft, target, request.draft_variant)
         return plan_head(head, target, compression, vocabulary)
     return plan_vlm(open_model(request.draft), target, compression, vocabulary)

@@ -146,7 +146,7 @@ def read_geometry(config: Config) -> LlavaGeometry:
 
 def read_model(config: Config) -> ModelGeometry:
     """config.json of a LLaVA or, by its ``model_type``, of a text model. Raises CheckpointError."""
-    if config.get("model_type") not in TEXT_DEFAULTS:
+    if str(config.get("model_type")) not in TEXT_DEFAULTS:
         return read_geometry(config)
     check_architecture(config)
     tied = config.get("tie_word_embeddings")

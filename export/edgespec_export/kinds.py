@@ -52,8 +52,9 @@ def check_kind(config: Mapping[str, Any]) -> None:
 
 def check_architecture(config: Mapping[str, Any]) -> None:
     """Raises CheckpointError for a text model that is listed as anything but a ForCausalLM."""
-    listed = config.get("architectures") or []
-    others = [name for name in listed if not str(name).endswith("ForCausalLM")]
+    listed = config.get("architectures")
+    names = listed if isinstance(listed, list) else []
+    others = [name for name in names if not str(name).endswith("ForCausalLM")]
     if others:
         raise CheckpointError(
             f"model_type is {config['model_type']!r} ({', '.join(map(str, others))}), which does "

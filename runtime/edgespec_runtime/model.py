@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,11 +28,11 @@ from edgespec_runtime.loading import (
     roles_for,
     vocabulary,
 )
-from edgespec_runtime.prompt import ImageMark, Prompt, build_prompt
+from edgespec_runtime.prompt import Asked, ImageMark, Prompt, build_prompt
 from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
 from edgespec_runtime.tables import Table
-from edgespec_runtime.template import ChatTemplate, Message
+from edgespec_runtime.template import ChatTemplate
 from edgespec_runtime.tokenizer import Tokenizer
 from edgespec_runtime.verifiers import LocalVerifier, Verifier
 from edgespec_runtime.verifiers.opening import Question, open_here
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
     from edgespec_runtime.remote.opening import RemoteTarget
 
-Asked: TypeAlias = "str | Sequence[Message] | Sequence[int]"
-"""A user's text, messages, or token ids, which are taken as they are."""
 # Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
 # built-in family (docs/performance.md).
 DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
@@ -129,7 +127,7 @@ class Model:
 
     @property
     def variant(self) -> str | None:
-        """What kind of draft the bundle holds ("vlm", "vispec", ...), None without one."""
+        """What kind of draft the bundle holds ("vlm", "text", "vispec", ...), None without one."""
         return self.manifest.variant
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from edgespec.errors import BundleError, PromptError
 from edgespec_runtime.template import ChatTemplate, Message
 from edgespec_runtime.tokenizer import Tokenizer
+
+Asked: TypeAlias = "str | Sequence[Message] | Sequence[int] | npt.NDArray[np.integer[Any]]"
+"""What a user may ask: a text, messages, or token ids [L], which are taken as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,7 @@ class ImageMark:
 
 
 def build_prompt(
-    prompt: str | Sequence[Message] | Sequence[int],
+    prompt: Asked,
     n_images: int,
     template: ChatTemplate,
     tokenizer: Tokenizer,
@@ -91,7 +94,7 @@ def build_prompt(
     return Prompt(text=text, ids=expanded, image_spans=spans)
 
 
-def is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
+def is_ids(prompt: object) -> TypeGuard[Sequence[int] | npt.NDArray[np.integer[Any]]]:
     """Whether a prompt is given as token ids."""
     if isinstance(prompt, np.ndarray):
         return True
@@ -100,7 +103,9 @@ def is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
     return all(isinstance(i, (int, np.integer)) for i in prompt)
 
 
-def _checked_ids(prompt: Sequence[int], vocabulary: int | None) -> list[int]:
+def _checked_ids(
+    prompt: Sequence[int] | npt.NDArray[np.integer[Any]], vocabulary: int | None
+) -> list[int]:
     ids = np.asarray(prompt)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise PromptError(

@@ -1,9 +1,9 @@
 """What TensorRT 10.3's ONNX parser takes, for checking a graph where no TensorRT 10.3 is.
 
 Operators, types and limits are those of docs/operators.md of the parser's release 10.1, the last of
-the 10.x line whose text is at hand before 10.3 (opsets 9 to 20; TensorRT 10.2 and 10.3 announced no
-operators removed), and, for quantised weights, of its importer's source. The check is a proxy: it
-finds what the table refuses; that a graph passes does not prove that it builds.
+the 10.x line whose text is at hand before 10.3 (opsets 9 to 20; what 10.2 and 10.3 changed was not
+seen), and, for quantised weights, of its importer's source. The check is a proxy: it finds what the
+table refuses; that a graph passes does not prove that it builds.
 """
 
 from __future__ import annotations
