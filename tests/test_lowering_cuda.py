@@ -87,7 +87,7 @@ def test_nothing_of_a_step_is_left_to_the_host(both: Bundle) -> None:
 
 def test_what_it_is_not_built_for_is_said(tmp_path: Path) -> None:
     request = export_request("draft", tmp_path / "b")
-    with pytest.raises(ConfigError, match="'cuda' has fp16, bf16; use native:fp32"):
+    with pytest.raises(ConfigError, match="'cuda' has fp16, bf16, int8, int4; use native:fp32"):
         plan_export(replace(request, flavours=(Flavour("cuda", "fp32"),)))
     with pytest.raises(ConfigError, match="--sessions is not built for lowering 'cuda'"):
         plan_export(replace(request, flavours=(CUDA,), sessions=4))

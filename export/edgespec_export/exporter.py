@@ -136,6 +136,7 @@ def plan_export(request: ExportRequest) -> Plan:
 
 def _lowerings(flavour: Flavour, parts: Precisions) -> tuple[Flavour, Flavour, Flavour]:
     """What target, tower and draft of a flavour are built in."""
+    flavour.check()
     seeing = parts.vision or floats_of(flavour)
     drafting = replace(flavour, precision=parts.draft) if parts.draft else flavour.drafts
     return flavour, replace(flavour, precision=seeing), drafting
