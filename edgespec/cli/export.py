@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgespec_export.exporter import ExportRequest
 
 BUILTIN = "builtin"
+CHECKPOINT = "a Hugging Face-format directory or a hub id"
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -26,89 +27,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "edgespec export --target llava-hf/llava-1.5-7b-hf --draft my-llava-160m "
         "--compressor pool:4 --out llava.bundle",
     )
-    checkpoint = "a Hugging Face-format directory or a hub id"
     parser.add_argument(
         "--target",
         required=True,
         metavar="MODEL",
-        help=f"a LLaVA, Llama, Mistral or Qwen2: {checkpoint}; or {BUILTIN}, the small family that "
+        help=f"a LLaVA, Llama, Mistral or Qwen2: {CHECKPOINT}; or {BUILTIN}, the small family that "
         "edgespec brings along",
     )
-    parser.add_argument(
-        "--draft",
-        metavar="MODEL",
-        help="a small model of the target's kind, or, for a LLaVA, a feature-level draft "
-        "(EAGLE-1/2/3, EagleVLM, MSD, ViSpec, "
-        f"SpecVLM): {checkpoint}; with --target {BUILTIN} also draft (its default), eaglevlm, "
-        "vispec or specvlm",
-    )
-    parser.add_argument(
-        "--draft-variant",
-        metavar="NAME",
-        help="the rule a feature-level draft follows, where its tensors do not tell: msd or eagle",
-    )
-    parser.add_argument(
-        "--draft-vocab",
-        metavar="FILE[:N]",
-        help="let the draft propose only the N most frequent tokens of a list that `edgespec "
-        "frequencies` made; the target judges with its whole vocabulary",
-    )
-    parser.add_argument(
-        "--compressor",
-        metavar="KIND[:N]",
-        help="what the draft sees of an image: pool:N (averages), prune:N (a random N-th), "
-        "stride:N, text-only; trained compressors come with their draft",
-    )
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="directory to write")
-    parser.add_argument(
-        "--lowering",
-        action="append",
-        metavar="NAME[:PRECISION]",
-        help="ort (ONNX Runtime's fast operators, default), cuda (the same for its CUDA provider; "
-        "fp16), native (opset 24: TensorRT from 10.15, ONNX Runtime) or portable (opset 20: "
-        "TensorRT from 10.3); give it again for a bundle "
-        "with several, of which a device takes the one that suits it",
-    )
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        action=Assignments,
-        metavar="NAME | PART=NAME,...",
-        help="of lowerings that name none: fp32 (default), fp16, bf16, int8 or int4. By part, e.g. "
-        "target=int4,draft=int8,vision=fp16,head=int8,embedding=fp16,block=64 (block: inputs that "
-        "share a scale in int4); docs/precision.md",
-    )
-    parser.add_argument(
-        "--calibration",
-        metavar="FILE[:N]",
-        help="round int4 weights of the target by what its layers read on N questions "
-        "(default 64) of a file as `edgespec distill` takes them, better with 'answers' (GPTQ; "
-        f"lowerings ort and cuda); {BUILTIN}: the family's own. Default: to the nearest",
-    )
-    parser.add_argument(
-        "--quality",
-        metavar="FILE[:N]",
-        help="compare quantised targets with float32 on N questions of a file (default 48): "
-        f"perplexity and equal answers, among others, in the manifest; {BUILTIN}: the family's own",
-    )
-    parser.add_argument(
-        "--sessions",
-        type=int,
-        default=0,
-        metavar="N",
-        help="for a server: add the graph that verifies up to N sessions in one call, e.g. 8 "
-        "(default: none; the server then verifies one after another)",
-    )
-    parser.add_argument(
-        "--part",
-        default="whole",
-        metavar="PART",
-        help="whole (default), or device: what drafts, without the target, for a device that "
-        "generates with --remote",
-    )
-    parser.add_argument(
-        "--parity", action="store_true", help="compare every graph with torch (needs [train])"
-    )
+    _add_draft(parser.add_argument_group("the draft"))
+    _add_graphs(parser.add_argument_group("the graphs"))
+    _add_precision(parser.add_argument_group("the numbers"))
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument(
         "--resume",
@@ -120,6 +49,89 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_config(parser)
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_draft(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a small model of the target's kind, or, for a LLaVA, a feature-level draft "
+        "(EAGLE-1/2/3, EagleVLM, MSD, ViSpec, "
+        f"SpecVLM): {CHECKPOINT}; with --target {BUILTIN} also draft (its default), eaglevlm, "
+        "vispec or specvlm",
+    )
+    group.add_argument(
+        "--draft-variant",
+        metavar="NAME",
+        help="the rule a feature-level draft follows, where its tensors do not tell: msd or eagle",
+    )
+    group.add_argument(
+        "--draft-vocab",
+        metavar="FILE[:N]",
+        help="let the draft propose only the N most frequent tokens of a list that `edgespec "
+        "frequencies` made; the target judges with its whole vocabulary",
+    )
+    group.add_argument(
+        "--compressor",
+        metavar="KIND[:N]",
+        help="what the draft sees of an image: pool:N (averages), prune:N (a random N-th), "
+        "stride:N, text-only; trained compressors come with their draft",
+    )
+
+
+def _add_graphs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--lowering",
+        action="append",
+        metavar="NAME[:PRECISION]",
+        help="ort (ONNX Runtime's fast operators, default), cuda (the same for its CUDA provider; not "
+        "fp32), native (opset 24: TensorRT from 10.15, ONNX Runtime) or portable (opset 20: "
+        "TensorRT from 10.3); give it again for a bundle "
+        "with several, of which a device takes the one that suits it",
+    )
+    group.add_argument(
+        "--sessions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for a server: add the graph that verifies up to N sessions in one call, e.g. 8 "
+        "(default: none; the server then verifies one after another)",
+    )
+    group.add_argument(
+        "--part",
+        default="whole",
+        metavar="PART",
+        help="whole (default), or device: what drafts, without the target, for a device that "
+        "generates with --remote",
+    )
+    group.add_argument(
+        "--parity", action="store_true", help="compare every graph with torch (needs [train])"
+    )
+
+
+def _add_precision(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--precision",
+        default="fp32",
+        action=Assignments,
+        metavar="NAME | PART=NAME,...",
+        help="of lowerings that name none: fp32 (default), fp16, bf16, int8 or int4. By part, e.g. "
+        "target=int4,draft=int8,vision=fp16,head=int8,embedding=fp16,block=64 (block: inputs that "
+        "share a scale in int4); docs/precision.md",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="FILE[:N]",
+        help="round int4 weights of the target by what its layers read on N questions "
+        "(default 64) of a file as `edgespec distill` takes them, better with 'answers' (GPTQ; "
+        f"lowerings ort and cuda); {BUILTIN}: the family's own. Default: to the nearest",
+    )
+    group.add_argument(
+        "--quality",
+        metavar="FILE[:N]",
+        help="compare quantised targets with float32 on N questions of a file (default 48): "
+        f"perplexity and equal answers, among others, in the manifest; {BUILTIN}: the family's own",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
