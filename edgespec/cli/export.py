@@ -84,10 +84,10 @@ def _add_graphs(group: argparse._ArgumentGroup) -> None:
         "--lowering",
         action="append",
         metavar="NAME[:PRECISION]",
-        help="ort (ONNX Runtime's fast operators, default), cuda (the same for its CUDA provider; not "
-        "fp32), native (opset 24: TensorRT from 10.15, ONNX Runtime) or portable (opset 20: "
-        "TensorRT from 10.3); give it again for a bundle "
-        "with several, of which a device takes the one that suits it",
+        help="ort (ONNX Runtime's fast operators, default), cuda (the same for its CUDA provider; "
+        "not fp32), native (opset 24: TensorRT from 10.15, ONNX Runtime) or portable (opset 20: "
+        "TensorRT from 10.3); give it again for a bundle with several, of which a device takes "
+        "the one that suits it",
     )
     group.add_argument(
         "--sessions",
