@@ -18,7 +18,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def main(words: list[str] | None = None) -> int:
         "geometry": arguments.geometry,
         "engine": arguments.engine,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(["benchmarks/gpu.py", *(sys.argv[1:] if words is None else words)]),
+        "command": _command(sys.argv[1:] if words is None else words),
     }
     rig = Rig(
         geometry=GEOMETRIES[arguments.geometry],
@@ -118,7 +118,9 @@ def _section(rig: Rig, name: str) -> dict[str, Any]:
         print(f"  {found['error']}", file=sys.stderr, flush=True)
     if rig.refused:
         found["refused"] = dict(rig.refused)
-    return {"seconds": round(time.perf_counter() - started, 2), **found}
+    # A file may be completed by a later call, so every section says when it ran.
+    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"ended": ended, "seconds": round(time.perf_counter() - started, 2), **found}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,6 +138,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--repeats", type=int, default=12)
     found.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a file")
     return found
+
+
+def _command(words: Sequence[str]) -> str:
+    """The call as others can repeat it: without the places of this machine."""
+    places = {n + k for n, word in enumerate(words) if word in ("--out", "--work") for k in (0, 1)}
+    kept = (word for n, word in enumerate(words) if n not in places)
+    return " ".join(["benchmarks/gpu.py", *kept])
 
 
 def _earlier(out: Path) -> dict[str, Any]:

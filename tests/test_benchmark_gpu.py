@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("onnxruntime")
+pytest.importorskip("torch", reason="the benchmark compares with transformers (extra train)")
+pytest.importorskip("onnxruntime", reason="an engine is needed (extra ort)")
 
 from benchmarks import gpu
 from benchmarks.gpu_replay import REPORTS, downwards, evenly
