@@ -12,16 +12,23 @@ import pytest
 import yaml
 
 from benchmarks.peers.__main__ import main
-from benchmarks.peers.contenders import PEERS, contenders
+from benchmarks.peers.contenders import PEERS, contenders, left_out
 from benchmarks.peers.environments import VERSIONS, Environments, Skipped, Steps, read_versions
+from benchmarks.peers.family import checkpoint_of, draft_of, named
 from benchmarks.peers.measure import Result
 from benchmarks.peers.models import environment
 from benchmarks.peers.process import Worker
+from benchmarks.peers.prompts import PICTURES, read_prompts
 from benchmarks.peers.report import equal
+from edgespec.errors import PromptError
+from edgespec_export.family import checkpoint_path
+from tests.support.checkpoints import GEOMETRIES, picture, write_checkpoint
+from tests.support.checkpoints import write_draft as write_seeing_draft
 from tests.support.texts import TEMPLATE, TextModel, write_text_draft, write_text_model
 
 HERE = ["--here", "transformers", "--threads", "1", "--starts", "1", "--repeats", "2"]
 LLAMA = TextModel(template=TEMPLATE)
+LLAVA = GEOMETRIES["gqa"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,86 @@ def test_ours_and_transformers_side_by_side(
     page = table.read_text()
     assert page == capsys.readouterr().out
     assert page.count("| 2/2 |") >= 4 and "Left out" not in page
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("peers") / "llava", LLAVA, seed=5)
+
+
+@pytest.fixture(scope="module")
+def about_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures, not of the tower's size, one question."""
+    folder = tmp_path_factory.mktemp("shown")
+    rows = []
+    for name, size in (("a", 48), ("b", 40)):
+        picture(size, seed=size).save(folder / f"{name}.png")
+        rows.append({"name": name, "text": "what is this", "image": f"{name}.png"})
+    file = folder / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+@pytest.mark.slow
+def test_a_llava_side_by_side(llava: Path, about_pictures: Path, tmp_path: Path) -> None:
+    """All look at the same pictures and say the same of them, in every mode; those who see nothing
+    are told of."""
+    draft = write_seeing_draft(tmp_path / "draft", LLAVA, llava, 6, own_tower=False, noise=0.05)
+    written, table = tmp_path / "peers.json", tmp_path / "peers.md"
+    asked = ["--checkpoint", str(llava), "--draft", str(draft), "--prompts", str(about_pictures)]
+    asked += ["--work", str(tmp_path / "work"), "--new", "8", "--json", str(written)]
+    only = ["--only", "edgespec:fp32", "--only", "transformers:fp32", "--only", "ctranslate2"]
+    assert main([*asked, *HERE, *only, "--markdown", str(table)]) == 0
+    told = json.loads(written.read_text())
+    modes = [(c["peer"], c["mode"]) for c in told["contenders"]]
+    both = ("edgespec", "transformers")
+    assert modes == [(peer, mode) for peer in both for mode in ("plain", "lookup", "draft")]
+    for contender in told["contenders"]:
+        assert not contender["skipped"]
+        assert contender["tokens"] == told["contenders"][0]["tokens"]
+    tokens = told["contenders"][0]["tokens"]
+    assert tokens["a"] != tokens["b"], "the pictures make the difference"
+    assert told["left_out"] == {"ctranslate2": "its converter knows no LLaVA"}
+    assert "Left out:\n\n- ctranslate2: its converter knows no LLaVA" in table.read_text()
+    lengths = set(told["prompt_tokens"].values())
+    assert lengths == {len("<USER: \nwhat is this ASSISTANT:") + LLAVA.visual_tokens}
+
+
+def test_questions_about_pictures(
+    llava: Path, about_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pixels are those of the checkpoint's processor, ids have room for them, text has the mark."""
+    (first, _), eos = read_prompts(about_pictures, llava, tmp_path)
+    assert first.picture is not None and eos == [2]
+    assert first.ids.count(first.picture.mark_id) == LLAVA.visual_tokens
+    assert first.picture.text.count(first.picture.mark) == 1
+    assert np.load(first.picture.array).shape == (48, 48, 3)
+    pixels = np.load(first.picture.pixels)
+    assert pixels.shape == (1, 3, 32, 32) and pixels.dtype == np.float32
+    bad = tmp_path / "bad.jsonl"
+    for line in ('{"name": "a", "text": "what is this"}', "no JSON", "[]"):
+        bad.write_text(line)
+        with pytest.raises(PromptError, match='bad.jsonl, line 1: .* "name", "text", "image"'):
+            read_prompts(bad, llava, tmp_path)
+    asked = ["--checkpoint", str(llava), "--work", str(tmp_path), "--prompts"]
+    assert main([*asked, str(tmp_path / "none.jsonl")]) == 2
+    assert "cannot read the prompts" in capsys.readouterr().err
+    assert main([*asked, str(about_pictures), "--only", "llama.cpp"]) == 2
+    assert "llama.cpp" not in capsys.readouterr().err.split("there are: ")[1]
+
+
+def test_the_built_in_family_by_name(tmp_path: Path) -> None:
+    """Its checkpoints, its drafts, and built-in questions about as many different pictures."""
+    target = checkpoint_of(Path("builtin"))
+    assert target == checkpoint_path("target").resolve() and "family" in named(target)
+    assert draft_of(Path("builtin"), target) == checkpoint_path("draft").resolve()
+    assert draft_of(Path("specvlm"), target) == checkpoint_path("specvlm").resolve()
+    assert draft_of(Path("specvlm"), tmp_path) == Path("specvlm").resolve()
+    assert draft_of(None, target) is None and named(tmp_path) == tmp_path.name
+    questions, _ = read_prompts(None, target, tmp_path)
+    arrays = [np.load(q.picture.array) for q in questions if q.picture]
+    assert len(arrays) == len(PICTURES.read_text().splitlines())
+    assert len({array.tobytes() for array in arrays}) == len(arrays)
 
 
 @pytest.mark.slow
@@ -133,6 +220,15 @@ def test_every_peer_has_a_worker_and_versions() -> None:
     labels = [c.label for c in contenders(["llama.cpp:*:lookup"], draft=False)]
     assert labels == [f"llama.cpp:{p}:lookup" for p in ("fp32", "fp16", "int8", "int4")]
     assert all(c.mode != "draft" for c in contenders([], draft=False))
+    seeing = {c.label for c in contenders(["*:fp32"], draft=True, pictures=True)}
+    both = {f"{p}:fp32:{m}" for p in ("edgespec", "transformers") for m in ("plain", "lookup")}
+    assert seeing == both | {
+        "edgespec:fp32:draft", "transformers:fp32:draft",
+        "openvino-genai:fp32:plain", "openvino-genai:fp32:lookup",
+    }  # fmt: skip
+    blind = {"onnxruntime-genai", "llama.cpp", "ctranslate2", "openvino-genai:*:draft"}
+    assert left_out([], draft=True).keys() == blind
+    assert left_out(["openvino-genai", "transformers"], draft=False) == {}
 
 
 def test_figures_of_a_result() -> None:

@@ -1,4 +1,4 @@
-"""edgespec beside what else runs a text model on a processor, on the same weights, in one session.
+"""edgespec beside what else runs a model on a processor, on the same weights, in one session.
 
     python -m benchmarks.peers --checkpoint ~/smollm2 --work ~/peers
 
@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.peers.contenders import PEERS, contenders
+from benchmarks.peers.contenders import PEERS, Contender, contenders, left_out
 from benchmarks.peers.environments import (
     HERE,
     VERSIONS,
@@ -22,37 +22,40 @@ from benchmarks.peers.environments import (
     read_versions,
     say,
 )
+from benchmarks.peers.family import checkpoint_of, draft_of
 from benchmarks.peers.measure import Settings, as_json, measure
 from benchmarks.peers.models import Models
-from benchmarks.peers.prompts import BUILT_IN, read_prompts
+from benchmarks.peers.prompts import read_prompts
 from benchmarks.peers.report import facts, markdown
 from edgespec.errors import EdgespecError
 
 
 def main(given: list[str] | None = None) -> int:
     arguments = parse(given)
-    checkpoint = arguments.checkpoint.resolve()
-    draft = arguments.draft.resolve() if arguments.draft else None
+    checkpoint = checkpoint_of(arguments.checkpoint)
+    draft = draft_of(arguments.draft, checkpoint)
     try:
-        questions, eos = read_prompts(arguments.prompts, checkpoint)
+        questions, eos = read_prompts(arguments.prompts, checkpoint, arguments.work / "pictures")
     except EdgespecError as error:
         say(f"{checkpoint}: {error}")
         return 2
     versions = read_versions(arguments.versions) | dict.fromkeys(arguments.here, HERE)
     environments = Environments(arguments.work / "environments", versions)
     models = Models(arguments.work / "models", environments, checkpoint, draft)
-    wanted = list(contenders(arguments.only, draft=draft is not None))
+    sees, drafts = any(question.picture for question in questions), draft is not None
+    wanted = list(contenders(arguments.only, draft=drafts, pictures=sees))
     if not wanted:
-        labels = ", ".join(c.label for c in contenders((), draft=True))
+        labels = ", ".join(c.label for c in contenders((), draft=True, pictures=sees))
         say(f"--only names nobody; there are: {labels}")
         return 2
     if arguments.prepare:
-        return prepare(models, arguments.only)
+        return prepare(models, wanted)
     settings = Settings(
         arguments.threads, arguments.new, arguments.repeats, arguments.starts, arguments.seed
     )
     results = measure(wanted, models, questions, eos, settings, arguments.work / "logs")
-    told = facts(checkpoint, draft, questions)
+    blind = left_out(arguments.only, draft=drafts) if sees else {}
+    told = {**facts(checkpoint, draft, questions), "left_out": blind}
     table = markdown(results, told, settings)
     print(table, end="")
     if arguments.markdown:
@@ -63,9 +66,9 @@ def main(given: list[str] | None = None) -> int:
     return 0 if any(result.tokens for result in results) else 1
 
 
-def prepare(models: Models, only: list[str]) -> int:
+def prepare(models: Models, wanted: list[Contender]) -> int:
     """Environments and conversions alone, for a run later on."""
-    for contender in contenders(only, draft=models.draft is not None):
+    for contender in wanted:
         try:
             models.environments.python(contender.peer.name)
             models.target(contender)
@@ -84,8 +87,19 @@ def parse(given: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="Llama or Qwen2 in Hugging Face's format")
-    add("--draft", type=Path, help="a small model of the same vocabulary; adds the mode 'draft'")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="Llama, Qwen2 or LLaVA in Hugging Face's format; builtin: the family that edgespec "
+        "brings along",
+    )
+    add(
+        "--draft",
+        type=Path,
+        help="a small model of the same vocabulary, for a LLaVA one that sees; adds the mode "
+        "'draft'. builtin, or a name of it: the built-in family's own",
+    )
     add("--work", type=Path, default=Path("peers"), help="environments, models, logs (./peers)")
     add(
         "--only",
@@ -94,7 +108,7 @@ def parse(given: list[str] | None) -> argparse.Namespace:
         metavar="PATTERN",
         help=f"PEER[:PRECISION[:MODE]] with * for any; may be repeated. Peers: {names}",
     )
-    add("--prompts", type=Path, default=BUILT_IN, help='JSON lines of "name" and "text"')
+    add("--prompts", type=Path, help='JSON lines of "name", "text" and, for a LLaVA, "image"')
     add("--new", type=int, default=128, help="tokens of an answer at most (128)")
     add("--repeats", type=int, default=5, help="rounds; medians are told (5)")
     add("--starts", type=int, default=2, help="times that loading is clocked (2)")

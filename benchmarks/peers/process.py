@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.environments import Skipped
+from benchmarks.peers.prompts import Picture
 
 
 class Worker:
@@ -34,9 +36,12 @@ class Worker:
             self.close()
             raise
 
-    def run(self, ids: Sequence[int], new: int, eos: Sequence[int]) -> dict[str, Any]:
+    def run(
+        self, ids: Sequence[int], new: int, eos: Sequence[int], picture: Picture | None = None
+    ) -> dict[str, Any]:
         """Tokens, their times in seconds from the start, and peak memory in MB."""
-        self._ask({"do": "run", "ids": list(ids), "new": new, "eos": list(eos)})
+        seen = {"picture": asdict(picture)} if picture else {}
+        self._ask({"do": "run", "ids": list(ids), "new": new, "eos": list(eos), **seen})
         return self._answer()
 
     def close(self) -> None:
@@ -57,7 +62,7 @@ class Worker:
     def _ask(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(json.dumps(request, default=str) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise Skipped(f"its process has ended (see {self._log})") from None

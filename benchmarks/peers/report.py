@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.family import named
 from benchmarks.peers.measure import Result, Settings
 from benchmarks.peers.prompts import Question
 
@@ -22,7 +23,7 @@ REFERENCES = ("transformers:fp32:plain", "edgespec:fp32:plain")
 def facts(checkpoint: Path, draft: Path | None, questions: Sequence[Question]) -> dict[str, Any]:
     """Of the machine and of what was asked."""
     return {
-        "checkpoint": checkpoint.name,
+        "checkpoint": named(checkpoint),
         "draft": draft.name if draft else None,
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -34,9 +35,10 @@ def facts(checkpoint: Path, draft: Path | None, questions: Sequence[Question]) -
 
 def markdown(results: Sequence[Result], told: dict[str, Any], settings: Settings) -> str:
     """A table of who took part, who did not and why, and versions."""
+    model = told["checkpoint"] + (f" with draft {told['draft']}" if told["draft"] else "")
     lengths = ", ".join(f"{name} {size}" for name, size in told["prompt_tokens"].items())
     lines = [
-        f"{told['checkpoint']} on {told['processor']}, {settings.threads} threads, batch 1, greedy;"
+        f"{model} on {told['processor']}, {settings.threads} threads, batch 1, greedy;"
         f" prompts in tokens: {lengths}; up to {settings.new} new tokens; medians of "
         f"{settings.repeats} interleaved repeats.",
         "",
@@ -45,10 +47,10 @@ def markdown(results: Sequence[Result], told: dict[str, Any], settings: Settings
     ]
     ran = [result for result in results if result.tokens and not result.skipped]
     lines += [_row(_cells(result, ran)) for result in ran]
-    left = [result for result in results if result not in ran]
-    if left:
+    failed = {result.label: result.skipped for result in results if result not in ran}
+    if left := {**failed, **told["left_out"]}:
         lines += ["", "Left out:", ""]
-        lines += [f"- {result.label}: {result.skipped}" for result in left]
+        lines += [f"- {label}: {reason}" for label, reason in left.items()]
     lines += ["", f"Versions: {'; '.join(_versions(ran))}."]
     return "\n".join(lines) + "\n"
 

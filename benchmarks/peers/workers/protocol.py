@@ -1,8 +1,9 @@
 """What every worker shares: requests as JSON lines on stdin, answers on stdout, one at a time.
 
 A worker is a script that runs in its peer's environment, so this module needs the standard library
-alone. ``{"do": "run", "ids": [...], "new": N, "eos": [...]}`` is answered by the tokens and by when
-they came; ``{"do": "end"}`` ends the worker. What the peer prints goes to stderr.
+alone. ``{"do": "run", "ids": [...], "new": N, "eos": [...]}``, with a ``"picture"`` for a LLaVA, is
+answered by the tokens and by when they came; ``{"do": "end"}`` ends the worker. What the peer
+prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -38,6 +39,21 @@ class Job:
     """The peer's own form of that."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What a question is about; files are numpy's. Read them before the clock starts."""
+
+    array: str
+    """uint8 [H, W, 3]: decoded, upright, RGB."""
+    pixels: str
+    """float32 [1, 3, h, w]: as the checkpoint's own processor makes them."""
+    text: str
+    """The prompt as the chat template wrote it, with one mark in the picture's place."""
+    mark: str
+    mark_id: int
+    """In a request's ids, one for each visual token."""
+
+
 @dataclass
 class Clock:
     """When tokens came. Engines that call back give them as they are made, others when asked."""
@@ -60,9 +76,11 @@ class Clock:
 class Engine(Protocol):
     """A loaded model."""
 
-    def run(self, ids: list[int], new: int, eos: list[int], clock: Clock) -> None:
-        """Continues ``ids`` greedily by ``new`` tokens, or up to one of ``eos``; starts the clock
-        when it starts to compute, and tells it every token."""
+    @property
+    def run(self) -> Callable[..., None]:
+        """(ids, new, eos, clock), and where it sees also ``picture``: continues ``ids`` greedily by
+        ``new`` tokens, or up to one of ``eos``; starts the clock when it starts to compute, and
+        tells it every token."""
         ...
 
 
@@ -94,6 +112,12 @@ def main(peer: Peer) -> None:
         sys.exit(1)
 
 
+def sees(checkpoint: Path) -> bool:
+    """Whether a checkpoint is a LLaVA."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    return bool(config["model_type"] == "llava")
+
+
 def call(command: Sequence[str]) -> None:
     """Runs a command, whose own words say what went wrong. Ends this program where it failed."""
     if code := subprocess.run(command).returncode:
@@ -117,8 +141,9 @@ def _serve(peer: Peer, job: Job, answers: TextIO) -> None:
         request = json.loads(line)
         if request["do"] == "end":
             return
+        seen = {"picture": Picture(**request["picture"])} if "picture" in request else {}
         clock.start()
-        engine.run(request["ids"], request["new"], request["eos"], clock)
+        engine.run(request["ids"], request["new"], request["eos"], clock, **seen)
         tokens, times = _until_end(clock, request["eos"], request["new"])
         peak = _memory_mb("VmHWM")
         _answer(answers, {"tokens": tokens, "times": times, "peak_mb": peak})

@@ -1,10 +1,10 @@
-"""transformers' generate: plain, prompt lookup, and assisted by a draft."""
+"""transformers' generate: plain, prompt lookup, and assisted by a draft; texts and LLaVA."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from protocol import Clock, Job, Peer, main
+from protocol import Clock, Job, Peer, Picture, main, sees
 
 LOOKUP = 10
 """Tokens proposed at a time, as transformers' documentation has it."""
@@ -30,8 +30,16 @@ class Engine:
     def __init__(self, torch: Any, model: Any, settings: dict[str, Any]) -> None:
         self._torch, self._model, self._settings = torch, model, settings
 
-    def run(self, ids: list[int], new: int, eos: list[int], clock: Clock) -> None:
+    def run(
+        self,
+        ids: list[int],
+        new: int,
+        eos: list[int],
+        clock: Clock,
+        picture: Picture | None = None,
+    ) -> None:
         asked = self._torch.tensor([ids])
+        seen = self._seen(picture) if picture else {}
         clock.start()
         self._model.generate(
             asked,
@@ -43,7 +51,17 @@ class Engine:
             pad_token_id=(eos or [0])[0],
             streamer=Streamer(clock),
             **self._settings,
+            **seen,
         )
+
+    def _seen(self, picture: Picture) -> dict[str, Any]:
+        import numpy
+
+        pixels = self._torch.from_numpy(numpy.load(picture.pixels)).to(self._model.dtype)
+        if "prompt_lookup_num_tokens" not in self._settings:
+            return {"pixel_values": pixels}
+        # Or else it proposes the prompt's visual tokens, and fails for want of their picture.
+        return {"pixel_values": pixels, "suppress_tokens": [picture.mark_id]}
 
 
 def libraries() -> Any:
@@ -60,7 +78,8 @@ def load(imported: Any, job: Job) -> Engine:
     kind = torch.bfloat16 if job.precision == "bf16" else torch.float32
 
     def opened(folder: Any) -> Any:
-        loader = transformers.AutoModelForCausalLM
+        llava, text = "LlavaForConditionalGeneration", "AutoModelForCausalLM"
+        loader = getattr(transformers, llava if sees(folder) else text)
         return loader.from_pretrained(folder, dtype=kind, local_files_only=True).eval()
 
     settings: dict[str, Any] = {}
