@@ -46,7 +46,8 @@ def walk(
     """Follows the target through the tree.
 
     ``pick(row, path)`` returns the target's token after the root and ``path`` (the tokens accepted
-    so far in this walk); it is called once per visited node, root first. ``named``: see ``Verdict``.
+    so far in this walk); it is called once per visited node, root first.
+    ``named``: see ``Verdict``.
     """
     row = 0
     rows: list[int] = []

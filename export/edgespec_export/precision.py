@@ -52,9 +52,9 @@ class Precision:
         return self.bits if part == "layer" else 0
 
     def block_of(self, part: str, inputs: int) -> int:
-        """Inputs to a scale of that part in ONNX Runtime's block-wise kernels; 0: rows are quantised
-        instead. A block that does not divide the inputs would make results depend on the number of
-        rows."""
+        """Inputs to a scale of that part in ONNX Runtime's block-wise kernels; 0: rows are
+        quantised instead. A block that does not divide the inputs would make results depend on the
+        number of rows."""
         by_rows = self.bits_of(part) == 8 and self.floats == "float32"
         if by_rows and not (part == "layer" and self.block):
             return 0

@@ -106,9 +106,7 @@ class LocalVerifier:
         cached, asked = self._session.cache.length, len(tree) + 1
         spare = asked % 2 if self._exact else 0
         mask = np.ones((asked + spare, cached + asked + spare), dtype=np.bool_)
-        if (
-            len(mask) == 1
-        ):  # plain decoding; what numpy need not do is time, as caches are cold here
+        if len(mask) == 1:  # plain decoding; what numpy need not do is time, as caches are cold
             return Ask(self._table[self._root : self._root + 1], [cached], mask)
         tree.write_mask(mask[:asked, cached : cached + asked])
         mask[:asked, cached + asked :] = False
@@ -142,7 +140,8 @@ class LocalVerifier:
     def _best(self, outputs: Sequence[Array]) -> list[int]:
         """Arg-max of every row: all that greedy decoding needs."""
         if self._named:
-            best, values = (array.tolist() for array in outputs[:2])
+            best: list[int] = outputs[0].tolist()
+            values = outputs[1].tolist()
         else:
             best = [int(row.argmax()) for row in outputs[0]]
             values = [row[token] for row, token in zip(outputs[0], best, strict=True)]
