@@ -35,7 +35,7 @@ def facts(checkpoint: Path, draft: Path | None, questions: Sequence[Question]) -
 
 def markdown(results: Sequence[Result], told: dict[str, Any], settings: Settings) -> str:
     """A table of who took part, who did not and why, and versions."""
-    model = told["checkpoint"] + (f" with draft {told['draft']}" if told["draft"] else "")
+    model = told["checkpoint"] + (f" with the draft '{told['draft']}'" if told["draft"] else "")
     lengths = ", ".join(f"{name} {size}" for name, size in told["prompt_tokens"].items())
     lines = [
         f"{model} on {told['processor']}, {settings.threads} threads, batch 1, greedy;"
