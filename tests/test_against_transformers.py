@@ -186,7 +186,7 @@ def test_pixels_equal_the_processor(zoo: Zoo) -> None:
     for name in ("gqa", "siglip", "clip-336"):
         image = zoo.picture(name, 4)
         theirs = zoo.processor(name).image_processor(images=[image], return_tensors="np")
-        processor = zoo.model(name)._processor
+        processor = zoo.model(name).reader.processor
         assert processor is not None
         ours = preprocess([image], processor)
         assert np.abs(ours - np.asarray(theirs["pixel_values"])).max() < 1e-5

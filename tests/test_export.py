@@ -21,7 +21,7 @@ import pytest
 from edgespec.bundle import MANIFEST, Manifest, read_bundle
 from edgespec.errors import InputError
 from edgespec.flavour import Flavour
-from edgespec_export import builder, exporter
+from edgespec_export import exporter, weights
 from edgespec_export.checkpoint import PIECE_BYTES, open_checkpoint
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.plan import Plan
@@ -436,7 +436,7 @@ def test_a_full_disk_is_named_and_the_old_bundle_stays(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(builder, "_external", full)
+    monkeypatch.setattr(weights, "_external", full)
     with pytest.raises(InputError, match="writing '.*b' failed: No space left on device"):
         export(target, tmp_path / "b", overwrite=True)
     assert left(tmp_path) == ["b"] and contents(tmp_path / "b") == before

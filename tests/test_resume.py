@@ -20,7 +20,7 @@ from edgespec.bundle import JOURNAL, MANIFEST, read_bundle, write_bundle
 from edgespec.cli import main
 from edgespec.errors import ConfigError, InputError
 from edgespec.flavour import Flavour
-from edgespec_export import builder
+from edgespec_export import weights
 from edgespec_export.exporter import ExportRequest, export_bundle
 from tests.support.tiny import tiny_config, write_json, write_tiny
 
@@ -31,7 +31,7 @@ DYING = """
     from pathlib import Path
     from edgespec.errors import InputError
     from edgespec.flavour import Flavour
-    from edgespec_export import builder
+    from edgespec_export import weights
     from edgespec_export.exporter import ExportRequest, export_bundle
     from edgespec_export.journal import Journal
 
@@ -54,11 +54,11 @@ DYING = """
             os.kill(os.getpid(), signal.SIGKILL)
         append(out, array, *more)
 
-    add, append = Journal.add, builder._append
+    add, append = Journal.add, weights._append
     if where == "between":
         Journal.add = die
     elif where == "inside":
-        builder._append = die_inside
+        weights._append = die_inside
     elif where == "limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(number),) * 2)
     try:
@@ -121,13 +121,13 @@ def killed(target: Path, out: Path, where: str, number: int, *, resume: bool = F
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the weights that exports in this process compute."""
     found: list[str] = []
-    loaded = builder._loaded
+    loaded = weights._loaded
 
-    def noted(name: str, weight: builder.Weight) -> builder.Array:
+    def noted(name: str, weight: weights.Weight) -> weights.Array:
         found.append(name)
         return loaded(name, weight)
 
-    monkeypatch.setattr(builder, "_loaded", noted)
+    monkeypatch.setattr(weights, "_loaded", noted)
     return found
 
 

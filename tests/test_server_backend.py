@@ -136,7 +136,7 @@ def test_context_longer_than_a_chunk_of_prefill(zoo: Zoo) -> None:
         await device.open()
         assert await device.finish(plain, np.random.default_rng(0)) == plain
 
-    assert len(model._prompt("what", 1).ids) > 512
+    assert len(model.reader.prompt("what", 1).ids) > 512
     serve(zoo, test, str(zoo.bundle("clip-336")), kv_mb=64)
 
 
@@ -269,7 +269,7 @@ def test_features_of_the_target(zoo: Zoo, kind: pb.Features) -> None:
 def test_resuming_at_every_token(zoo: Zoo, images: int, settings: dict[str, Any]) -> None:
     asked = question(zoo, images=images, **settings)
     plain = asked.plain()
-    prompt = len(asked.model._prompt(asked.text, images).ids)
+    prompt = len(asked.model.reader.prompt(asked.text, images).ids)
 
     async def test(backend: EmbeddedBackend) -> None:
         for known in range(1, len(plain)):
@@ -289,7 +289,7 @@ def test_resuming_at_every_token(zoo: Zoo, images: int, settings: dict[str, Any]
 def test_resuming_in_front_of_what_is_cached_and_elsewhere(zoo: Zoo) -> None:
     asked = question(zoo)
     plain = asked.plain()
-    prompt = len(asked.model._prompt(asked.text, 0).ids)
+    prompt = len(asked.model.reader.prompt(asked.text, 0).ids)
 
     async def test(backend: EmbeddedBackend) -> None:
         device = Device(backend, asked.request())
@@ -408,7 +408,7 @@ def test_rows_are_reused_within_a_tenant_alone(zoo: Zoo) -> None:
 
 
 def _ids(asked: Question) -> list[int]:
-    ids: list[int] = asked.model._prompt(asked.text, len(asked.images)).ids.tolist()
+    ids: list[int] = asked.model.reader.prompt(asked.text, len(asked.images)).ids.tolist()
     return ids
 
 
@@ -418,7 +418,7 @@ def _shared(one: Question, two: Question) -> int:
 
 
 def _before_picture(asked: Question) -> int:
-    return int(asked.model._prompt(asked.text, 1).image_spans[0][0])
+    return int(asked.model.reader.prompt(asked.text, 1).image_spans[0][0])
 
 
 # --- Rounds applied once ------------------------------------------------------------------------

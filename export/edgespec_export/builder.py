@@ -1,85 +1,43 @@
-"""Builds one ONNX graph node by node, and streams its weights to external data.
-
-Knows ONNX; knows nothing of checkpoints or layers. A weight is a shape and a function that loads
-it, called once while saving: peak memory is one tensor, whatever the size of the model.
-"""
+"""Builds one ONNX graph node by node. Knows ONNX; knows nothing of checkpoints or layers."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from edgespec.bundle import TensorSpec
-from edgespec_export.ahead import in_order
 from edgespec_export.journal import Journal
-from edgespec_export.precision import (
-    FP32,
-    Precision,
-    Quantised,
-    block_of,
-    encoded,
-    stored_bytes,
-)
+from edgespec_export.precision import FP32, Precision, Quantised, block_of, encoded
 from edgespec_export.quantise.matrix import Matrix
 from edgespec_export.quantise.products import block_wise, row_wise
+from edgespec_export.weights import FLOATS, KINDS, Array, Stored, Weight, inline, write_weights
 
-Array = npt.NDArray[Any]
+__all__ = [
+    "BLOCKS_OPSET",
+    "CONTRIB",
+    "FLOATS",
+    "Array",
+    "Axis",
+    "GraphBuilder",
+    "Stored",
+    "Weight",
+]
+
 Axis = int | str
 Made = TypeVar("Made")
 CONTRIB = "com.microsoft"
 
-# ONNX Runtime maps external data in place only where it starts on a page.
-ALIGNMENT = 4096
-INLINE_BYTES = 1024
 WINDOWS = 22  # the opset from which convolutions and pools take bfloat16
 BLOCKS_OPSET = 21
 """Where ONNX has weights in blocks; TensorRT 10.3 takes them too, though its table ends at 20."""
 IR_VERSION = 10  # understood by every runtime we target, TensorRT 10.3's parser included
-
-
-Stored = dict[tuple[str, str], onnx.TensorProto]
-"""Weights of one model that are on disk already, by name and kind."""
-
-FLOATS = "floats"
-"""The kind of a weight that is stored in the type its graph computes with."""
-
-KINDS = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "int64": TensorProto.INT64,
-    "int32": TensorProto.INT32,
-    "int8": TensorProto.INT8,
-    "uint8": TensorProto.UINT8,
-    "int4": TensorProto.INT4,
-    "bool": TensorProto.BOOL,
-}
-"""ONNX's number of every kind of tensor that is used here."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A tensor to be written when the graph is saved; ``kind`` is FLOATS or one of KINDS."""
-
-    shape: tuple[int, ...]
-    kind: str
-    load: Callable[[], Array]
-    at_hand: bool = False
-    """Whether loading the weight registered before it finds this one, too."""
-
-    @property
-    def nbytes(self) -> int:
-        return stored_bytes(self.shape, self.kind)
 
 
 class GraphBuilder:
@@ -224,7 +182,7 @@ class GraphBuilder:
         if key not in self._constants:
             name = f"const_{len(self._constants)}"
             self._constants[key] = name
-            self._inline.append(_inline(name, array.shape, kind, encoded(array, kind, name)))
+            self._inline.append(inline(name, array.shape, kind, encoded(array, kind, name)))
         return self._constants[key]
 
     def number(self, value: float) -> str:
@@ -255,38 +213,14 @@ class GraphBuilder:
         pointed at instead of written again, and it learns the names written now. So does
         ``journal``, which may know weights that are in ``stem.bin`` already.
         """
-        stored = {} if written_before is None else written_before
-        initializers = list(self._inline)
         data = folder / f"{stem}.bin"
-        files = [folder / f"{stem}.onnx"]
-        missing = {(n, w.kind): w for n, w in self._weights.items() if (n, w.kind) not in stored}
-        offsets = _offsets(missing)
-        places = {key: (offset, missing[key].nbytes) for key, offset in offsets.items()}
-        kept = journal.kept(data, places) if journal else set()
-        jobs = ((k[0], w) for k, w in missing.items() if k not in kept and not w.at_hand)
-        loaded = in_order((w.nbytes, partial(_loaded, n, w)) for n, w in jobs)
-        with data.open("r+b" if kept else "wb") as out, closing(loaded):
-            for name, weight in self._weights.items():
-                key = (name, weight.kind)
-                if key in offsets:
-                    out.write(b"\0" * (offsets[key] - out.tell()))
-                    stored[key] = _external(name, weight, data.name, offsets[key])
-                if key in kept:
-                    out.seek(weight.nbytes, os.SEEK_CUR)
-                elif key in missing:
-                    array = _loaded(name, weight) if weight.at_hand else next(loaded)
-                    if key in offsets:
-                        _append(out, array, data, key, journal)
-                    else:
-                        stored[key] = _inline(name, weight.shape, weight.kind, array)
-                initializers.append(stored[key])
-                progress(weight.nbytes)
-            written = out.tell()
-            out.truncate()
-        if written:
-            files.append(data)
-        else:
-            data.unlink()
+        stored = {} if written_before is None else written_before
+        written = write_weights(self._weights, data, stored, journal, progress)
+        file = folder / f"{stem}.onnx"
+        file.write_bytes(self._model([*self._inline, *written]).SerializeToString())
+        return [file, data] if data.exists() else [file]
+
+    def _model(self, initializers: Sequence[onnx.TensorProto]) -> onnx.ModelProto:
         graph = helper.make_graph(
             self._nodes,
             self.name,
@@ -296,11 +230,9 @@ class GraphBuilder:
         )
         domains = {node.domain for node in self._nodes}
         opsets = [helper.make_opsetid(d, self._opset if d == "" else 1) for d in sorted(domains)]
-        model = helper.make_model(
+        return helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgespec"
         )
-        files[0].write_bytes(model.SerializeToString())
-        return files
 
     def _rename(self, old: str, new: str) -> None:
         for node in self._nodes:
@@ -308,50 +240,6 @@ class GraphBuilder:
                 for i, name in enumerate(names):
                     if name == old:
                         names[i] = new
-
-
-def _offsets(weights: Mapping[tuple[str, str], Weight]) -> dict[tuple[str, str], int]:
-    """Where large weights lie in their file; small ones are part of the graph."""
-    found = {}
-    end = 0
-    for key, weight in weights.items():
-        if weight.nbytes > INLINE_BYTES:
-            found[key] = end + -end % ALIGNMENT
-            end = found[key] + weight.nbytes
-    return found
-
-
-def _append(
-    out: BinaryIO, array: Array, file: Path, key: tuple[str, str], journal: Journal | None
-) -> None:
-    offset = out.tell()
-    out.write(array.data)
-    if journal:
-        out.flush()
-        journal.add(file, key, offset, array.data)
-
-
-def _loaded(name: str, weight: Weight) -> Array:
-    array = weight.load()
-    if array.shape != weight.shape:
-        raise ValueError(f"weight {name} has shape {array.shape}, declared {weight.shape}")
-    return encoded(array, weight.kind, name)
-
-
-def _inline(name: str, shape: tuple[int, ...], kind: str, array: Array) -> onnx.TensorProto:
-    return TensorProto(name=name, data_type=KINDS[kind], dims=shape, raw_data=array.tobytes())
-
-
-def _external(name: str, weight: Weight, location: str, offset: int) -> onnx.TensorProto:
-    tensor = TensorProto(
-        name=name,
-        data_type=KINDS[weight.kind],
-        dims=weight.shape,
-        data_location=TensorProto.EXTERNAL,
-    )
-    for key, value in (("location", location), ("offset", offset), ("length", weight.nbytes)):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
 
 
 def _value(spec: TensorSpec) -> onnx.ValueInfoProto:

@@ -21,8 +21,8 @@ from edgespec.bundle import CHUNK, JOURNAL, leftovers
 from edgespec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgespec_export.exporter import ExportRequest
     from edgespec_export.plan import Plan
+    from edgespec_export.request import ExportRequest
 
 Key = tuple[str, str]
 """A weight by name and kind."""

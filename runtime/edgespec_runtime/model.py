@@ -5,38 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgespec.bundle import Bundle
 from edgespec.latency import DeviceProfile
 from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, Sizer, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
-from edgespec.sizing.feasible import Load
-from edgespec_runtime.drafts import Drafter, NoDraft
+from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.engines import Engine, Graph, StepGraph
 from edgespec_runtime.engines.choice import Choice
-from edgespec_runtime.inputs import VisualInputs, splice
+from edgespec_runtime.inputs import splice
 from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
-from edgespec_runtime.loading import (
-    Floats,
-    draft_of,
-    load_graphs,
-    processors_of,
-    roles_for,
-    vocabulary,
-)
-from edgespec_runtime.prompt import Asked, ImageMark, Prompt, build_prompt
+from edgespec_runtime.loading import Floats, draft_of, load_graphs, roles_for, vocabulary
+from edgespec_runtime.prompt import Asked
+from edgespec_runtime.reader import Reader
 from edgespec_runtime.records import Generation, runs
 from edgespec_runtime.request import Request
 from edgespec_runtime.tables import Table
-from edgespec_runtime.template import ChatTemplate
-from edgespec_runtime.tokenizer import Tokenizer
+from edgespec_runtime.terms import Terms, load_of
 from edgespec_runtime.verifiers import LocalVerifier, Verifier
 from edgespec_runtime.verifiers.opening import Question, open_here
-from edgespec_runtime.vision import preprocess
 
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
@@ -93,11 +82,8 @@ class Model:
         if stand_in is not None:
             self._steps["target"], self._tables["target"] = stand_in
         self.draft = draft_of(bundle, loaded)
-        special = self.manifest.text["special_tokens"]
-        self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), special_tokens=special)
-        template = bundle.file("chat_template.jinja").read_text(encoding="utf-8")
-        self._template = ChatTemplate.from_source(template)
-        self._processor, self._draft_processor = processors_of(bundle)
+        self.reader = Reader.of(bundle)
+        self.tokenizer = self.reader.tokenizer
         self._remote = remote
         self._exact = exact
 
@@ -188,60 +174,17 @@ class Model:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        choice = choose_draft(
+        chosen = choose_draft(
             draft,
             has_model=self.has_draft,
             bundle=self.bundle.path,
             left_out=self.draft_left_out,
         )
-        policy = self._policy(policy, choice)
-        pictures = _as_list(images)
-        built = self._prompt(prompt, len(pictures))
-        emitted = new_tokens(
-            max_new_tokens, len(built.ids), int(self.manifest.text["max_positions"])
+        tree = self._policy(policy, chosen)
+        terms = self._terms(
+            _as_list(images), prompt, params, chosen, tree, budget, coupled, max_new_tokens
         )
-        limits = budget or self.budget
-        load = self._load(built, choice, emitted)
-        policy = within(
-            limits, policy, self.profile, load,
-            drafts=choice.model, draft_loaded=self.has_draft,
-        )  # fmt: skip
-        visual = self._visual_inputs(pictures, choice.model)
-        sampler = Sampler(params, vocabulary(self.bundle))
-        couples = coupled and choice.model and not params.greedy
-        own: Drafter = NoDraft()
-        if self.draft and choice.model:
-            own = self.draft.open(
-                built,
-                visual,
-                policy,
-                emitted,
-                sampler if couples else None,
-                ahead=self._remote is not None and self._remote.settings.ahead,
-            )
-        setting = self._setting(built, choice, params, load, limits, couples)
-        question = Question(
-            prompt=built,
-            pictures=pictures,
-            visual=visual,
-            sampler=sampler,
-            max_new_tokens=emitted,
-            max_nodes=policy.max_nodes,
-            levels=policy.levels,
-            features=choice.model and self.draft is not None and self.draft.wants_features,
-            exact=self._exact,
-        )
-        verifier, sizer = self._open(question, own, policy.start(setting), setting)
-        return Request(
-            verifier,
-            choice.complete(own, built.ids.tolist(), self.manifest.text.get("image_token_id")),
-            sizer,
-            self.tokenizer,
-            eos_ids=self.manifest.generation["eos_token_ids"],
-            stop=stop,
-            max_new_tokens=emitted,
-            setting=setting,
-        )
+        return self._request(terms, stop)
 
     def generate(
         self,
@@ -269,8 +212,8 @@ class Model:
     ) -> Floats:
         """[L, H]: a prompt as the target reads it, visual tokens in their places."""
         pictures = _as_list(images)
-        built = self._prompt(prompt, len(pictures))
-        visual = self._visual_inputs(pictures, False)
+        built = self.reader.prompt(prompt, len(pictures))
+        visual = self.reader.visual(pictures, self._graphs, drafted=False)
         return splice(built.ids, built.image_spans, self._tables["target"], visual.target)
 
     def close(self) -> None:
@@ -279,29 +222,66 @@ class Model:
         if self._remote is not None:
             self._remote.close()
 
-    def _prompt(self, prompt: Asked, pictures: int) -> Prompt:
-        text = self.manifest.text
-        return build_prompt(
-            prompt,
-            pictures,
-            self._template,
-            self.tokenizer,
-            image=ImageMark(text["image_token"], text["image_token_id"], text["visual_tokens"])
-            if "image_token" in text
-            else None,
-            adds_special_tokens=text.get("adds_special_tokens"),
-            max_context=text["max_positions"] - 1,
-            vocabulary=text["vocab_size"],
+    def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
+        """What was asked for; plain decoding where nothing drafts."""
+        policy = parse_policy(asked) if isinstance(asked, str) else (asked or self.default_policy)
+        check_policy(policy, self._steps)
+        return policy if choice.model or choice.ngram else Plain()
+
+    def _terms(
+        self,
+        pictures: Sequence[ImageSource],
+        prompt: Asked,
+        params: SamplingParams,
+        choice: DraftChoice,
+        policy: Policy,
+        budget: Budget | None,
+        coupled: bool,
+        max_new_tokens: int | None,
+    ) -> Terms:
+        """What was asked for, as far as bundle, context and budget have room for it."""
+        built = self.reader.prompt(prompt, len(pictures))
+        most = int(self.manifest.text["max_positions"])
+        emitted = new_tokens(max_new_tokens, len(built.ids), most)
+        limits = budget or self.budget
+        own = self.draft if choice.model else None
+        load = load_of(built, own, emitted)
+        policy = within(
+            limits, policy, self.profile, load,
+            drafts=choice.model, draft_loaded=self.has_draft,
+        )  # fmt: skip
+        return Terms(
+            prompt=built,
+            pictures=pictures,
+            visual=self.reader.visual(pictures, self._graphs, drafted=choice.model),
+            sampler=Sampler(params, vocabulary(self.bundle)),
+            choice=choice,
+            draft=own,
+            policy=policy,
+            budget=limits,
+            load=load,
+            coupled=coupled and choice.model and not params.greedy,
         )
 
-    def _load(self, prompt: Prompt, choice: DraftChoice, emitted: int) -> Load:
-        """What a request asks of the device."""
-        own = self.draft if choice.model else None
-        return Load(
-            len(prompt.ids),
-            len(prompt.image_spans),
-            emitted,
-            own.prompt_length(prompt) if own else 0,
+    def _request(self, terms: Terms, stop: Sequence[str]) -> Request:
+        """Opens draft and target for these terms."""
+        remote, eos = self._remote, self.manifest.generation["eos_token_ids"]
+        own = terms.open_draft(ahead=remote is not None and remote.settings.ahead)
+        setting = terms.setting(
+            eos=eos, profile=self.profile, remote=remote, experience=self.experience
+        )
+        question = terms.question(exact=self._exact)
+        verifier, sizer = self._open(question, own, terms.policy.start(setting), setting)
+        image = self.manifest.text.get("image_token_id")
+        return Request(
+            verifier,
+            terms.choice.complete(own, terms.prompt.ids.tolist(), image),
+            sizer,
+            self.tokenizer,
+            eos_ids=eos,
+            stop=stop,
+            max_new_tokens=terms.load.new_tokens,
+            setting=setting,
         )
 
     def _open(
@@ -315,50 +295,6 @@ class Model:
         if self._remote is None:
             return here(), sizer
         return self._remote.route(question, sizer, setting, here, draft)
-
-    def _visual_inputs(self, pictures: Sequence[ImageSource], speculate: bool) -> VisualInputs:
-        if not pictures or not {"vision", "draft_vision"} & set(self._graphs):
-            return VisualInputs(self._graphs, None, None)  # nobody here looks at them
-        assert self._processor is not None and self._draft_processor is not None
-        pixels = preprocess(pictures, self._processor)
-        own_tower = speculate and "draft_vision" in self._graphs
-        draft_pixels = preprocess(pictures, self._draft_processor) if own_tower else None
-        return VisualInputs(self._graphs, pixels, draft_pixels)
-
-    def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
-        """What was asked for; plain decoding where nothing drafts."""
-        policy = parse_policy(asked) if isinstance(asked, str) else (asked or self.default_policy)
-        check_policy(policy, self._steps)
-        return policy if choice.model or choice.ngram else Plain()
-
-    def _setting(
-        self,
-        prompt: Prompt,
-        choice: DraftChoice,
-        params: SamplingParams,
-        load: Load,
-        budget: Budget,
-        coupled: bool,
-    ) -> Setting:
-        """What a policy may know of the request."""
-        own = self.draft if choice.model else None
-        return Setting(
-            prompt_tokens=load.prompt_tokens,
-            draft_prompt_tokens=load.draft_prompt_tokens,
-            images=load.images,
-            max_new_tokens=load.new_tokens,
-            temperature=params.temperature,
-            coupled=coupled,
-            eos=frozenset(self.manifest.generation["eos_token_ids"]),
-            chain_steps=own.chain_steps if own else 0,
-            draft=choice.name,
-            question=tuple(np.unique(prompt.ids).tolist()),
-            profile=self.profile,
-            remote=self._remote.verify_curve(self.profile) if self._remote else None,
-            away_ms=self._remote.experience.link.network() if self._remote else 0.0,
-            budget=budget,
-            experience=self.experience,
-        )
 
 
 def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:

@@ -41,7 +41,7 @@ class Question:
 
     def request(self, **changes: Any) -> pb.OpenRequest:
         """The first open."""
-        prompt = self.model._prompt(self.text, len(self.images))
+        prompt = self.model.reader.prompt(self.text, len(self.images))
         inner = {i for start, end in prompt.image_spans for i in range(start + 1, end)}
         params = self.model.sampling(**self.settings)
         request = pb.OpenRequest(
