@@ -97,8 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
     loads.append(os.getloadavg())
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         for name, model in models.items():
-            shares = attention_shares(model, plan.steps, arguments.threads, Path(work))
-            clocked.attention[name] = shares
+            clocked.attention[name] = attention_shares(model, plan.steps, Path(work))
     asked = {"threads": arguments.threads, "repeats": arguments.repeats}
     settings = {**asked, "step_rows": STEP_ROWS, **asdict(plan)}
     figures = figures_of(models, clocked, settings, loads)

@@ -204,42 +204,43 @@ def label(spec: GraphSpec) -> str:
     return str(Flavour(spec.lowering, spec.precision))
 
 
-def attention_shares(
-    model: Model, points: Sequence[Point], threads: int, work: Path
-) -> dict[Point, float]:
+def attention_shares(model: Model, points: Sequence[Point], work: Path) -> dict[Point, float]:
     """Attention's share of the time of all nodes, medians over steps; nothing where the graph has
-    no operator of its own for attention. By ONNX Runtime's profiler, in a session made for it."""
+    no operator of its own for attention."""
+    graph = _profiled(model, work)
+    decoder, every = Decoder(model, graph, points), PROFILED_STEPS + 1
+    for point in points:
+        for _ in range(every):
+            decoder.step(point)
+    written = Path(graph._session.end_profiling())
+    shares = shares_of(json.loads(written.read_text(encoding="utf-8")))
+    written.unlink()
+    groups = [shares[start + 1 : start + every] for start in range(0, len(shares), every)]
+    return {p: float(np.median(own)) for p, own in zip(points, groups, strict=True) if any(own)}
+
+
+def _profiled(model: Model, work: Path) -> OrtStepGraph:
+    """The target once more, under ONNX Runtime's profiler, which writes into ``work``."""
     import onnxruntime
 
-    spec = model.steps["target"].spec
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_profiling = True
+    clocked = model.steps["target"]
+    assert isinstance(clocked, OrtStepGraph)
+    # The options of the session that was clocked: nothing but the profiler is to differ.
+    options = clocked._session.get_session_options()
     options.profile_file_prefix = str(work / "steps")
-    file = str(model.bundle.path / spec.file)
-    session = onnxruntime.InferenceSession(file, options, providers=[CPU])
-    decoder = Decoder(model, OrtStepGraph(onnxruntime, session, spec), points)
-    for point in points:
-        for _ in range(PROFILED_STEPS + 1):
-            decoder.step(point)
-    written = Path(session.end_profiling())
-    shares = _shares(json.loads(written.read_text(encoding="utf-8")))
-    written.unlink()
-    every = PROFILED_STEPS + 1
-    found: dict[Point, float] = {}
-    for index, point in enumerate(points):
-        own = shares[index * every + 1 : (index + 1) * every]
-        if any(own):
-            found[point] = float(np.median(own))
-    return found
+    options.enable_profiling = True
+    file = str(model.bundle.path / clocked.spec.file)
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=[CPU])
+    finally:
+        options.enable_profiling = False  # the object is that session's own
+    return OrtStepGraph(onnxruntime, session, clocked.spec)
 
 
-def _shares(events: Sequence[dict[str, Any]]) -> list[float]:
-    """Attention's share in every run, in order."""
-    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
-    starts = np.array([start for start, _ in runs])
-    attention, whole = np.zeros(len(runs)), np.zeros(len(runs))
+def shares_of(events: Sequence[dict[str, Any]]) -> list[float]:
+    """Attention's share of the nodes' time in every run of a profile, in order."""
+    starts = np.array(sorted(event["ts"] for event in events if event["name"] == "model_run"))
+    attention, whole = np.zeros(len(starts)), np.zeros(len(starts))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
             run = int(np.searchsorted(starts, event["ts"], side="right")) - 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.steps import main
+from benchmarks.steps_sides import shares_of
 from edgespec.flavour import Flavour
 from edgespec.precisions import Precisions
 from edgespec_export.exporter import ExportRequest, export_bundle
@@ -90,6 +91,21 @@ def test_the_bound_counts_weights_and_cached_rows(
         assert at["bound_ms"] == pytest.approx(at["bytes"] / told["read"]["gb_s"] / 1e6)
         assert at["reached"] == pytest.approx(at["bound_ms"] / step["ms"])
     assert "transformers" not in capsys.readouterr().out.split("\n\n", 1)[1]
+
+
+def test_shares_are_of_the_nodes_of_each_run() -> None:
+    """Runs overlap nothing; what else a profile holds counts for neither side."""
+
+    def node(at: int, took: int, kind: str, name: str = "a_kernel_time") -> dict[str, object]:
+        return {"cat": "Node", "name": name, "ts": at, "dur": took, "args": {"op_name": kind}}
+
+    runs = [
+        {"cat": "Session", "name": "model_run", "ts": at, "dur": 90, "args": {}} for at in (200, 0)
+    ]
+    first = [node(1, 30, "MatMul"), node(40, 10, "GroupQueryAttention")]
+    second = [node(200, 20, "Attention"), node(240, 20, "Softmax")]
+    aside = node(50, 1000, "Attention", "a_fence_before")
+    assert shares_of([*second, *runs, aside, *first]) == [0.25, 0.5]
 
 
 def test_what_it_refuses(
