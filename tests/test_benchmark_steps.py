@@ -99,7 +99,7 @@ def test_shares_are_of_the_nodes_of_each_run() -> None:
     def node(at: int, took: int, kind: str, name: str = "a_kernel_time") -> dict[str, object]:
         return {"cat": "Node", "name": name, "ts": at, "dur": took, "args": {"op_name": kind}}
 
-    runs = [
+    runs: list[dict[str, object]] = [
         {"cat": "Session", "name": "model_run", "ts": at, "dur": 90, "args": {}} for at in (200, 0)
     ]
     first = [node(1, 30, "MatMul"), node(40, 10, "GroupQueryAttention")]
