@@ -39,13 +39,14 @@ POLICIES = ("eagle2:nodes=12,depth=12,top_k=1", "eagle2:nodes=12,depth=4,top_k=3
 VARIANTS = {
     "fp32": "target=fp32",
     "int8": "target=int8",
+    "int8, block 64": "target=int8,block=64",
     "int4, block 32": "target=int4,block=32",
     "int4, block 32, GPTQ": f"target=int4,block=32 {CALIBRATED}",
     "int4, block 64": "target=int4,block=64",
     "int4, block 64, GPTQ": f"target=int4,block=64 {CALIBRATED}",
     "int4, block 128": "target=int4,block=128",
     "int4, block 128, GPTQ": f"target=int4,block=128 {CALIBRATED}",
-    "int4, block 32, head int4": "target=int4,block=32,head=int4",
+    "int4, block 64, head int4": "target=int4,block=64,head=int4",
 }
 
 

@@ -19,6 +19,7 @@ from edgespec.tree import ROOT, Candidates, TokenTree
 from edgespec_runtime.drafts import NoDraft
 from edgespec_runtime.drafts.continuations import WIDTH, Continuations
 from edgespec_runtime.drafts.ngram import NgramDraft
+from edgespec_runtime.model import DEFAULT_POLICY, LOOKUP_POLICY
 from tests.support.compare import assert_same_tokens
 from tests.support.fakes import ScriptedVerifier, grown_by, toy_verifier
 from tests.test_lossless import POLICIES, SAMPLING, policies, run, samplings, tokens_of
@@ -326,3 +327,10 @@ def test_a_name_that_is_none(zoo: Zoo) -> None:
     for name in ("model", "model+ngram"):
         with pytest.raises(ConfigError, match="holds no draft"):
             model.stream([], "hello", draft=name)
+
+
+def test_alone_it_drafts_what_the_match_vouches_for(zoo: Zoo) -> None:
+    """Without a profile; beside a model the model's own default holds."""
+    model = zoo.model("gqa", "shared")
+    assert model.stream([], "abc abc", draft="ngram").sizer.policy == LOOKUP_POLICY
+    assert model.stream([], "abc abc", draft="model+ngram").sizer.policy == DEFAULT_POLICY

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +58,7 @@ from edgespec_runtime.profiling.measuring.scripts import (
     ramp,
 )
 from edgespec_runtime.profiling.measuring.sizes import Sizes, sizes_of
+from edgespec_runtime.profiling.measuring.threads import fewest_of_the_fastest
 from tests.support.zoo import HAS_NATIVE, NATIVE_REASON, Zoo
 
 SIZES = Sizes(
@@ -384,6 +387,28 @@ def test_without_json_a_summary_is_printed(
     assert load_profile(out).costs.draft_first is None
     # A profile may be written anew, anything else may not (below).
     assert main(words(zoo.bundle("gqa", "none"), "--out", out, "--max-context", 100)) == 0
+
+
+def test_threads_are_chosen_by_the_clock_and_kept(
+    zoo: Zoo, brief: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that is loaded with the profile has as many, unless it is told otherwise."""
+    bundle, out = zoo.bundle("gqa", "none"), tmp_path / "p.yaml"
+    assert main(words(bundle, "--out", out, "--max-context", 100, "--threads", "auto")) == 0
+    cores = len(os.sched_getaffinity(0))
+    told = re.search(r"(\d+) threads chosen; steps of 1 and 9 rows by threads: 1: ",
+                     capsys.readouterr().err)  # fmt: skip
+    assert told and 1 <= int(told[1]) <= cores
+    assert load_profile(out).engine.threads == int(told[1])
+    given = replace(load_profile(out), engine=replace(load_profile(out).engine, threads=3))
+    assert edgespec_runtime.load(bundle, profile=given).engine.threads == 3
+    assert edgespec_runtime.load(bundle, profile=given, threads=1).engine.threads == 1
+
+
+def test_as_many_threads_as_pay() -> None:
+    assert fewest_of_the_fastest({1: (9.0, 20.0), 2: (5.0, 11.0), 4: (4.98, 10.9)}) == 2
+    assert fewest_of_the_fastest({1: (9.0, 20.0), 2: (5.0, 11.0), 4: (4.0, 11.0)}) == 4
+    assert fewest_of_the_fastest({1: (4.0, 9.0), 2: (4.5, 9.0)}) == 1
 
 
 REFUSALS: dict[str, tuple[list[str], str]] = {

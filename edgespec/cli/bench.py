@@ -108,7 +108,11 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="length limit")
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="engine threads (default: the profile's, or all cores)",
     )
     add_exact(parser)
     add_sizing(parser)

@@ -59,7 +59,11 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
         help=f"tree policy: {POLICIES}; e.g. eagle2:nodes=12,depth=8,top_k=2",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="engine threads (default: the profile's, or all cores)",
     )
 
 

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
     from edgespec.bundle import Bundle
     from edgespec_runtime import Model
+    from edgespec_runtime.engines.choice import Choice
     from edgespec_runtime.profiling.elsewhere import Elsewhere
     from edgespec_runtime.profiling.measure import Measured, Settings
     from edgespec_runtime.profiling.measuring.sizes import Sizes
     from edgespec_runtime.remote import RemoteSettings
+
+AUTO = -1
+"""``--threads auto``."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -57,7 +61,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="add no repeats after this time; fails where it does not suffice for five of each",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="engine threads (default: all cores)"
+        "--threads",
+        type=_threads,
+        default=0,
+        metavar="N|auto",
+        help="engine threads (default: all cores); auto: as many as steps are fastest with, which "
+        "is clocked first. Commands that are given the profile use as many",
     )
     add_engine(parser)
     add_connection(parser)
@@ -92,8 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = shown(found, choice)
     _check_target(bundle, remote, arguments)
     sizes, device = _sizes(bundle, arguments), this_device()
-    engine = open_engine(choice.engine, threads=arguments.threads, bundle=bundle)
     note(str(choice))
+    threads = _chosen(bundle, choice) if arguments.threads == AUTO else arguments.threads
+    engine = open_engine(choice.engine, threads=threads, bundle=bundle)
     note("measuring this machine's ceiling and the bundle's memory ...")
     card = card_of(bundle, *measure_ceiling(), measured=True)
     note(card_table(card))
@@ -116,6 +126,28 @@ def run(arguments: argparse.Namespace) -> int:
     for line in (*warnings(measured), *sampler.troubles):
         note(line)
     return 0
+
+
+def _threads(text: str) -> int:
+    """Of ``--threads``. Raises ValueError, which argparse tells as an invalid value."""
+    if text == "auto":
+        return AUTO
+    count = int(text)
+    if count < 0:
+        raise ValueError
+    return count
+
+
+def _chosen(bundle: Bundle, choice: Choice) -> int:
+    """The number of threads that steps are fastest with; told."""
+    from tqdm import tqdm
+
+    from edgespec_runtime.profiling.measuring.threads import choose_threads
+
+    with tqdm(total=100, unit="%", disable=None, leave=False, desc="threads") as bar:
+        found = choose_threads(bundle, choice, lambda done: _move(bar, done))
+    note(str(found))
+    return found.threads
 
 
 def _check_target(

@@ -14,6 +14,7 @@ from edgespec.sizing.policies.plain import Plain
 from edgespec.sizing.policies.rolling import RollingBestN
 from edgespec.sizing.policies.sized import Sized
 from edgespec.sizing.policies.survey import Survey
+from edgespec.sizing.policies.threshold import Threshold
 
 __all__ = [
     "Eagle2",
@@ -27,5 +28,6 @@ __all__ = [
     "Sized",
     "Sizer",
     "Survey",
+    "Threshold",
     "parse_policy",
 ]

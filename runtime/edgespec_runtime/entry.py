@@ -38,6 +38,7 @@ def load(
 
     ``engine``: one of ``engines.choice.ENGINES``, or the best that can run here; ``flavour``: of
     the bundle's, e.g. "native:fp16", or the one that suits the engine. ``Model.choice`` tells.
+    ``threads``: of the engine on a CPU; 0: the profile's, without one as many as there are cores.
     ``profile``: what ``edgespec profile`` wrote on this device; trees are then sized by measured
     cost. ``budget``: limits of all requests; where its memory has no room for the draft, that is
     left out. ``remote``: the target runs on servers and is not loaded here.
@@ -52,18 +53,20 @@ def load(
     found = read_bundle(bundle, check_hashes=check_hashes)
     choice = choose(found, engine, flavour)
     opened = shown(found, choice)
+    measured = profile_for(profile, opened) if isinstance(profile, (str, Path)) else profile
+    if measured and measured.kind != "estimate":
+        threads = threads or measured.engine.threads
     runner = open_engine(choice.engine, threads=threads, bundle=opened)
-    if isinstance(profile, (str, Path)):
-        given, profile = profile, profile_for(profile, opened)
+    if measured and isinstance(profile, (str, Path)):
         check_fits(
-            profile,
+            measured,
             bundle=bundle_facts(opened),
             device=this_device(),
             engine=runner.facts,
-            path=str(given),
+            path=str(profile),
         )
     target = remote_target(opened, remote) if remote is not None else None
-    return Model(opened, runner, profile, budget, target, choice=choice, exact=exact)
+    return Model(opened, runner, measured, budget, target, choice=choice, exact=exact)
 
 
 def remote_target(bundle: Bundle, settings: RemoteSettings) -> RemoteTarget:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgespec.bundle import Bundle
 from edgespec.latency import DeviceProfile
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, Sizer, parse_policy
+from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, Sizer, Threshold, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
 from edgespec_runtime.drafts import Drafter
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
 # built-in family (docs/performance.md).
 DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
+# Of n-grams alone, which cost nothing to grow and are mostly wrong behind short matches: a chain
+# that ends where the match no longer vouches for it (docs/peers.md).
+LOOKUP_POLICY = Threshold(depth=8, min_path=0.4)
 
 
 class Model:
@@ -224,7 +227,8 @@ class Model:
 
     def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
         """What was asked for; plain decoding where nothing drafts."""
-        policy = parse_policy(asked) if isinstance(asked, str) else (asked or self.default_policy)
+        usual = LOOKUP_POLICY if choice.ngram_alone and not self.profile else self.default_policy
+        policy = parse_policy(asked) if isinstance(asked, str) else (asked or usual)
         check_policy(policy, self._steps)
         return policy if choice.model or choice.ngram else Plain()
 

@@ -24,6 +24,11 @@ class DraftChoice:
     """Look-up in the text so far; needs nothing from the bundle."""
 
     @property
+    def ngram_alone(self) -> bool:
+        """Whether nothing but look-up drafts."""
+        return self.ngram and not self.model
+
+    @property
     def name(self) -> str:
         """As ``Model.stream`` spells it."""
         parts = ["model"] * self.model + ["ngram"] * self.ngram
