@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgespec_export.assets import read_assets
 from edgespec_export.checkpoint import open_checkpoint
-from edgespec_export.geometry import read_model
+from edgespec_export.configuration import read_model
 from edgespec_runtime.prompt import build_prompt
 from edgespec_runtime.template import ChatTemplate
 from edgespec_runtime.tokenizer import Tokenizer
