@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from sizing import rows_of
+from sizing_rig import rows_of
 
 import edgespec_runtime
 from edgespec.latency import load_profile

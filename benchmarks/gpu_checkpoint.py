@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec_export.configuration import read_geometry
 from edgespec_export.expected import projector_shapes, text_shapes, vision_shapes
-from edgespec_export.geometry import read_geometry
 from tests.support.checkpoints import CHAT_TEMPLATE
 from tests.support.tiny import spelled, tiny_processor
 

@@ -36,11 +36,13 @@ HOW_TO_GET = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU of this machine."""
+    """An NVIDIA GPU; "" where nothing tells."""
 
     name: str
     compute_capability: str
-    """Major and minor, e.g. 8.7."""
+    """Major and minor, e.g. 8.7; by the driver, or by the chip of a known board."""
+    driver: str = ""
+    """Version of the kernel's driver, as ``edgespec env`` reads it."""
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,7 @@ def test_a_short_mistral_window_that_never_closes(tmp_path: Path) -> None:
 def test_a_tower_that_is_not_described_is_llavas(tmp_path: Path) -> None:
     config = tiny_config()
     del config["vision_config"]
-    from edgespec_export.geometry import read_geometry
+    from edgespec_export.configuration import read_geometry
 
     vision = read_geometry(config).vision
     assert (vision.image_size, vision.patch_size, vision.layers) == (336, 14, 24)

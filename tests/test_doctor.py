@@ -15,11 +15,11 @@ from edgespec.bundle import ENGINES, read_bundle
 from edgespec.cli import main
 from edgespec.engines import BuiltEngines, Plan, write_index
 from edgespec.latency import save_profile
+from edgespec.nvidia import Gpu
 from edgespec_runtime.environment.bundles import bundle_checks
 from edgespec_runtime.environment.check import Check, as_lines, exit_code, ok, problem, warning
 from edgespec_runtime.environment.doctor import machine_checks
 from edgespec_runtime.environment.facts import Facts, facts_of
-from edgespec_runtime.environment.nvidia import Gpu
 from tests.support.machines import Machine, agx_orin, library, orin_nano, pc, thor
 from tests.support.profiles import profile
 

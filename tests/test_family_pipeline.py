@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgespec.errors import InputError
-from edgespec_export.family import emoji, pipeline, train  # noqa: E402
+from edgespec_export.family import emoji, pipeline, train, workshop  # noqa: E402
 from edgespec_export.family.heads import METHODS, HeadRecipe, Stage  # noqa: E402
 from edgespec_export.family.loop import Schedule  # noqa: E402
 from edgespec_export.family.objects import objects  # noqa: E402
@@ -29,7 +29,7 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
     once = Schedule(steps=1, rate=1e-4, warmup=1)
     # An untrained target rambles: its answers are cut short, or every one would be 256 tokens.
     lesson = Stage(3, {"steps": 1, "batch": 2, "pool": 3, "answer_tokens": 6}, {"rollout": 1})
-    recipe = pipeline.Recipe(
+    recipe = workshop.Recipe(
         variants=1,
         pictures=2,
         size=train.Size(rows=2, tokens=260, dense=0),

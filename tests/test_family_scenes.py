@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from edgespec_export.family import scenes, sentences
+from edgespec_export.family import descriptions, scenes, sentences
 from edgespec_export.family.objects import COLOURS, NUMBERS, PLACES, a, join, objects
 
 SIDE = 32
@@ -103,7 +103,7 @@ def test_patch_labels_name_objects_and_background() -> None:
 def test_descriptions_say_what_the_record_says(manner: int) -> None:
     for index in range(100):
         scene = sampled(index)
-        text = sentences.describe(scene, manner)
+        text = descriptions.describe(scene, manner)
         assert f" {COLOURS[scene.colour]} background" in text or (
             f"background is {COLOURS[scene.colour]}" in text
         )
@@ -113,7 +113,7 @@ def test_descriptions_say_what_the_record_says(manner: int) -> None:
         spoken = {objects()[kind].name for kind in scene.kinds}
         keywords = {word for kind in scene.kinds for word in objects()[kind].keywords}
         assert spoken <= named <= spoken | keywords
-        assert text == sentences.describe(scene, manner)
+        assert text == descriptions.describe(scene, manner)
 
 
 def test_questions_agree_with_the_record() -> None:
@@ -137,8 +137,8 @@ def test_relations_follow_the_grid() -> None:
     def at(kind: int, cell: int) -> scenes.Placed:
         return scenes.Placed(kind, cell, 0.0, 0.0, 30.0)
 
-    assert sentences.relation(at(0, 0), at(1, 8)) == "above and to the left of"
-    assert sentences.relation(at(0, 5), at(1, 3)) == "to the right of"
+    assert descriptions.relation(at(0, 0), at(1, 8)) == "above and to the left of"
+    assert descriptions.relation(at(0, 5), at(1, 3)) == "to the right of"
     scene = scenes.Scene(0, (at(0, 3), at(1, 5)))
     said = {e.prompt: e.answer for e in sentences.relations(scene, scene.objects[1])}
     first, second = objects()[0].name, objects()[1].name

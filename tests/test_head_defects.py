@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgespec.errors import CheckpointError, InputError
-from edgespec_export.geometry import read_geometry
+from edgespec_export.configuration import read_geometry
 from edgespec_export.heads.layouts import open_head
 from edgespec_export.plan import Model, open_model
 from tests.support import heads

@@ -177,10 +177,10 @@ def test_heads_open_without_torch(tmp_path: Path, head_target: Model) -> None:
     code = (
         "import sys\nfor name in ('torch', 'transformers', 'onnx'): sys.modules[name] = None\n"
         "from edgespec_export.checkpoint import open_checkpoint\n"
-        "import edgespec_export.heads.layouts, edgespec_export.geometry as g, types\n"
+        "import edgespec_export.heads.layouts, edgespec_export.configuration as c, types\n"
         f"t = open_checkpoint({head_target.checkpoint.source!r})\n"
         "target = types.SimpleNamespace(\n"
-        "    checkpoint=t, geometry=g.read_geometry(t.config), text_fingerprint='')\n"
+        "    checkpoint=t, geometry=c.read_geometry(t.config), text_fingerprint='')\n"
         f"head = edgespec_export.heads.layouts.open_head({head!r}, target)\n"
         "print(head.geometry.variant)\n"
     )

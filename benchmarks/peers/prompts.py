@@ -14,7 +14,7 @@ import numpy as np
 from edgespec.errors import PromptError
 from edgespec_export.assets import Assets, read_assets
 from edgespec_export.checkpoint import open_checkpoint
-from edgespec_export.geometry import read_model
+from edgespec_export.configuration import read_model
 from edgespec_runtime.images import load_image
 from edgespec_runtime.prompt import ImageMark, build_prompt
 from edgespec_runtime.template import ChatTemplate

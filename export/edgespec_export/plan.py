@@ -20,8 +20,9 @@ from edgespec_export.assets import check_image_size, check_vocabulary
 from edgespec_export.builder import Array, GraphBuilder
 from edgespec_export.checkpoint import Checkpoint, open_checkpoint
 from edgespec_export.compression import Compression
+from edgespec_export.configuration import read_model
 from edgespec_export.expected import Tensors, check_tensors
-from edgespec_export.geometry import LlavaGeometry, ModelGeometry, TextGeometry, read_model
+from edgespec_export.geometry import LlavaGeometry, ModelGeometry, TextGeometry
 from edgespec_export.graphs.decoder import TREE_ROWS, build_decoder
 from edgespec_export.graphs.packed import build_packed
 from edgespec_export.graphs.proposer import Proposer, head_name

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgespec_export.configuration import read_geometry
 from edgespec_export.expected import projector_shapes, text_shapes, vision_shapes
-from edgespec_export.geometry import read_geometry
 from tests.support.tiny import Config, spelled, tiny_config, write_tiny
 
 

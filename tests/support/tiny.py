@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec_export.configuration import read_geometry
 from edgespec_export.expected import projector_shapes, text_shapes, vision_shapes
-from edgespec_export.geometry import read_geometry
 
 Config = dict[str, Any]
 Tensors = dict[str, npt.NDArray[np.float32]]

@@ -13,7 +13,7 @@ from edgespec_export.family import emoji, evaluate, models, samples
 from edgespec_export.family.scenes import SpriteBank
 
 if TYPE_CHECKING:
-    from edgespec_export.family.pipeline import Workshop
+    from edgespec_export.family.workshop import Workshop
 
 
 def compose(shop: Workshop, folder: Path) -> None:

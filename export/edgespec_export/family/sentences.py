@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from edgespec_export.family.objects import COLOURS, NUMBERS, PLACES, Object, a, join, objects
+from edgespec_export.family.descriptions import (
+    describe,
+    inventory,
+    numbered,
+    place,
+    relation,
+    singles,
+    thing_of,
+)
+from edgespec_export.family.objects import COLOURS, NUMBERS, PLACES, a, join, objects
 from edgespec_export.family.scenes import Placed, Scene
 
 
@@ -37,116 +46,22 @@ DETAILED: tuple[tuple[str, int], ...] = (
 """Prompts for long descriptions, each with the manner (0, 1, 2) it asks for."""
 
 
-def _thing(kind: int) -> Object:
-    return objects()[kind]
-
-
-def _counted(scene: Scene, kind: int) -> str:
-    """An object with its number: "a fox" or "three foxes"."""
-    number = scene.count(kind)
-    return a(_thing(kind).name) if number == 1 else f"{NUMBERS[number]} {_thing(kind).plural}"
-
-
-def _inventory(scene: Scene) -> str:
-    return join([_counted(scene, kind) for kind in scene.kinds])
-
-
-def _objects(number: int) -> str:
-    return f"{NUMBERS[number]} object{'s' if number != 1 else ''}"
-
-
-def place(cell: int) -> str:
-    """A cell with its preposition: "in the top left"."""
-    return f"in the {PLACES[cell]}"
-
-
-def relation(one: Placed, other: Placed) -> str:
-    """How `one` lies relative to `other`: "above and to the left of"."""
-    parts = []
-    if one.row != other.row:
-        parts.append("above" if one.row < other.row else "below")
-    if one.column != other.column:
-        parts.append("to the left of" if one.column < other.column else "to the right of")
-    return " and ".join(parts)
-
-
-def _singles(scene: Scene) -> list[Placed]:
-    return [placed for placed in scene.objects if scene.count(placed.kind) == 1]
-
-
-def _relations(scene: Scene) -> list[str]:
-    """A sentence for every two neighbouring single objects, in reading order."""
-    singles = _singles(scene)
-    return [
-        f"The {_thing(one.kind).name} is {relation(one, other)} the {_thing(other.kind).name}."
-        for one, other in zip(singles, singles[1:], strict=False)
-    ]
-
-
-def describe(scene: Scene, manner: int) -> str:
-    """A long description in one of three manners."""
-    total, colour = len(scene.objects), COLOURS[scene.colour]
-    if manner == 0:
-        parts = [f"The image shows {_objects(total)} on {a(colour)} background."]
-    elif manner == 1:
-        parts = [f"I see {_inventory(scene)} in this picture.", f"The background is {colour}."]
-    else:
-        parts = [f"This is a picture with {a(colour)} background and {_objects(total)} on it."]
-    seen: set[int] = set()
-    for placed in scene.objects:
-        parts.append(_about(placed, manner, again=placed.kind in seen))
-        seen.add(placed.kind)
-    parts += _relations(scene)[: 3 if manner == 1 else 2]
-    if total <= 2:
-        empty = [f"the {PLACES[cell]}" for cell in range(9) if scene.at(cell) is None]
-        parts.append(f"There is nothing in {join(empty)}.")
-    if manner == 0:
-        parts.append(f"In total the image contains {_inventory(scene)}.")
-    elif manner == 2:
-        parts.append(f"So the whole picture shows {_inventory(scene)}, and nothing else.")
-    else:
-        parts.append(f"Altogether the picture shows {_objects(total)}.")
-    return " ".join(parts)
-
-
-def _about(placed: Placed, manner: int, *, again: bool) -> str:
-    """The sentences about one object of a description."""
-    thing, where = _thing(placed.kind), place(placed.cell)
-    kind = f"{a(thing.category)}"
-    if again:
-        another = f"another {thing.name}"
-        return {
-            0: f"I{where[1:]} there is {another}.",
-            1: f"There is {another} {where}.",
-            2: f"Then I{where[1:]} we find {another}.".replace("Then I", "Then i"),
-        }[manner]
-    first, second = thing.keywords
-    if manner == 0:
-        return (
-            f"I{where[1:]} there is {a(thing.name)}. "
-            f"The {thing.name} is {kind} and goes with {first} and {second}."
-        )
-    if manner == 1:
-        return f"There is {a(thing.name)} {where}, {kind} that makes one think of {first}."
-    return f"I{where[1:]} we find {a(thing.name)}. It belongs to the category {thing.category}."
-
-
 def captions(scene: Scene) -> list[Exchange]:
     """Short captions and lists."""
-    listed, colour = _inventory(scene), COLOURS[scene.colour]
+    listed, colour = inventory(scene), COLOURS[scene.colour]
     return [
         Exchange("caption", "Write a short caption.", f"A picture of {listed}."),
         Exchange("caption", "Describe this image briefly.", f"{listed.capitalize()}."),
         Exchange(
             "caption", "What is in this image?", f"There is {listed} on {a(colour)} background."
         ),
-        Exchange("list", "List the objects.", ", ".join(_thing(k).name for k in scene.kinds)),
+        Exchange("list", "List the objects.", ", ".join(thing_of(k).name for k in scene.kinds)),
         Exchange("list", "Which objects are in the picture?", f"I can see {listed}."),
-        Exchange("total", "How many objects are there?", f"{_objects(len(scene.objects))}."),
+        Exchange("total", "How many objects are there?", f"{numbered(len(scene.objects))}."),
         Exchange(
             "total",
             "Count the objects in the image.",
-            f"The image contains {_objects(len(scene.objects))}.",
+            f"The image contains {numbered(len(scene.objects))}.",
         ),
         Exchange("background", "What colour is the background?", f"The background is {colour}."),
         Exchange("background", "Name the background colour.", f"{colour}"),
@@ -157,7 +72,7 @@ def captions(scene: Scene) -> list[Exchange]:
 def naming(scene: Scene, cell: int) -> list[Exchange]:
     """Questions about what is in a cell."""
     placed, where = scene.at(cell), PLACES[cell]
-    name = None if placed is None else _thing(placed.kind).name
+    name = None if placed is None else thing_of(placed.kind).name
     named = "nothing" if name is None else a(name)
     return [
         Exchange("naming", f"What is in the {where}?", f"{named.capitalize()}."),
@@ -171,7 +86,7 @@ def naming(scene: Scene, cell: int) -> list[Exchange]:
 
 def about_kind(scene: Scene, kind: int) -> list[Exchange]:
     """Questions that name an object, which may or may not be there."""
-    thing, number = _thing(kind), scene.count(kind)
+    thing, number = thing_of(kind), scene.count(kind)
     noun = thing.name if number == 1 else thing.plural
     verb = "is" if number == 1 else "are"
     there = "Yes" if number else "No"
@@ -205,7 +120,7 @@ def about_kind(scene: Scene, kind: int) -> list[Exchange]:
 
 def relations(scene: Scene, one: Placed) -> list[Exchange]:
     """Questions about the neighbours of a single object, and its relation to another."""
-    name = _thing(one.kind).name
+    name = thing_of(one.kind).name
     found = []
     for phrase, rows, columns in (
         ("to the left of", 0, -1),
@@ -218,12 +133,12 @@ def relations(scene: Scene, one: Placed) -> list[Exchange]:
             row, column = one.row + rows * steps, one.column + columns * steps
             if other is None and 0 <= row < 3 and 0 <= column < 3:
                 other = scene.at(row * 3 + column)
-        named = "nothing" if other is None else a(_thing(other.kind).name)
+        named = "nothing" if other is None else a(thing_of(other.kind).name)
         answer = f"{named.capitalize()}."
         found.append(Exchange("relation", f"What is directly {phrase} the {name}?", answer))
-    for other in _singles(scene):
+    for other in singles(scene):
         if other != one:
-            second = _thing(other.kind).name
+            second = thing_of(other.kind).name
             found.append(
                 Exchange(
                     "relation",
@@ -255,13 +170,13 @@ def naming_or_other(scene: Scene, rng: Generator, name: bool) -> list[Exchange]:
         return naming(scene, cell)
     if draw < 0.28:
         return captions(scene)
-    if draw < 0.71 or not _singles(scene):
+    if draw < 0.71 or not singles(scene):
         kind = int(rng.choice(scene.kinds))
         if rng.random() < 0.35:
             kind = int(rng.integers(len(objects())))
         return about_kind(scene, kind)
-    singles = _singles(scene)
-    return relations(scene, singles[int(rng.integers(len(singles)))])
+    once = singles(scene)
+    return relations(scene, once[int(rng.integers(len(once)))])
 
 
 def two_images(first: Scene, second: Scene, rng: Generator) -> Exchange:
@@ -274,10 +189,10 @@ def two_images(first: Scene, second: Scene, rng: Generator) -> Exchange:
         Exchange(
             "two",
             "Describe both images.",
-            f"The first image shows {_inventory(first)}. "
-            f"The second image shows {_inventory(second)}.",
+            f"The first image shows {inventory(first)}. "
+            f"The second image shows {inventory(second)}.",
         ),
-        Exchange("two", f"What is in the {word} image?", f"{_inventory(scene).capitalize()}."),
+        Exchange("two", f"What is in the {word} image?", f"{inventory(scene).capitalize()}."),
         Exchange(
             "two",
             f"What is in the {PLACES[cell]} of the {word} image?",
@@ -291,7 +206,7 @@ def two_images(first: Scene, second: Scene, rng: Generator) -> Exchange:
     ]
     if not scenes[1 - which].count(kind):
         choices.append(
-            Exchange("two", f"Which image shows {a(_thing(kind).name)}?", f"The {word} image.")
+            Exchange("two", f"Which image shows {a(thing_of(kind).name)}?", f"The {word} image.")
         )
     return choices[int(rng.integers(len(choices)))]
 

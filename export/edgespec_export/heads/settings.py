@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgespec.errors import CheckpointError
+from edgespec_export.configuration import read_text
 from edgespec_export.defaults import TEXT_DEFAULTS
 from edgespec_export.expected import Shapes, refuse
-from edgespec_export.geometry import TextGeometry, read_text
+from edgespec_export.geometry import TextGeometry
 from edgespec_export.heads.label import KEY
 
 Config = Mapping[str, Any]

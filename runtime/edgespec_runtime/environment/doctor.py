@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from edgespec.nvidia import Gpu
 from edgespec_runtime.environment import remedies
 from edgespec_runtime.environment.check import Check, ok, problem, warning
 from edgespec_runtime.environment.facts import Facts
 from edgespec_runtime.environment.jetson import Jetson
-from edgespec_runtime.environment.nvidia import Gpu
 from edgespec_runtime.environment.remedies import Platform, platform_of
 
 LEAST_PYTHON = (3, 10)

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import edgespec
+from edgespec.nvidia import Gpu
 from edgespec_runtime.environment.clocks import Clock, clocks_of
 from edgespec_runtime.environment.debs import installed_debs
 from edgespec_runtime.environment.jetson import Jetson, jetson_of
 from edgespec_runtime.environment.libraries import Libraries
 from edgespec_runtime.environment.nvidia import (
     Cuda,
-    Gpu,
     TensorRT,
     cuda_of,
     gpu_of,

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from edgespec.latency import Datasheet, device_files, load_estimate, this_device
-from edgespec.nvidia import find_gpu
+from edgespec.nvidia import Gpu, find_gpu
 from edgespec_runtime.environment.libraries import Libraries
 from edgespec_runtime.environment.packages import has_module
 from edgespec_runtime.environment.place import Place
@@ -15,17 +15,6 @@ from edgespec_runtime.environment.place import Place
 PCI = "sys/bus/pci/devices/*"
 VENDOR, DISPLAY = "0x10de", "0x03"
 SYSTEM_SITES = ("usr/lib/python3*/dist-packages", "usr/local/lib/python3*/dist-packages")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU; "" where nothing tells."""
-
-    name: str
-    compute_capability: str
-    """By the driver, or by the chip of a known board."""
-    driver: str
-    """"" for a card without a driver."""
 
 
 @dataclass(frozen=True)
