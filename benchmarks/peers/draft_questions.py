@@ -113,7 +113,8 @@ EVENTS = words(
 VENUES = words(
     "the town hall, the city park, the community centre, the school gym, the beach, a restaurant, "
     "the museum, a barn, the public library, the sports club, a rooftop, the old mill, "
-    "the theatre, a cafe, the botanical garden, a hotel, the lake house, the church hall, the university"
+    "the theatre, a cafe, the botanical garden, a hotel, the lake house, "
+    "the church hall, the university"
 )
 SUBJECTS = words(
     "photosynthesis, gravity, electricity, the water cycle, magnetism, evaporation, friction, "
