@@ -38,11 +38,16 @@ class Verdict:
     follow)."""
 
 
-def walk(tree: TokenTree, pick: Callable[[int, Sequence[int]], int]) -> Verdict:
+def walk(
+    tree: TokenTree,
+    pick: Callable[[int, Sequence[int]], int],
+    named: tuple[int, ...] | None = None,
+) -> Verdict:
     """Follows the target through the tree.
 
     ``pick(row, path)`` returns the target's token after the root and ``path`` (the tokens accepted
     so far in this walk); it is called once per visited node, root first.
+    ``named``: see ``Verdict``.
     """
     row = 0
     rows: list[int] = []
@@ -52,7 +57,7 @@ def walk(tree: TokenTree, pick: Callable[[int, Sequence[int]], int]) -> Verdict:
         tokens.append(token)
         child = tree.child(row, token)
         if child is None:
-            return Verdict(tuple(rows), tuple(tokens))
+            return Verdict(tuple(rows), tuple(tokens), named=named)
         rows.append(child)
         row = child
 

@@ -8,7 +8,7 @@ from edgespec.errors import ConfigError
 from edgespec.flavour import PRECISIONS
 
 BLOCKS = (32, 64, 128)
-"""Inputs that may share a scale in int4."""
+"""Inputs that may share a scale."""
 ALLOWED = {
     "target": PRECISIONS,
     "draft": PRECISIONS,
@@ -34,13 +34,13 @@ class Precisions:
     embedding: str = "fp32"
     """Of the token tables; their rows are float32 again once looked up."""
     block: str = ""
-    """Inputs that share a scale in int4."""
+    """Inputs that share a scale, in int4 and, where it is asked for, in int8."""
 
     @classmethod
     def parse(cls, text: str) -> Precisions:
-        """``PRECISION``, which is the target's, or ``PART=PRECISION,...``. Raises ConfigError for a
-        part or a precision that does not exist."""
-        if "=" not in text:
+        """``PART=PRECISION,...``; a precision by itself, which comes first, is the target's. Raises
+        ConfigError for a part or a precision that does not exist."""
+        if "=" not in text.partition(",")[0]:
             text = f"target={text}"
         found: dict[str, str] = {}
         for pair in text.split(","):

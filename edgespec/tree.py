@@ -88,6 +88,8 @@ class TokenTree:
     @staticmethod
     def select(candidates: Candidates, chosen: Sequence[int]) -> TokenTree:
         """The tree of the ``chosen`` candidate indices, which must be closed under ancestors."""
+        if not chosen:
+            return EMPTY
         rows = {ROOT: 0}
         parents = []
         for row, index in enumerate(chosen, start=1):

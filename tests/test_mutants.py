@@ -213,7 +213,7 @@ MUTANTS = [
     ),
     Mutant(
         "a node is judged by its neighbour's row",
-        LocalVerifier, "settle", "best[row])", "best[row - 1])",
+        LocalVerifier, "settle", "best[row],", "best[row - 1],",
         toy_greedy,
     ),
     Mutant(
@@ -275,7 +275,7 @@ MUTANTS = [
     ),
     Mutant(
         "the mask has one column too many",
-        LocalVerifier, "ask", "(rows, cached + rows)", "(rows, cached + rows + 1)", toy_greedy,
+        LocalVerifier, "ask", "cached + asked + spare)", "cached + asked + spare + 1)", toy_greedy,
     ),
     Mutant(
         "a prompt's rows see one row ahead",

@@ -137,6 +137,7 @@ def test_int4_is_read_as_it_was_written(tmp_path: Path, block: str) -> None:
     [
         (ort("int4"), 96, 4), (ort("int4"), 80, 8), (ort("int4", block="128"), 192, 4),
         (ort("int8"), 80, 8), (ort("int4", head="int4"), 96, 4),
+        (ort("int8", block="64"), 192, 8), (ort("int8", block="64"), 80, 8),
     ],
 )  # fmt: skip
 def test_a_row_is_the_same_alone_and_among_others(
@@ -153,6 +154,19 @@ def test_a_row_is_the_same_alone_and_among_others(
         chosen = list(rows)
         apart = np.abs(run(x[:, chosen]) - together[:, chosen]).max()
         assert apart <= 1e-5 * scale, f"{len(chosen)} rows: {apart / scale:.2g}"
+
+
+def test_int8_is_by_blocks_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Of layers; heads keep a scale for each output."""
+    exact, x = weights(24, 192), activations(5, 192)
+    precision = ort("int8", block="64")
+    assert precision.stored["block"] == "64" and "blocks" in precision.row_invariance
+    for part, op in (("layer", "MatMulNBits"), ("head", "MatMulInteger")):
+        b = GraphBuilder("int8", 17, precision)
+        b.product(b.input("x", "float32", [1, "S", 192]), "w", in_pieces(exact), part)
+        assert op in [node.op_type for node in b._nodes]
+    found, wanted = product_of(tmp_path, precision, exact)(x), x @ exact.T
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
 def test_half_precision_keeps_what_no_block_divides(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Peer:
 
 
 PEERS = (
-    Peer("edgespec", ("fp32", "int8", "int4"), ("plain", "lookup", "draft")),
+    Peer("edgespec", ("fp32", "int8", "int8,block=64", "int4"), ("plain", "lookup", "draft")),
     Peer("transformers", ("fp32", "bf16"), ("plain", "lookup", "draft"), converts=False),
     Peer("onnxruntime-genai", ("fp32", "int8", "int4"), ("plain", "lookup", "draft")),
     Peer("openvino-genai", ("fp32", "int8", "int4"), ("plain", "lookup", "draft")),

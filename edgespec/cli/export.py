@@ -114,10 +114,10 @@ def _add_precision(group: argparse._ArgumentGroup) -> None:
         "--precision",
         default="fp32",
         action=Assignments,
-        metavar="NAME | PART=NAME,...",
+        metavar="[NAME,]PART=NAME,...",
         help="of lowerings that name none: fp32 (default), fp16, bf16, int8 or int4. By part, e.g. "
         "target=int4,draft=int8,vision=fp16,head=int8,embedding=fp16,block=64 (block: inputs that "
-        "share a scale in int4); docs/precision.md",
+        "share a scale, of int4 and, where given, of int8); docs/precision.md",
     )
     group.add_argument(
         "--calibration",

@@ -29,7 +29,7 @@ from edgespec.latency.profile import (
     Memory,
 )
 
-CHUNK = 512
+CHUNK = 256
 """Rows of one prefill call of the runtime."""
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 FAR = 256

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgespec.planning.inventory import CACHED, TABLE_BYTES, Encoder, Held, Inventory, Step
 from edgespec.planning.weights import FLOAT_BYTES
 
-CHUNK = 512
+CHUNK = 256
 """Rows of one prefill call of the runtime."""
 BLOCK = 64
 """Rows that the capacity of a KV cache is rounded up to."""

@@ -172,7 +172,7 @@ class GraphBuilder:
         self.fed[name] = x
         precision = self._precision
         bits = precision.bits_of(part)
-        block = precision.block_of(matrix.inputs, bits)
+        block = precision.block_of(part, matrix.inputs)
         if bits and precision.integer and (block or self.floats == "float32"):
             self.multiplied += matrix.inputs * matrix.outputs
             if block:

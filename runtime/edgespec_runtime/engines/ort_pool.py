@@ -17,8 +17,8 @@ from edgespec.bundle import GraphSpec, TensorSpec
 from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.engines.buffers import Buffers
+from edgespec_runtime.engines.masks import BEHIND, MaskInput
 from edgespec_runtime.engines.ort_step import (
-    BEHIND,
     OrtStepSession,
     append,
     cache_values,
@@ -26,7 +26,6 @@ from edgespec_runtime.engines.ort_step import (
     layer_values,
     new_rows,
     short,
-    spread,
 )
 from edgespec_runtime.kv import CacheShape, KVCache
 
@@ -95,6 +94,9 @@ class PackedStep:
         self._binding.bind_ortvalue_input("rows", wrap(self._rows))
         self._behind = meta["mask_span"] == BEHIND
         self._fresh: list[Array] = []  # new rows of every seat, where the graph hands them out
+        self._masks = [
+            MaskInput(self._binding, f"tree_mask.{seat}", spec) for seat in range(self.seats)
+        ]
         self._scratch = KVCache(CacheShape.of(spec), 1)
         self._scratch_layers = cache_values(self._scratch, wrap)
         nothing = np.zeros((1, self._hidden), dtype=np.float32)
@@ -156,13 +158,11 @@ class PackedStep:
         np.concatenate([ask.embeds for ask in asks], out=embeds)
         positions = self._take("position_ids", total, 0, np.int64)
         positions[:] = [position for ask in asks for position in ask.positions]
-        self._masks, self._fresh = [], []  # what is bound is kept here
+        self._fresh = []
         for seat, (session, ask) in enumerate(zip(self._seated, asks, strict=True)):
             cache = session.cache if session else self._scratch
             self._past[seat] = cache.used
-            mask = spread(ask.mask, self._spec, cache)
-            self._masks.append(mask)
-            self._binding.bind_ortvalue_input(f"tree_mask.{seat}", self._wrap(mask))
+            self._masks[seat].fill(ask.mask, cache)
             if self._behind:
                 self._fresh.append(new_rows(cache, len(ask.embeds)))
                 for name, value in layer_values(self._fresh[-1], self._wrap).items():

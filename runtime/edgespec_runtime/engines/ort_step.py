@@ -14,12 +14,11 @@ from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array
 from edgespec_runtime.engines.buffers import Buffers
 from edgespec_runtime.engines.coupling import Coupling
+from edgespec_runtime.engines.masks import BEHIND, MaskInput
 from edgespec_runtime.kv import Cache, KVCache
 
 LAST, CAPACITY = "last_row", "capacity"
 """Inputs of graphs that are told where the last new row goes, and how many rows the cache has."""
-BEHIND = "behind"
-"""``mask_span`` of graphs that hand new rows out instead of writing them into the cache."""
 
 
 class OrtStepSession:
@@ -51,6 +50,7 @@ class OrtStepSession:
         self._buffers = buffers or Buffers(self._wrap)
         self._bound_for: tuple[int, bool] | None = None
         self._binding = session.io_binding()
+        self._mask = MaskInput(self._binding, "tree_mask", spec)
         if "past_length" in self._given:
             self._binding.bind_ortvalue_input("past_length", self._wrap(self._past))
         self._last = np.zeros(1, dtype=np.int32)
@@ -101,8 +101,7 @@ class OrtStepSession:
         elif self._coupling and self._coupling.noisy:
             self._coupling.clear()
         self._past[0], self._last[0] = cache.used, cache.used + rows - 1
-        seen = spread(mask, self._spec, cache)  # bound until the run is over
-        self._binding.bind_ortvalue_input("tree_mask", self._wrap(seen))
+        self._mask.fill(mask, cache)
         started = perf_counter()
         try:
             self._session.run_with_iobinding(self._binding)
@@ -155,22 +154,6 @@ class OrtStepSession:
         array, value = self._buffers.take(name, rows, int(width[0]) if width else 0, tensor.dtype)
         self._binding.bind_ortvalue_output(name, value)
         return array
-
-
-def spread(mask: npt.NDArray[np.bool_], spec: GraphSpec, cache: KVCache) -> npt.NDArray[np.bool_]:
-    """[S, used + S] as a graph wants it: [1, 1, S, T], where T is used + S ("total"), the cache's
-    capacity, or that and S more columns for the new rows, which lie "behind" the cache."""
-    span = spec.meta["mask_span"]
-    if span == "total":
-        return mask[None, None]
-    rows = len(mask)
-    if span == BEHIND:
-        full = np.zeros((rows, cache.capacity + rows), dtype=np.bool_)
-        full[:, : cache.used], full[:, cache.capacity :] = np.split(mask, [cache.used], axis=1)
-    else:
-        full = np.zeros((rows, cache.capacity), dtype=np.bool_)
-        full[:, : mask.shape[1]] = mask
-    return full[None, None]
 
 
 def cache_values(cache: KVCache, wrap: Callable[[Array], Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,10 @@ class LocalVerifier:
 
     The session's first output is ``logits``; where it is ``named``, the first two are ``best_ids``
     and ``best_logits``, the graph's own arg-max, which greedy verification needs nothing beside.
-    With ``features`` the last output is ``hidden``, and verdicts carry it. ``exact``: a root
-    without a tree is given a second row, whose result nobody reads: engines have other kernels for
-    single rows, and with rounded weights those may choose another token than verification does.
+    With ``features`` the last output is ``hidden``, and verdicts carry it. ``exact``: an
+    odd number of rows is given one more, whose result nobody reads: engines have other kernels for
+    single rows, also for one that is left over when they take rows by twos, and with rounded
+    weights those may choose another token than the others do.
     """
 
     def __init__(
@@ -101,13 +103,16 @@ class LocalVerifier:
 
     def ask(self, tree: TokenTree) -> Ask:
         """What verifying ``tree`` needs of the engine: for one step, or a part of a batch."""
-        if self._exact and not len(tree):
-            tree = TokenTree.build([self._root], [0])
-        cached, rows = self._session.cache.length, len(tree) + 1
-        mask = np.ones((rows, cached + rows), dtype=np.bool_)
-        tree.write_mask(mask[:, cached:])
-        positions = [cached, *(cached + depth for depth in tree.depths)]
-        return Ask(self._table[[self._root, *tree.tokens]], positions, mask)
+        cached, asked = self._session.cache.length, len(tree) + 1
+        spare = asked % 2 if self._exact else 0
+        mask = np.ones((asked + spare, cached + asked + spare), dtype=np.bool_)
+        if len(mask) == 1:  # plain decoding; what numpy need not do is time, as caches are cold
+            return Ask(self._table[self._root : self._root + 1], [cached], mask)
+        tree.write_mask(mask[:asked, cached : cached + asked])
+        mask[:asked, cached + asked :] = False
+        tokens = [self._root, *tree.tokens, *[self._root] * spare]
+        positions = [cached, *(cached + depth for depth in tree.depths), *[cached] * spare]
+        return Ask(self._table[tokens], positions, mask)
 
     def settle(self, tree: TokenTree, outputs: Sequence[Array]) -> Verdict:
         """Walks ``tree`` by the engine's answer to ``ask`` (the session's outputs, of all rows,
@@ -116,7 +121,7 @@ class LocalVerifier:
         # The root's own row is still pending, so the token after it is one position further.
         if self._sampler.plain_argmax:
             best = self._best(outputs)[: len(tree) + 1]
-            verdict = replace(walk(tree, lambda row, path: best[row]), named=tuple(best))
+            verdict = walk(tree, lambda row, path: best[row], named=tuple(best))
         else:
             logits = outputs[0]
             verdict = walk(tree, lambda row, path: self._pick(logits[row], 1 + len(path), path))
@@ -133,13 +138,13 @@ class LocalVerifier:
         return token
 
     def _best(self, outputs: Sequence[Array]) -> list[int]:
-        """Arg-max of every row at once: what greedy decoding needs, in one call."""
+        """Arg-max of every row: all that greedy decoding needs."""
         if self._named:
-            tokens, values = outputs[:2]
+            best: list[int] = outputs[0].tolist()
+            values = outputs[1].tolist()
         else:
-            tokens = outputs[0].argmax(axis=1)
-            values = outputs[0][np.arange(len(tokens)), tokens]
-        if not np.isfinite(values).all():
+            best = [int(row.argmax()) for row in outputs[0]]
+            values = [row[token] for row, token in zip(outputs[0], best, strict=True)]
+        if not all(map(isfinite, values)):
             raise EngineError(BROKEN)
-        best: list[int] = tokens.tolist()
         return best
