@@ -36,9 +36,9 @@ def answers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def test_questions_are_held_out_by_text_and_drawn_by_seed(tmp_path: Path) -> None:
     """What is measured was never trained on; the file in the repository is what seed 0 draws."""
     asked, held = questions(100_000)
-    assert len({q.text for q in asked}) == len(asked) > 3000
+    assert len({q.text for q in asked}) == len(asked) > 1500
     assert not {q.text for q in asked} & {q.text for q in held}
-    assert [q.kind for q in asked[:8]] == [kind.name for kind in KINDS]
+    assert [q.kind for q in asked[:4]] == [kind.name for kind in KINDS]
     assert questions(10) == (asked[:10], held) != questions(10, seed=1)
     write_followed(held, tmp_path / "followed.jsonl")
     assert (tmp_path / "followed.jsonl").read_text() == FOLLOWED.read_text()
@@ -75,10 +75,12 @@ def test_a_broken_off_run_goes_on(
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:7]) + lines[7][:50])
     capsys.readouterr()
-    assert answer_all(asked, file, checkpoint, **given) == answers  # type: ignore[arg-type]
-    assert capsys.readouterr().err.startswith("15 of 24 answers")
+    again = answer_all(asked, file, checkpoint, **given)  # type: ignore[arg-type]
+    assert [a.answer for a in again] == [a.answer for a in answers]
+    assert "15 of 24 answers" in capsys.readouterr().err
     assert sorted(a.text for a in read_answers(file)) == sorted(q.text for q in asked)
-    assert answer_all(asked, file, checkpoint, **given, minutes=0.0) == answers  # type: ignore[arg-type]
+    assert answer_all(asked, file, checkpoint, minutes=0.0) == again
+    assert not capsys.readouterr().err
 
 
 def test_training_brings_agreement(checkpoint: Path, answers: list[Answer]) -> None:
@@ -142,7 +144,7 @@ def test_the_command_writes_a_draft_that_edgespec_takes(
     said = capsys.readouterr().err
     assert "training on 16 answers" in said and "held out: agreement" in said
     assert (out / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
-    vocabulary = str(work / "frequencies.json")
+    vocabulary = str(out / "frequencies.json")
     exported = ["export", "--target", str(checkpoint), "--draft", str(out), "--out", str(bundle)]
     assert edgespec([*exported, "--draft-vocab", vocabulary]) == 0
     with load(bundle, threads=1) as model:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.draft --checkpoint ~/smollm2 --out ~/draft --work ~/draft-work
 
-Questions of eight kinds are drawn, the checkpoint answers them greedily (kept in WORK, where a run
+Questions of four kinds are drawn, the checkpoint answers them greedily (kept in WORK, where a run
 that was broken off goes on), and a small Llama with its tokenizer is trained to say the same. Eight
-questions of every kind are held out; ``prompts_followed.jsonl`` has one of each, for measuring.
+questions of every kind are held out; ``prompts_followed.jsonl`` has two of each, for measuring.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def make(arguments: argparse.Namespace) -> None:
     taught = [a for a in answers if a.text not in kept_back]
     if not taught:
         raise InputError("no question was answered in time; give more --answer-minutes")
-    write_counts(taught, checkpoint, arguments.work / "frequencies.json")
     say(f"training on {len(taught)} answers of {sum(len(a.answer) for a in taught)} tokens")
     draft = draft_model.begin(checkpoint, shape, arguments.seed)
     Trainer(draft, taught, course).run(held_out)
     draft_model.save(draft, checkpoint, arguments.out)
+    write_counts(taught, checkpoint, arguments.out / "frequencies.json")
     report(draft, held_out)
     say(f"wrote {arguments.out}")
 
@@ -106,7 +106,7 @@ def parse(given: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, help="Llama or Qwen2 in Hugging Face's format")
     add("--out", type=Path, required=True, help="directory of the draft")
     add("--work", type=Path, required=True, help="answers and token counts, found again")
-    add("--questions", type=int, default=100_000, help="to train on at most; all there are: 3657")
+    add("--questions", type=int, default=100_000, help="to train on at most; all there are: 1784")
     add("--new", type=int, default=128, help="tokens of an answer at most")
     add("--answer-batch", type=int, default=64, help="questions that are answered together")
     add("--answer-minutes", type=float, help="the target answers for this long at most")
