@@ -53,6 +53,10 @@ class Score:
 
 
 DEPTH = 5
+TOLD = 50
+"""Steps from one line about the course to the next."""
+RARE = 0.02
+"""Alternatives of a lower probability are not taught."""
 
 
 class Lesson:
@@ -65,16 +69,19 @@ class Lesson:
         self.ids = place_of[torch.tensor([*answer.prompt, *answer.answer[:-1]])]
         self.likely = place_of[torch.tensor(answer.likely)]
         shares = torch.tensor(answer.shares)
+        shares[:, 1:] *= shares[:, 1:] >= RARE
         shares = shares / shares.sum(-1, keepdim=True)
         shares[:, 0] += 1.0  # as much for the token itself as for the whole distribution
         self.shares = shares / 2
 
 
 def used_ids(answers: Sequence[Answer]) -> list[int]:
-    """Every id that questions, answers or their alternatives hold, ascending."""
+    """Every id that questions, answers or likely alternatives hold, ascending."""
     found: set[int] = set()
     for answer in answers:
-        found.update(answer.prompt, *answer.likely)
+        found.update(answer.prompt, answer.answer)
+        for ids, shares in zip(answer.likely, answer.shares, strict=True):
+            found.update(token for token, share in zip(ids, shares, strict=True) if share >= RARE)
     return sorted(found)
 
 
@@ -107,7 +114,7 @@ class Trainer:
         self._trained = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
 
     def run(self, held_out: Sequence[Answer] = ()) -> None:
-        """The whole course; says how it goes after every epoch."""
+        """The whole course; says now and then how it goes."""
         course, began = self._course, monotonic()
         steps = max(1, round(course.epochs * len(self._lessons) / course.batch))
         losses: list[float] = []
@@ -119,9 +126,9 @@ class Trainer:
             for group in self._optimiser.param_groups:
                 group["lr"] = course.rate * factor(step, done, course)
             losses.append(self._step(lessons))
-            if (step + 1) % max(1, len(self._lessons) // course.batch) == 0:
+            if (step + 1) % TOLD == 0:
                 self._write()
-                found = score(self._model, held_out[:32]) if held_out else None
+                found = score(self._model, held_out[::2]) if held_out else None
                 say(
                     f"step {step + 1} of {steps}, {minutes:.1f} min: loss "
                     f"{sum(losses) / len(losses):.3f}, {describe(found)}"
