@@ -9,6 +9,9 @@ from typing import Any
 from protocol import Clock, Job, Peer, Picture, call, main
 
 DRAFTS = {"plain": "none", "lookup": "ngram", "draft": "model"}
+VOCABULARY = "frequencies.json"
+"""In a draft's directory: the tokens that it may propose (``edgespec export --draft-vocab``)."""
+SIZES = ["--quick", "--max-nodes", "16", "--max-context", "768"]
 
 
 class Engine:
@@ -43,9 +46,22 @@ def seen(picture: Picture, ids: list[int]) -> tuple[Any, list[int]]:
 
 
 def load(library: Any, job: Job) -> Engine:
-    bundle = job.draft_model if job.mode == "draft" else job.model
-    model = library.load(bundle, threads=job.threads)
+    if job.mode != "draft":
+        return Engine(library.load(job.model, threads=job.threads), DRAFTS[job.mode])
+    assert job.draft_model is not None
+    profile = profiled(job.draft_model, job.threads)
+    model = library.load(job.draft_model, threads=job.threads, profile=profile)
     return Engine(model, DRAFTS[job.mode])
+
+
+def profiled(bundle: Path, threads: int) -> Path:
+    """What a round costs on this machine, measured once per bundle: the depth of drafts is chosen
+    by it."""
+    profile = bundle.with_name(f"{bundle.name}-threads{threads}.yaml")
+    if not profile.is_file():
+        command = ["profile", "--bundle", str(bundle), "--out", str(profile), *SIZES]
+        call([sys.executable, "-m", "edgespec", *command, "--threads", str(threads)])
+    return profile
 
 
 def libraries() -> Any:
@@ -59,7 +75,10 @@ def convert(checkpoint: Path, out: Path, precision: str) -> None:
     """``checkpoint``, or "target with draft" as two paths joined by a comma."""
     target, draft = named(*str(checkpoint).split(","))
     command = ["export", "--target", target, "--out", str(out), "--precision", precision]
-    command += ["--draft", draft] if draft else []
+    if draft:
+        command += ["--draft", draft]
+        vocabulary = Path(draft) / VOCABULARY
+        command += ["--draft-vocab", str(vocabulary)] if vocabulary.is_file() else []
     call([sys.executable, "-m", "edgespec", *command])
 
 
