@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_the_command_writes_a_draft_that_edgespec_takes(
     vocabulary = str(out / "frequencies.json")
     exported = ["export", "--target", str(checkpoint), "--draft", str(out), "--out", str(bundle)]
     assert edgespec([*exported, "--draft-vocab", vocabulary]) == 0
-    with load(bundle, threads=1) as model:
+    with closing(load(bundle, threads=1)) as model:
         plain = model.generate(None, "abc", draft="none", max_new_tokens=12)
         drafted = model.generate(None, "abc", draft="model", max_new_tokens=12)
     assert drafted.token_ids == plain.token_ids
