@@ -142,7 +142,8 @@ class Trainer:
         from torch.nn.utils.rnn import pad_sequence
 
         course = self._course
-        drawn = torch.randint(len(self._others), (course.others,)) if len(self._others) else []
+        there = len(self._others)
+        drawn = torch.randint(max(1, there), (course.others if there else 0,))
         likely = torch.cat([lesson.likely for lesson in lessons])
         shares = torch.cat([lesson.shares for lesson in lessons])
         ids = pad_sequence([lesson.ids for lesson in lessons], batch_first=True)
