@@ -1,7 +1,7 @@
 """Questions of a narrow domain: four kinds of everyday writing, filled in from word lists.
 
-Answers are the target's own words, not copies of the prompt; kinds recur, so that a small model that
-was trained on other answers of the same kinds can follow.
+Answers are the target's own words, not copies of the prompt; kinds recur, so that a small model
+that was trained on other answers of the same kinds can follow.
 """
 
 from __future__ import annotations
