@@ -11,7 +11,8 @@ from protocol import Clock, Job, Peer, Picture, call, main
 DRAFTS = {"plain": "none", "lookup": "ngram", "draft": "model"}
 VOCABULARY = "frequencies.json"
 """In a draft's directory: the tokens that it may propose (``edgespec export --draft-vocab``)."""
-SIZES = ["--quick", "--max-nodes", "16", "--max-context", "768"]
+NODES, CONTEXT = 16, 768
+"""The largest tree, and the longest context, that are measured."""
 
 
 class Engine:
@@ -59,7 +60,11 @@ def profiled(bundle: Path, threads: int) -> Path:
     by it."""
     profile = bundle.with_name(f"{bundle.name}-threads{threads}.yaml")
     if not profile.is_file():
-        command = ["profile", "--bundle", str(bundle), "--out", str(profile), *SIZES]
+        from edgespec.bundle import read_bundle
+
+        positions = int(read_bundle(bundle, check_hashes=False).manifest.text["max_positions"])
+        command = ["profile", "--quick", "--bundle", str(bundle), "--out", str(profile)]
+        command += ["--max-nodes", str(NODES), "--max-context", str(min(CONTEXT, positions - 1))]
         call([sys.executable, "-m", "edgespec", *command, "--threads", str(threads)])
     return profile
 
