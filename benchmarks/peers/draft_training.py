@@ -60,7 +60,7 @@ RARE = 0.02
 
 
 class Lesson:
-    """Answers as tensors, in ids of the vocabulary that is trained (see ``Ids``)."""
+    """Answers as tensors, in places of the vocabulary that is trained."""
 
     def __init__(self, answer: Answer, place_of: torch.Tensor) -> None:
         import torch

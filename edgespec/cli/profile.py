@@ -129,13 +129,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _threads(text: str) -> int:
-    """Of ``--threads``. Raises ValueError, which argparse tells as an invalid value."""
+    """Of ``--threads``. Raises ArgumentTypeError."""
     if text == "auto":
         return AUTO
-    count = int(text)
-    if count < 0:
-        raise ValueError
-    return count
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of threads nor auto")
+    return int(text)
 
 
 def _chosen(bundle: Bundle, choice: Choice) -> int:

@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import sqrt
-from statistics import median
+from statistics import geometric_mean, median
 from time import perf_counter
 
 import numpy as np
@@ -71,7 +70,7 @@ def choose_threads(
 
 def fewest_of_the_fastest(times: Mapping[int, tuple[float, ...]]) -> int:
     """By the geometric mean over the sizes of step."""
-    means = {count: sqrt(float(np.prod(each))) for count, each in times.items()}
+    means = {count: geometric_mean(each) for count, each in times.items()}
     return min(count for count, mean in means.items() if mean <= CLOSE * min(means.values()))
 
 
