@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -216,6 +217,22 @@ def alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_process_is_deaf_to_ctrl_c_before_its_first_line() -> None:
+    """Else Ctrl-C, which reaches both, would find it in its imports: a traceback beside ours."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    isolated._start(process)
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        blocked = next(line for line in status.splitlines() if line.startswith("SigBlk:"))
+        assert int(blocked.split()[1], 16) >> (signal.SIGINT - 1) & 1
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    finally:
+        process.terminate()
+        process.join()
 
 
 @needs_rtx

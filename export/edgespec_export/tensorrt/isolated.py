@@ -11,7 +11,9 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def run_job(job: Job, tell: Tell = lambda phase, share: None) -> bool:
     context = multiprocessing.get_context("spawn")  # a fork would inherit a driver it cannot use
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, job), daemon=True)
-    process.start()
+    _start(process)
     theirs.close()
     try:
         while True:
@@ -70,8 +72,20 @@ def run_job(job: Job, tell: Tell = lambda phase, share: None) -> bool:
         ours.close()
 
 
+def _start(process: BaseProcess) -> None:
+    """Starts it deaf to Ctrl-C, which a terminal sends to both: the caller hears it and ends both.
+
+    Blocked from outside, since a Python takes a while to come to what it would block itself.
+    """
+    resource_tracker.ensure_running()  # its own start, at the first process, would unblock
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(connection: Connection, job: Job) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller hears it and ends this process
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)  # TensorRT's compiler writes there, whatever its logger is
     try:
