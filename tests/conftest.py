@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from hypothesis import settings
 ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
+
+# Two workers on two cores: threads that wait for each other's turn by spinning make both crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch and numpy, here and in child processes
 
 # The same examples in every run, and no time limit: a busy machine is no defect.
 settings.register_profile("edgespec", deadline=None, derandomize=True)
