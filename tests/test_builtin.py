@@ -33,15 +33,15 @@ def questions(domain: str, category: str, count: int) -> list[tuple[Path, str]]:
 
 
 ASKED = [
-    *questions("in_domain", "detailed", 10),
+    *questions("in_domain", "detailed", 6),
     *questions("in_domain", "naming", 10),
-    *questions("out_of_domain", "detailed", 6),
+    *questions("out_of_domain", "detailed", 4),
 ]
 
 
 @pytest.fixture(scope="module")
 def model(builtin_bundle: Path) -> Model:
-    return edgespec_runtime.load(builtin_bundle)
+    return edgespec_runtime.load(builtin_bundle, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +130,10 @@ def test_the_command_exports_the_family_as_it_was_trained(
 def test_every_shipped_draft_is_exact_and_pays(role: str, tmp_path: Path) -> None:
     """Greedy and sampled, chains and trees: the target's text, several tokens a round."""
     export_bundle(export_request(role, tmp_path / "b"))
-    model = edgespec_runtime.load(tmp_path / "b")
+    model = edgespec_runtime.load(tmp_path / "b", threads=1)
     lengths = []
-    for image, prompt in [
-        *questions("in_domain", "detailed", 4),
-        *questions("in_domain", "naming", 2),
-    ]:
+    asked = [*questions("in_domain", "detailed", 3), *questions("in_domain", "naming", 1)]
+    for image, prompt in asked:
         for temperature in (0.0, 1.0):
             given: dict[str, Any] = {"temperature": temperature, "seed": 11, "max_new_tokens": 96}
             plain = model.generate(image, prompt, draft="none", **given)
@@ -144,4 +142,4 @@ def test_every_shipped_draft_is_exact_and_pays(role: str, tmp_path: Path) -> Non
                 assert ours.token_ids == plain.token_ids
                 if policy is None and temperature == 0 and len(plain.token_ids) > 40:
                     lengths.append(ours.stats.accepted_length)
-    assert len(lengths) == 4 and sum(lengths) / len(lengths) > 5
+    assert len(lengths) == 3 and sum(lengths) / len(lengths) > 5
