@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,13 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 # Two workers on two cores: threads that wait for each other's turn by spinning make both crawl.
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch and numpy, here and in child processes
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read by torch and numpy, here and in child processes
+
+# A shell's background job starts with Ctrl-C ignored, and so would all whom tests start and press
+# it for.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, and no time limit: a busy machine is no defect.
 settings.register_profile("edgespec", deadline=None, derandomize=True)

@@ -7,7 +7,6 @@ lowering needs of TensorRT 10.3 is read from that release's operator table.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx

@@ -420,7 +420,7 @@ def test_draws_of_different_seeds_and_neighbouring_positions_are_independent() -
     assert_law(across, np.full((6, 6), 1 / 36))
 
 
-RUNS = 4000
+RUNS = 2500
 
 
 @pytest.mark.slow

@@ -322,7 +322,7 @@ def test_rows_that_see_nothing_are_no_nan(alone: Bundle, flavour: Flavour) -> No
 
 
 def test_float32_lowerings_say_the_same(family: dict[Flavour, Model]) -> None:
-    asked = [*questions("in_domain", "detailed", 3), *questions("out_of_domain", "detailed", 2)]
+    asked = [*questions("in_domain", "detailed", 2), *questions("out_of_domain", "detailed", 1)]
     for image, prompt in asked:
         said = [
             family[flavour].generate([image], prompt, draft=draft, max_new_tokens=48).token_ids
@@ -340,7 +340,7 @@ def test_speculative_is_plain_in_every_flavour(
     their gap. Half precision parts from float32 only at such places, too."""
     model, wide, tie = family[flavour], family[ORT], TIES[flavour.precision]
     accepted, flips = 0.0, []
-    for image, prompt in questions("in_domain", "detailed", 4):
+    for image, prompt in questions("in_domain", "detailed", 3):
         for settings in ({}, {"temperature": 0.8, "seed": 4}):
             given: dict[str, Any] = {**settings, "max_new_tokens": 40}
             plain = model.generate([image], prompt, draft="none", **given)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -344,11 +341,9 @@ def test_calibration_brings_a_target_nearer_to_float32(
     answered = answers(models[ORT, False], judged)
     figures = []
     for name, questions_ in (("nearest", []), ("gptq", ["--calibration", calibrated])):
-        # In a process of its own: threads of linear algebra that spin are slow on a busy machine.
         command = ["export", "--target", str(checkpoint_path("target")), "--precision"]
         command += ["target=int4,block=128", "--out", str(tmp_path / name), *questions_]
-        few = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", "edgespec", *command], check=True, env=few)
+        assert main(command) == 0
         bundle = read_bundle(tmp_path / name)
         assert target_of(bundle, INT4).meta["stored"]["rounding"] == name
         figures.append(compared(Model(bundle, open_engine("ort", threads=1)), answered))
