@@ -16,10 +16,10 @@ from edgespec.errors import ConfigError
 from edgespec.sampling import SamplingParams
 from edgespec.sizing import Eagle2, Policy, RollingBestN, Setting
 from edgespec.tree import ROOT, Candidates, TokenTree
+from edgespec_runtime.defaults import DEFAULT_POLICY, LOOKUP_POLICY
 from edgespec_runtime.drafts import NoDraft
 from edgespec_runtime.drafts.continuations import WIDTH, Continuations
 from edgespec_runtime.drafts.ngram import NgramDraft
-from edgespec_runtime.model import DEFAULT_POLICY, LOOKUP_POLICY
 from tests.support.compare import assert_same_tokens
 from tests.support.fakes import ScriptedVerifier, grown_by, toy_verifier
 from tests.test_lossless import POLICIES, SAMPLING, policies, run, samplings, tokens_of
