@@ -9,7 +9,7 @@ import numpy as np
 from edgespec.bundle import Bundle, GraphSpec, Manifest
 from edgespec.planning.inventory import CACHED, Encoder, Held, Inventory, Step
 from edgespec.planning.stored import Tensor, bytes_of, stored_tensors
-from edgespec.planning.weights import Weights, weights_of
+from edgespec.planning.weights import Weights, product_shape, weights_of
 
 TOWERS = ("vision", "draft_vision")
 SERVERS = "target_packed"
@@ -101,7 +101,8 @@ def _own(roles: Mapping[str, tuple[Tensor, ...]], role: str) -> tuple[Tensor, ..
 def _step(spec: GraphSpec, weights: Weights, tensors: tuple[Tensor, ...]) -> Step:
     meta = spec.meta
     width = int(meta["head_dim"])
-    out = next((t.dims[0] for t in tensors if ".o.weight" in t.name), int(meta["hidden"]))
+    shapes = (product_shape(tensor) for tensor in tensors if ".o.weight" in tensor.name)
+    out = next((shape[0] for shape in shapes if shape), int(meta["hidden"]))
     return Step(
         layers=int(meta["layers"]),
         hidden=int(meta["hidden"]),
