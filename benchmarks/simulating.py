@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 from simulating_times import Table, Times, furthest_off, over_all, show
+from sizing_rig import rows_of
 
 import edgespec_runtime
 from edgespec.latency import Costs, Curve, DeviceProfile
 from edgespec.sizing import parse_policy
-from edgespec_export.family import sample_folder
-from edgespec_runtime.bench.data import Row, read_sets, select
+from edgespec_runtime.bench.data import Row
 from edgespec_runtime.bench.measure import BASELINE, Settings, measure
 from edgespec_runtime.bench.methods import Method
 from edgespec_runtime.bench.traces import trace
@@ -54,12 +54,6 @@ POLICIES = (
     "rolling:nodes=16,steps=4,width=4",
     "sized",
 )
-
-
-def rows_of(arguments: argparse.Namespace) -> list[Row]:
-    paths = [sample_folder() / f"{domain}.jsonl" for domain in ("in_domain", "out_of_domain")]
-    single = [row for row in read_sets(paths) if len(row.turns) == 1]
-    return select(single, arguments.task, arguments.prompts)
 
 
 def recorded(model: edgespec_runtime.Model, rows: Sequence[Row], temperature: float) -> list[Line]:

@@ -70,7 +70,7 @@ def _held(
     tensors, step = found[base][spec.role], "layers" in spec.meta
     own = {p: _own(roles, spec.role) for p, roles in found.items() if spec.role in roles}
     proposed = int(spec.meta.get("proposed", 0))  # by a draft whose head was trimmed
-    vocabularies = {_logits(spec), proposed, int(manifest.text["vocab_size"])}
+    vocabularies = {spec.scored, proposed, int(manifest.text["vocab_size"])}
     weights = weights_of(tensors, vocabularies, quantised=step)
     shape: Step | Encoder | None = None
     if spec.role in CACHED:
@@ -110,7 +110,7 @@ def _step(spec: GraphSpec, weights: Weights, tensors: tuple[Tensor, ...]) -> Ste
         kv_heads=int(meta["kv_heads"]),
         head_dim=width,
         widest=max((columns for _, columns in weights.matrices), default=int(meta["hidden"])),
-        logits=_logits(spec),
+        logits=spec.scored,
         max_positions=int(meta["max_positions"]),
     )
 
@@ -119,10 +119,6 @@ def _encoder(spec: GraphSpec, tensors: tuple[Tensor, ...]) -> Encoder:
     _, rows, hidden = (axis if isinstance(axis, int) else 1 for axis in spec.outputs[0].axes)
     widest = max((t.dims[1] for t in tensors if len(t.dims) == 2), default=hidden)
     return Encoder(rows + 1, hidden, widest)
-
-
-def _logits(spec: GraphSpec) -> int:
-    return next((int(t.axes[-1]) for t in spec.outputs if t.name == "logits"), 0)
 
 
 def _cache_bytes(specs: tuple[GraphSpec, ...]) -> int:

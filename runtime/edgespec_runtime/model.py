@@ -94,11 +94,6 @@ class Model:
         return self.draft is not None
 
     @property
-    def default_policy(self) -> Policy:
-        """Sizing by measured cost where there is a profile to measure by."""
-        return usual_policy(self.profile)
-
-    @property
     def variant(self) -> str | None:
         """What kind of draft the bundle holds ("vlm", "text", "vispec", ...), None without one."""
         return self.manifest.variant

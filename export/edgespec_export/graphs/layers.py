@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from edgespec_export.blocks import linear, stored
+from edgespec_export.blocks import linear, norm_scale
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
@@ -71,7 +71,9 @@ def layers(
         written.append(cache)
         last = layer + 1 == text.layers
         scale = (
-            _scale(b, checkpoint, "text.norm") if last else input_scale(b, checkpoint, layer + 1)
+            norm_scale(b, checkpoint, "text.norm")
+            if last
+            else input_scale(b, checkpoint, layer + 1)
         )
         normed, residual = lowering.add_rms_norm(b, down, residual, scale, text.eps)
     return normed, entering, written
@@ -95,7 +97,7 @@ def block(
     mixed, cache = attend(layer, qkv)
     out_name = [f"{prefix}.self_attn.o_proj"]
     mixed = linear(b, mixed, checkpoint, out_name, f"{prefix}.o", part="layer")
-    scale = _scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
+    scale = norm_scale(b, checkpoint, f"{prefix}.post_attention_layernorm")
     normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
     gate_up_names = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
     gate_up = linear(b, normed, checkpoint, gate_up_names, f"{prefix}.gate_up", part="layer")
@@ -107,8 +109,4 @@ def block(
 
 def input_scale(b: GraphBuilder, checkpoint: Checkpoint, layer: int) -> str:
     """The weights of the norm before a layer."""
-    return _scale(b, checkpoint, f"text.layers.{layer}.input_layernorm")
-
-
-def _scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:
-    return b.weight(f"{name}.weight", stored(checkpoint, f"{name}.weight"))
+    return norm_scale(b, checkpoint, f"text.layers.{layer}.input_layernorm")
