@@ -201,6 +201,10 @@ class Watched:
         self.policy: Policy = inner.policy
         self.tails: list[float] = []
 
+    @property
+    def floor(self) -> float:
+        return float(self.inner.floor)
+
     def begin(self, root: Root) -> Growth:
         growth: Growth = self.inner.begin(root)
         self.tails.append(self.inner._tail)

@@ -33,6 +33,8 @@ from edgespec.sizing.rule import best_count, tree_order, worth_of_nodes
 from edgespec.sizing.whether import Whether
 from edgespec.tree import Candidates
 
+UNSURE = 0.5
+"""A path is proposed where it would pay if it were so much likelier than the draft says."""
 SETTLED = 4
 """Rounds for which a decision on growth holds: asking costs time as well."""
 
@@ -180,6 +182,14 @@ class SizedTrees:
         return math.exp(self._costs.drift.verify.log_p95)
 
     # --- while drafting
+
+    @property
+    def floor(self) -> float:
+        """What a node must bring to pay for the cheapest share of a verification, and some doubt:
+        looking up, weighing and learning from what cannot pay takes the host's time."""
+        verify = self._verify
+        slopes = ((ms - verify[0]) / n for n, ms in enumerate(verify[1:], start=1))
+        return UNSURE * self._rate * min(slopes, default=0.0)
 
     def beam(self, candidates: Candidates, level: int, root: Root) -> list[int]:
         reach = self._paths.extend(candidates)
