@@ -207,7 +207,7 @@ class Watched:
 
     def begin(self, root: Root) -> Growth:
         growth: Growth = self.inner.begin(root)
-        self.tails.append(self.inner._tail)
+        self.tails.append(self.inner._room.tail)
         return growth
 
     def beam(self, candidates: Candidates, level: int, root: Root) -> list[int]:
