@@ -444,7 +444,7 @@ MUTANTS = [
     ),
     Mutant(
         "look-ups go deeper than the length limit",
-        NgramDraft, "grow", "min(policy.levels, root.depth_left)", "policy.levels",
+        NgramDraft, "paths", "min(policy.levels, root.depth_left)", "policy.levels",
         calls(test_ngram.test_nothing_is_proposed_where_nothing_matches),
     ),
     Mutant(

@@ -11,13 +11,13 @@ from edgespec.sampling import Sampler, SamplingParams
 from edgespec.sizing import Plain, Policy, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
-from edgespec_runtime.defaults import sampling, usual_policy
+from edgespec_runtime.defaults import new_tokens, sampling, usual_policy
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
 from edgespec_runtime.engines import Engine, StepGraph
 from edgespec_runtime.engines.choice import Choice
 from edgespec_runtime.images import listed
 from edgespec_runtime.inputs import splice
-from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
+from edgespec_runtime.limits import check_policy, why_draft_is_left_out, within
 from edgespec_runtime.loading import Floats, draft_of, load_graphs, roles_for, vocabulary
 from edgespec_runtime.prompt import Asked
 from edgespec_runtime.reader import Reader
