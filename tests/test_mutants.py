@@ -456,8 +456,9 @@ MUTANTS = [
         "n-grams take the model's indices",
         CascadeDraft, "grow",
         "candidates = self._model.grow(sizer, growth, root)\n"
-        "    merge(candidates, self._ngram.grow(sizer, growth, root))",
-        "candidates = self._ngram.grow(sizer, growth, root)\n"
+        "    # Those of n-grams without a floor: beside the model's, paths become likelier.\n"
+        "    merge(candidates, self._ngram.paths(sizer.policy, root))",
+        "candidates = self._ngram.paths(sizer.policy, root)\n"
         "    merge(candidates, self._model.grow(sizer, growth, root))",
         cascade_caches,
     ),
