@@ -6,7 +6,8 @@ rule         tokens - lambda x time                     calibration  confidence 
 costs        a profile's curves, as they are now        drift        how far rounds part from them
 budgets      limits                                     room         what they leave of a round
 growths      chains or steps                            whether      to draft at all
-experience   what earlier requests taught               lengths      when drafting should begin
+hindsight    what a round teaches                       experience   what earlier requests taught
+lengths      when drafting should begin
 """
 
 from edgespec.sizing.contract import Feedback, Growth, Policy, Root, Setting, Sizer

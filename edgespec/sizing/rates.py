@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edgespec.sizing.contract import Feedback
-
 SHARED, LOCAL, CARRIED = 60.0, 16.0, 8.0
 """Half-lives in rounds of shared and of one answer's means; rounds that an answer starts with."""
 
@@ -73,23 +71,6 @@ class Spread:
     def hopeful(self) -> float:
         """What a question of which nothing is known may be like: one deviation up."""
         return float(self.mean + self.variance**0.5)
-
-
-@dataclass
-class PlainRounds:
-    """Sums over plain rounds not learnt from yet: they are short, and what they teach can wait."""
-
-    rounds: int = 0
-    ms: float = 0.0
-    verify_ms: float = 0.0
-    away_ms: float = 0.0
-
-    def add(self, feedback: Feedback) -> None:
-        """Takes one."""
-        self.rounds += 1
-        self.ms += feedback.round_ms
-        self.verify_ms += feedback.verify_ms
-        self.away_ms += feedback.away_ms
 
 
 LEVELS = 18

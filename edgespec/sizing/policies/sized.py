@@ -24,9 +24,9 @@ from edgespec.sizing.contract import (
     newest,
 )
 from edgespec.sizing.costs import RoundCosts, costs_of
-from edgespec.sizing.experience import Experience, Forecast
+from edgespec.sizing.experience import Experience
 from edgespec.sizing.growths import Growths
-from edgespec.sizing.rates import LEVELS, PlainRounds
+from edgespec.sizing.hindsight import Hindsight
 from edgespec.sizing.room import Room
 from edgespec.sizing.rule import best_count, cheapest_node, tree_order, worth_of_nodes
 from edgespec.sizing.whether import Whether
@@ -95,10 +95,11 @@ class SizedTrees:
         self._room = Room(setting.budget, self._costs)
         self._growths = Growths(self._costs, setting.chain_steps)
         self._paths = Paths(self._lesson.calibrator, setting.eos)
-        self._plain = PlainRounds()
+        self._hindsight = Hindsight(
+            setting, self._costs, self._whether, self._lesson, policy.explore
+        )
         # The last decision on growth, and for how many rounds it still holds.
         self._kind, self._settled = Growth.NONE, 0
-        self._drafted = Forecast()  # of this answer
         # Of the round at hand.
         self._growth = Growth.NONE
         self._verify: Sequence[float] = (0.0,)
@@ -109,7 +110,7 @@ class SizedTrees:
     def begin(self, root: Root) -> Growth:
         if root.emitted < self._whether.wake:
             return Growth.NONE
-        self._settle(root)
+        self._hindsight.settle(root.context)
         costs = self._costs
         plain_ms = costs.verify_one(0, root.context) + costs.host(1)
         self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
@@ -223,61 +224,7 @@ class SizedTrees:
     # --- afterwards
 
     def learn(self, feedback: Feedback) -> None:
-        if feedback.growth is Growth.NONE:
-            self._plain.add(feedback)
-            return
-        root, costs = feedback.root, self._costs
-        tokens, nodes = feedback.emitted, len(feedback.chosen)
-        ms = costs.learn_verify(
-            nodes, len(feedback.tokens), root.context, feedback.verify_ms, feedback.away_ms
-        )
-        chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
-        drafting = costs.learn_draft(
-            chain, feedback.calls, root.context, feedback.draft_ms, begun=root.ready > 0
-        )
-        ms += drafting or feedback.draft_ms
-        if not root.prepared:
-            setting = self._setting
-            costs.learn_prepare(setting.draft_prompt_tokens, setting.images, feedback.prepare_ms)
-        self._learn_paths(feedback)
-        ms += costs.host(tokens)
-        costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
-        self._whether.learn(True, self._tokens, ms)
-        self._drafted.add(self._tokens, tokens, ms, feedback.round_ms)
-
-    def _settle(self, root: Root | None = None) -> None:
-        """Learns from the plain rounds since the last time."""
-        plain, rounds = self._plain, self._plain.rounds
-        if not rounds:
-            return
-        context = root.context if root else self._setting.prompt_tokens
-        predicted = self._costs.learn_verify(
-            0, 1, context, plain.verify_ms / rounds, plain.away_ms / rounds
-        )
-        predicted += self._costs.host(1)
-        self._whether.learn(False, rounds, plain.ms, rounds)
-        self._lesson.allowance_ms += self.policy.explore * plain.ms
-        self._lesson.forecast.add(rounds, rounds, rounds * predicted, plain.ms, rounds)
-        self._plain = PlainRounds()
-
-    def _learn_paths(self, feedback: Feedback) -> None:
-        candidates, reach = feedback.candidates, self._paths.reach
-        if not len(candidates):
-            return
-        self._paths.learn(
-            candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
-        )
-        deepest = max(candidates.depths)  # n-grams come best first, not level by level
-        best = [0.0] * (deepest + 1)
-        for depth, chance in zip(candidates.depths, reach, strict=True):
-            best[depth] = max(best[depth], chance)
-        self._whether.survival.add(best[1 : LEVELS + 1])
+        self._hindsight.take(feedback, self._paths, self._tokens)
 
     def finish(self, emitted: int, ended: bool) -> None:
-        self._settle()
-        mine, lesson = self._drafted, self._lesson
-        lesson.allowance_ms += self.policy.explore * mine.ms_predicted
-        lesson.forecast.add(
-            mine.tokens_predicted, mine.tokens, mine.ms_predicted, mine.ms, mine.rounds
-        )
-        self._whether.finish(emitted)
+        self._hindsight.finish(emitted)
