@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -28,12 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.big_run import STATUS, run, status  # noqa: E402
 from benchmarks.gpu_checkpoint import GEOMETRIES, TILED, write_checkpoint  # noqa: E402
-from edgespec.bundle import JOURNAL, read_bundle  # noqa: E402
+from edgespec.bundle import JOURNAL  # noqa: E402
 
 _7B = GEOMETRIES["llava-1.5-7b"]
 _13B = {  # llava-hf/llava-1.5-13b-hf, by its config.json
@@ -45,11 +43,7 @@ SIZES = {
     "13b": replace(_7B, name="llava-1.5-13b", text={**_7B.text, **_13B}),
     "tiny": GEOMETRIES["tiny"],
 }
-ROWS = (1, 8, 16)
-CONTEXT = 64
-PROMPT = "w17 w23 w99 w4 w1234 w17 w23 w99 w8 w77"
 TICK_S = 0.02
-STATUS = ("VmHWM", "RssAnon", "VmRSS")
 
 
 def main() -> int:
@@ -177,77 +171,6 @@ def run_alone(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     )
     return found
-
-
-def run(bundle: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Loads a bundle and decodes: plainly, with look-up in the text so far, with its draft."""
-    from edgespec_runtime import load
-
-    before = status(os.getpid())
-    started = time.perf_counter()
-    read_bundle(bundle)
-    checked = time.perf_counter()
-    model = load(bundle, threads=arguments.threads, exact=arguments.exact, check_hashes=False)
-    figures: dict[str, Any] = {
-        "check_s": round(checked - started, 2),
-        "load_s": round(time.perf_counter() - checked, 2),
-        "loaded_mb": status(os.getpid()),
-        "exact": arguments.exact,
-        "load_average": os.getloadavg(),
-    }
-    given = {"max_new_tokens": arguments.tokens, "temperature": 0.0}
-    drafts = ("none", "ngram", "model") if model.has_draft else ("none", "ngram")
-    said = {draft: model.generate(None, PROMPT, draft=draft, **given) for draft in drafts}
-    for draft, answer in said.items():
-        stats = answer.stats
-        figures[draft] = {
-            "prompt_tokens": answer.prompt_tokens,
-            "tokens": len(answer.token_ids),
-            "first_token_ms": round(stats.ttft_ms, 1),
-            "ms_per_token": round(1e3 / stats.tokens_per_s, 1),
-            "rounds": stats.rounds,
-            "accepted_length": round(stats.accepted_length, 2),
-            "draft_ms_per_round": round(stats.draft_ms / stats.rounds, 1),
-            "verify_ms_per_round": round(stats.verify_ms / stats.rounds, 1),
-            "plain_text": answer.token_ids == said["none"].token_ids,
-        }
-    figures["step_ms"] = steps(model, arguments.repeats)
-    after = status(os.getpid())
-    figures["before_mb"], figures["after_mb"] = before, after
-    return figures
-
-
-def steps(model: Any, repeats: int) -> dict[int, dict[str, float]]:
-    """Milliseconds of one call over so many rows, behind CONTEXT: least and median."""
-    from edgespec_runtime.prefill import causal_mask, prefill
-
-    rng = np.random.default_rng(0)
-    table = model.tables["target"]
-    session = model.steps["target"].open(CONTEXT + max(ROWS))
-    prefill(session, table[rng.integers(4, len(table), CONTEXT).tolist()])
-    times: dict[int, list[float]] = {rows: [] for rows in ROWS}
-    for _ in range(repeats + 1):  # the first one warms up
-        for rows in ROWS:
-            embeds = table[rng.integers(4, len(table), rows).tolist()]
-            mask, positions = causal_mask(CONTEXT, rows), np.arange(CONTEXT, CONTEXT + rows)
-            started = time.perf_counter()
-            session.step(embeds, positions, mask)
-            times[rows].append((time.perf_counter() - started) * 1e3)
-            session.cache.commit(())
-    return {
-        rows: {"least": round(min(own[1:]), 1), "median": round(statistics.median(own[1:]), 1)}
-        for rows, own in times.items()
-    }
-
-
-def status(process: int) -> dict[str, float]:
-    """Memory of a process, in MB of 10^6 bytes; nothing where it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in lines)
-    return {key: int(value.split()[0]) * 1024 / 1e6 for key, value in pairs if key in STATUS}
 
 
 def size_gb(folder: Path) -> float:

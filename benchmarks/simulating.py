@@ -25,12 +25,13 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from simulating_times import Table, Times, furthest_off, over_all, show
+from sizing_rig import rows_of
 
 import edgespec_runtime
 from edgespec.latency import Costs, Curve, DeviceProfile
 from edgespec.sizing import parse_policy
-from edgespec_export.family import sample_folder
-from edgespec_runtime.bench.data import Row, read_sets, select
+from edgespec_runtime.bench.data import Row
 from edgespec_runtime.bench.measure import BASELINE, Settings, measure
 from edgespec_runtime.bench.methods import Method
 from edgespec_runtime.bench.traces import trace
@@ -53,55 +54,6 @@ POLICIES = (
     "rolling:nodes=16,steps=4,width=4",
     "sized",
 )
-
-
-@dataclass
-class Times:
-    """Of one policy on one task: tokens after the first and their time, every answer once."""
-
-    tokens: int = 0
-    measured_ms: float = 0.0
-    predicted_ms: float = 0.0
-    rounds: int = 0
-    predicted_rounds: int = 0
-
-    def add(self, other: Times) -> None:
-        self.tokens += other.tokens
-        self.measured_ms += other.measured_ms
-        self.predicted_ms += other.predicted_ms
-        self.rounds += other.rounds
-        self.predicted_rounds += other.predicted_rounds
-
-    @property
-    def measured(self) -> float:
-        """Tokens per second."""
-        return 1e3 * self.tokens / self.measured_ms
-
-    @property
-    def predicted(self) -> float:
-        return 1e3 * self.tokens / self.predicted_ms
-
-    @property
-    def error(self) -> float:
-        return self.predicted / self.measured - 1
-
-    def as_json(self) -> dict[str, float]:
-        return {
-            "measured": self.measured,
-            "predicted": self.predicted,
-            "error": self.error,
-            "accepted_length": self.tokens / self.rounds,
-            "accepted_length_predicted": self.tokens / self.predicted_rounds,
-        }
-
-
-Table = dict[str, dict[str, Times]]  # task -> policy -> times
-
-
-def rows_of(arguments: argparse.Namespace) -> list[Row]:
-    paths = [sample_folder() / f"{domain}.jsonl" for domain in ("in_domain", "out_of_domain")]
-    single = [row for row in read_sets(paths) if len(row.turns) == 1]
-    return select(single, arguments.task, arguments.prompts)
 
 
 def recorded(model: edgespec_runtime.Model, rows: Sequence[Row], temperature: float) -> list[Line]:
@@ -214,37 +166,6 @@ def middle(found: Sequence[Costs]) -> Costs:
     return Costs(**{name: of([getattr(costs, name) for costs in found]) for name in names})
 
 
-def over_all(table: Table) -> dict[str, Times]:
-    """Sums over all tasks."""
-    total: dict[str, Times] = {}
-    for of_task in table.values():
-        for name, times in of_task.items():
-            total.setdefault(name, Times()).add(times)
-    return total
-
-
-def speedups(of_policy: Mapping[str, Times], name: str) -> tuple[float, float]:
-    """Over plain decoding, measured and predicted."""
-    plain, own = of_policy[PLAIN], of_policy[name]
-    return own.measured / plain.measured, own.predicted / plain.predicted
-
-
-def show(title: str, of_policy: Mapping[str, Times]) -> None:
-    print(f"\n{title}\n")
-    print(
-        "| policy | measured tok/s | predicted | error | speedup | predicted | error "
-        "| accepted length | predicted |"
-    )
-    print("|---|" + "--:|" * 8)
-    for name, times in of_policy.items():
-        real, told = speedups(of_policy, name)
-        print(
-            f"| {name} | {times.measured:.0f} | {times.predicted:.0f} | {times.error:+.1%} | "
-            f"{real:.2f} | {told:.2f} | {told / real - 1:+.1%} | "
-            f"{times.tokens / times.rounds:.2f} | {times.tokens / times.predicted_rounds:.2f} |"
-        )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
@@ -282,11 +203,9 @@ def main() -> int:
         show(task, of_policy)
     whole = over_all(table)
     show("all tasks", whole)
-    furthest = max(abs(times.error) for times in whole.values())
-    ratios = [told / real - 1 for real, told in (speedups(whole, name) for name in whole)]
+    speed, speedup = furthest_off(whole)
     print(
-        f"\nfurthest off over all tasks: {furthest:.1%} in tokens per second, "
-        f"{max(map(abs, ratios)):.1%} in speedup"
+        f"\nfurthest off over all tasks: {speed:.1%} in tokens per second, {speedup:.1%} in speedup"
     )
     if arguments.out:
         figures = {

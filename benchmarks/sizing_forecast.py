@@ -12,7 +12,8 @@ from sizing_rig import rows_of
 
 import edgespec_runtime
 from edgespec.sizing import Feedback, Growth, Policy, Setting, Sizer, parse_policy
-from edgespec.sizing.costs import Drift, RoundCosts
+from edgespec.sizing.costs import RoundCosts
+from edgespec.sizing.drift import Drift
 
 DEPTHS = (1, 2, 3, 4, 6, 9, 12, 18, 24)
 

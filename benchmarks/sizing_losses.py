@@ -36,6 +36,9 @@ def losses(arguments: argparse.Namespace) -> dict[str, Any]:
     print("| scenario | sized / plain, decoding | end to end |\n|---|--:|--:|")
 
     def scenario(name: str, model: Any, chosen: Sequence[Row], temperature: float = 0.0) -> None:
+        if not chosen:
+            print(f"| {name} | no such prompt | |", flush=True)
+            return
         hog: list[subprocess.Popen[bytes]] = []
 
         def half_way(done: int, total: int) -> None:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -118,6 +117,8 @@ class TransformersSide:
         try:
             import torch
             import transformers
+
+            from edgespec_export.family.generate import cache_argument
         except ImportError as error:
             package = error.name or "transformers"
             raise MissingDependencyError(package, "the baseline (--checkpoint)", "train") from None
@@ -146,8 +147,7 @@ class TransformersSide:
         torch.set_num_threads(threads)
         self._model, self._torch, self._meta = opened.eval(), torch, spec.meta
         self._new_cache, self._cache = library.DynamicCache, library.DynamicCache()
-        names = signature(self._model.forward).parameters
-        self._given = "cache" if "cache" in names else "past_key_values"  # its name in older ones
+        self._given = cache_argument(self._model)
 
     def step(self, point: Point) -> float:
         if self._cache.get_seq_length() != point.context:

@@ -201,9 +201,13 @@ class Watched:
         self.policy: Policy = inner.policy
         self.tails: list[float] = []
 
+    @property
+    def floor(self) -> float:
+        return float(self.inner.floor)
+
     def begin(self, root: Root) -> Growth:
         growth: Growth = self.inner.begin(root)
-        self.tails.append(self.inner._tail)
+        self.tails.append(self.inner._room.tail)
         return growth
 
     def beam(self, candidates: Candidates, level: int, root: Root) -> list[int]:

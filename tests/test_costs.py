@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgespec.latency import Costs, Curve
-from edgespec.sizing.costs import CONTEXT_STEP, REFRESH, UNSEEN, Drift, Factor, RoundCosts
+from edgespec.sizing.costs import CONTEXT_STEP, REFRESH, UNSEEN, RoundCosts
+from edgespec.sizing.drift import Drift, Factor
 from tests.support.profiles import costs
 
 NODES, WIDTH = 16, 8

@@ -181,7 +181,7 @@ def test_only_the_draft_is_trained(school: School, tmp_path: Path) -> None:
 
 def test_nothing_held_out_nothing_evaluated(school: School, tmp_path: Path) -> None:
     trainer = school.trainer(school.request("msd", tmp_path))
-    trainer._held_out = []
+    trainer._held_out = replace(trainer._held_out, questions=[])
     assert trainer.run()["msd"] == Earned() and trainer.step == 6
     assert trainer.progress.rows() == []
 

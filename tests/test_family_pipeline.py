@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgespec.errors import InputError
-from edgespec_export.family import emoji, pipeline, train, workshop  # noqa: E402
+from edgespec_export.family import batches, emoji, pipeline, workshop  # noqa: E402
 from edgespec_export.family.heads import METHODS, HeadRecipe, Stage  # noqa: E402
 from edgespec_export.family.loop import Schedule  # noqa: E402
 from edgespec_export.family.objects import objects  # noqa: E402
@@ -32,12 +32,12 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
     recipe = workshop.Recipe(
         variants=1,
         pictures=2,
-        size=train.Size(rows=2, tokens=260, dense=0),
+        size=batches.Size(rows=2, tokens=260, dense=0),
         tower=once,
         shallow=once,
         deep=once,
         draft=once,
-        draft_size=train.Size(rows=2, tokens=300, dense=0),
+        draft_size=batches.Size(rows=2, tokens=300, dense=0),
         told=2,
         heads=HeadRecipe(32, held_out=2, counted=20, first=lesson, second=lesson),
         scenes=1,

@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 
 from edgespec.errors import InputError  # noqa: E402
 from edgespec_export.family import (  # noqa: E402
+    batches,
     distill,
     loop,
     models,
@@ -27,7 +28,7 @@ from edgespec_export.family.sentences import Exchange  # noqa: E402
 
 VISION = models.VisionShape(hidden=32, layers=1, heads=1, intermediate=32)
 TEXT = models.TextShape(hidden=64, layers=2, heads=1, kv_heads=1, intermediate=32)
-SIZE = train.Size(rows=2, tokens=140, dense=1)
+SIZE = batches.Size(rows=2, tokens=140, dense=1)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_draft_training_resumes_and_leaves_the_tower_alone(
         )
         distill.begin(draft, target, narrow, pictures)
         plan = schedule(stop_after)
-        size = train.Size(rows=2, tokens=200, dense=0)
+        size = batches.Size(rows=2, tokens=200, dense=0)
         distill.distil(
             draft, target, told, writer, narrow, bank, plan, state=state, seed=0, size=size
         )
@@ -118,7 +119,7 @@ def test_growing_keeps_the_function(bank: SpriteBank, writer: packing.Writer) ->
     deep = models.TextShape(hidden=64, layers=4, heads=1, kv_heads=1, intermediate=32)
     large = models.build(deep, writer.words, seed=1, vision=VISION)
     train.grow(small, large)
-    lesson = train.lesson(0, writer, bank, SIZE, seed=0)
+    lesson = batches.lesson(0, writer, bank, SIZE, seed=0)
     images = torch.from_numpy(lesson.images)
     used = int((lesson.packed.ids == writer.words.image).sum())
     outcomes = []
@@ -132,7 +133,7 @@ def test_shared_prefix_equals_separate_conversations(
     bank: SpriteBank, writer: packing.Writer
 ) -> None:
     model = models.build(TEXT, writer.words, seed=0, vision=VISION)
-    lesson = train.lesson(1, writer, bank, SIZE, seed=0)
+    lesson = batches.lesson(1, writer, bank, SIZE, seed=0)
     visual = models.project(model, models.features(model, torch.from_numpy(lesson.images[:1])))
     said = [
         writer.conversation([Exchange("t", f"Question {n}?", f"Answer {n}.")], images=1)

@@ -382,7 +382,7 @@ def test_what_is_fed_back_outlives_the_engines_buffers(zoo: Zoo) -> None:
     next(request)
     drafter = request._draft
     grown_by(drafter, parse_policy(policy), 10)
-    buffers = list(drafter._session._buffers.arrays)
+    buffers = list(drafter._session._buffers._arrays.values())
     assert len(drafter._feedback) > 6
     for kept in drafter._feedback.values():
         assert not any(np.shares_memory(kept, buffer) for buffer in buffers)

@@ -34,6 +34,7 @@ from edgespec_runtime.server.scheduler import Scheduler
 from edgespec_runtime.server.settings import Quota
 from edgespec_runtime.server.slots import Slot, Slots
 from edgespec_runtime.server.table import Table
+from edgespec_runtime.server.turns import Turns
 from edgespec_runtime.verifiers import LocalVerifier
 from edgespec_runtime.wire import prefix
 from edgespec_runtime.wire import verifier_pb2 as pb
@@ -352,19 +353,19 @@ MUTANTS = [
     # What servers keep of sessions.
     Mutant(
         "rounds are not recorded",
-        EmbeddedBackend, "_verify",
+        Turns, "verify",
         "answer.state.committed(claim, done.value.verdict.tokens, reply.SerializeToString())",
         "pass",
         served(test_server_backend.test_twenty_duplicates_run_once),
     ),
     Mutant(
         "streamed rounds are not recorded",
-        EmbeddedBackend, "_proceed", "answer.state.streamed(done.value.verdict.tokens)", "pass",
+        Turns, "proceed", "answer.state.streamed(done.value.verdict.tokens)", "pass",
         served(test_server_backend.test_the_server_goes_on_by_itself),
     ),
     Mutant(
         "an open that comes again opens again",
-        EmbeddedBackend, "_open", "if kept is not None:", "if False:",
+        Turns, "open", "if kept is not None:", "if False:",
         served(test_server_backend.test_twenty_duplicates_run_once),
     ),
     Mutant(

@@ -340,7 +340,7 @@ def check_tree_forward(
 def test_tree_forward_oracle(zoo: Zoo, name: str, lowering: str) -> None:
     model = zoo.model(name, "shared", lowering)
     for role in ("target", "draft"):
-        step, table = model._steps[role], model._tables[role]
+        step, table = model.steps[role], model.tables[role]
         for seed, nodes in enumerate((0, 1, 2, 5, 9, 17, 30)):
             rng = np.random.default_rng([seed, len(name)])
             check_tree_forward(lambda: step.open(80), table, rng, nodes, tolerance=2e-4)  # noqa: B023
@@ -349,8 +349,8 @@ def test_tree_forward_oracle(zoo: Zoo, name: str, lowering: str) -> None:
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_order_of_siblings_does_not_matter(zoo: Zoo, lowering: str) -> None:
     model = zoo.model("gqa", "shared", lowering)
-    table = model._tables["target"]
-    session = model._steps["target"].open(100)
+    table = model.tables["target"]
+    session = model.steps["target"].open(100)
     rng = np.random.default_rng(11)
     prefill(session, table[rng.integers(len(table), size=20)])
     for nodes in (4, 8, 20):
@@ -373,9 +373,9 @@ def test_draft_scores_are_log_probabilities(zoo: Zoo, lowering: str) -> None:
 
 def check_draft_scores(model: Model) -> None:
     """Scores that add up along a path and rank paths: log-softmax, best first, in float32."""
-    table = model._tables["draft"]
+    table = model.tables["draft"]
     outputs = ("logits", "topk_logprobs", "topk_ids")
-    session = model._steps["draft"].open(40, outputs)
+    session = model.steps["draft"].open(40, outputs)
     tokens = np.random.default_rng(1).integers(len(table), size=30)
     logits, scores, ids = session.step(table[tokens], range(30), causal_mask(0, 30))
     wide = logits.astype(np.float64)
@@ -431,8 +431,8 @@ def check_kv(model: Model, request: Any, tolerance: float = 2e-4) -> int:
             assert wanted is None or known == wanted
             unseen = committed[known:]
             assert role == "target" or side._unseen == unseen
-            table = model._tables[role]
-            fresh = model._steps[role].open(length, session.outputs)
+            table = model.tables[role]
+            fresh = model.steps[role].open(length, session.outputs)
             prefill(fresh, np.concatenate([prompt, table[committed[:known]]]))
             ours = host_rows(session.cache)[..., :length, :]
             theirs = host_rows(fresh.cache)[..., :length, :]
@@ -605,7 +605,7 @@ def test_text_up_to_the_very_end_of_the_context(zoo: Zoo) -> None:
 
 def test_logits_that_are_not_numbers_are_an_error(zoo: Zoo) -> None:
     model = zoo.load("gqa")
-    model._tables = {**model._tables, "target": np.full_like(model._tables["target"], np.nan)}
+    model.tables = {**model.tables, "target": np.full_like(model.tables["target"], np.nan)}
     with pytest.raises(EngineError, match="not finite"):
         model.generate([], "hello", draft="none", max_new_tokens=4)
 

@@ -444,7 +444,7 @@ MUTANTS = [
     ),
     Mutant(
         "look-ups go deeper than the length limit",
-        NgramDraft, "grow", "min(policy.levels, root.depth_left)", "policy.levels",
+        NgramDraft, "paths", "min(policy.levels, root.depth_left)", "policy.levels",
         calls(test_ngram.test_nothing_is_proposed_where_nothing_matches),
     ),
     Mutant(
@@ -456,8 +456,9 @@ MUTANTS = [
         "n-grams take the model's indices",
         CascadeDraft, "grow",
         "candidates = self._model.grow(sizer, growth, root)\n"
-        "    merge(candidates, self._ngram.grow(sizer, growth, root))",
-        "candidates = self._ngram.grow(sizer, growth, root)\n"
+        "    # Those of n-grams without a floor: beside the model's, paths become likelier.\n"
+        "    merge(candidates, self._ngram.paths(sizer.policy, root))",
+        "candidates = self._ngram.paths(sizer.policy, root)\n"
         "    merge(candidates, self._model.grow(sizer, growth, root))",
         cascade_caches,
     ),

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from edgespec.acceptance import Verdict
 from edgespec.errors import ConfigError
 from edgespec.sampling import SamplingParams
-from edgespec.sizing import Eagle2, Policy, RollingBestN, Setting
+from edgespec.sizing import Eagle2, Policy, RollingBestN, Root, Setting, Threshold
 from edgespec.tree import ROOT, Candidates, TokenTree
+from edgespec_runtime.defaults import DEFAULT_POLICY, LOOKUP_POLICY
 from edgespec_runtime.drafts import NoDraft
 from edgespec_runtime.drafts.continuations import WIDTH, Continuations
 from edgespec_runtime.drafts.ngram import NgramDraft
-from edgespec_runtime.model import DEFAULT_POLICY, LOOKUP_POLICY
 from tests.support.compare import assert_same_tokens
 from tests.support.fakes import ScriptedVerifier, grown_by, toy_verifier
 from tests.test_lossless import POLICIES, SAMPLING, policies, run, samplings, tokens_of
@@ -179,6 +179,23 @@ def test_grown_nodes_are_the_best_of_every_path(
     best = sorted(expected.values(), reverse=True)[:nodes]
     assert candidates.scores == pytest.approx(best)
     assert all(expected[path] == pytest.approx(score) for path, score in paths(candidates).items())
+
+
+@settings(max_examples=60)
+@given(prompt=texts, first=st.integers(1, 4), floor=st.sampled_from([0.2, 0.45, 0.6]))
+def test_paths_below_the_floor_are_not_proposed(
+    prompt: list[int], first: int, floor: float
+) -> None:
+    policy = Threshold(depth=4, min_path=floor, top_k=5, width=3, nodes=12)
+    candidates = grown_by(begun(prompt, first), policy, 4)
+    expected = every_path([*prompt, first], 4, top_k=5)
+    likely = [score for score in expected.values() if score > math.log(floor) - 1e-9]
+    assert candidates.scores == pytest.approx(sorted(likely, reverse=True)[:12])
+    everything = begun(prompt, first)
+    everything.prepare()
+    found = everything.paths(policy, Root(4, 0, 0, prepared=True, emitted=1))
+    sizer = policy.start(Setting())
+    assert sizer.choose(found) == sizer.choose(candidates)
 
 
 @settings(max_examples=100)

@@ -27,7 +27,7 @@ from edgespec.planning.inventory import Inventory
 from edgespec.planning.plan import plan
 from edgespec.planning.room import Device, device_of, largest_context, needed_mb
 from edgespec.planning.stored import bytes_of, stored_tensors
-from edgespec.planning.weights import FLOAT_BYTES, Weights, matrix_bytes
+from edgespec.planning.weights import ON_CPU, ON_GPU, Weights, float_bytes, matrix_bytes
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request
 from edgespec_runtime import Model
@@ -37,6 +37,8 @@ from edgespec_runtime.prefill import CHUNK as PREFILL_CHUNK
 
 ROOT = Path(__file__).parent.parent
 MB = 2**20
+CONSTANTS = 512
+"""Bytes: more than a graph's small constants take that stay in float32."""
 FAMILY = Geometry(
     kind="geometry", name="family", title="the built-in family by its sizes", precision="fp32",
     visual_tokens=64, draft_visual_tokens=16, text_tokens=16, chain_steps=6,
@@ -115,14 +117,20 @@ def test_weights_of_a_bundle_are_its_files(bundle: Bundle, inventory: Inventory)
     """Up to what lies inside the graph files, and the gaps that start tensors on pages."""
     assert {g.role for g in inventory.graphs} == {g.role for g in bundle.manifest.graphs}
     for graph in inventory.graphs:
-        entry = bundle.manifest.files.get(f"{graph.role}.bin")
-        size = entry.size if entry else 0
+        check_files(bundle, graph.role, graph.stored_bytes("fp32"))
         tensors = stored_tensors(bundle.file(f"{graph.role}.onnx"))
-        inside = bytes_of(t for t in tensors if t.place[1] < 0)
-        gaps = 4096 * sum(t.place[0] == f"{graph.role}.bin" for t in tensors)
-        assert -inside <= size - graph.stored_bytes("fp32") <= gaps
         assert graph.own.nbytes("fp32") == graph.stored_bytes("fp32")
         assert graph.weights.nbytes("fp32") == graph.loaded_bytes("fp32") == bytes_of(tensors)
+
+
+def check_files(bundle: Bundle, role: str, nbytes: int) -> None:
+    """The graph's file of weights is of that size, but for what lies inside the graph, gaps, and
+    small constants."""
+    entry = bundle.manifest.files.get(f"{role}.bin")
+    tensors = stored_tensors(bundle.file(f"{role}.onnx"))
+    inside = bytes_of(t for t in tensors if t.place[1] < 0)
+    gaps = 4096 * sum(t.place[0] == f"{role}.bin" for t in tensors)
+    assert -inside <= (entry.size if entry else 0) - nbytes <= gaps + CONSTANTS
 
 
 def test_shared_weights_are_stored_once_and_loaded_twice(inventory: Inventory) -> None:
@@ -191,7 +199,7 @@ def test_a_model_by_its_sizes_is_near_its_bundle(inventory: Inventory) -> None:
             assert known is not None and computed is not None
             # A bundle's rotary tables have more spare rows, its draft's head is trimmed.
             extra = (1024 - TREE_ROWS) * 64 - (1536 - 515) * 192 * (role == "draft")
-            wanted = known.weights.nbytes(precision) - extra * FLOAT_BYTES[precision]
+            wanted = known.weights.nbytes(precision) - extra * float_bytes(precision)
             assert computed.weights.nbytes(precision) == pytest.approx(wanted, rel=0.01)
     setting = Setting("fp16", 700)
     caches = [item(demand(i, setting), "cache", "target") for i in (inventory, by_sizes)]
@@ -216,8 +224,7 @@ def flavours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inventory]:
 def test_computed_precisions_are_what_an_export_writes(
     inventory: Inventory, flavours: dict[str, Inventory]
 ) -> None:
-    """From float32 files alone, and from int4 files alone, the others follow; small constants that
-    stay in float32 make less than half a kilobyte."""
+    """From float32 files alone, and from int4 files alone, the others follow."""
     real = flavours["all"]
     assert real.exported == ("fp16", "int8", "int4")
     for known in (inventory, flavours["int4"]):
@@ -227,10 +234,57 @@ def test_computed_precisions_are_what_an_export_writes(
             for precision in real.exported:
                 computed = replace(graph, loaded={}).loaded_bytes(precision)
                 off = computed - wanted.loaded_bytes(precision)
-                assert abs(off) < 512, (graph.role, precision)
+                assert abs(off) < CONSTANTS, (graph.role, precision)
     caches = [item(demand(real, Setting(p, 512)), "cache", "target").nbytes for p in real.exported]
     assert 2 * caches[0] == item(demand(inventory, Setting("fp32", 512)), "cache", "target").nbytes
     assert len(set(caches)) == 1
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """The built-in family for ONNX Runtime's kernels on a CPU, each precision alone."""
+    folder = tmp_path_factory.mktemp("on-cpu")
+    for precision in ("int8", "int4"):
+        request = export_request("draft", folder / precision)
+        export_bundle(replace(request, flavours=(Flavour(ON_CPU, precision),)))
+    return {path.name: read_bundle(path) for path in folder.iterdir()}
+
+
+def test_a_cpus_int8_and_int4_are_what_an_export_writes(
+    inventory: Inventory, on_cpu: dict[str, Bundle]
+) -> None:
+    """Float32 beside them, heads in int8, blocks of 64; from any precision's files alone."""
+    counted = {precision: of_bundle(bundle) for precision, bundle in on_cpu.items()}
+    for known in (inventory, *counted.values()):
+        for graph in known.graphs:
+            computed = replace(graph, loaded={}, stored={})
+            for precision, real in counted.items():
+                wanted = real.graph(graph.role)
+                assert wanted is not None and graph.shape == wanted.shape
+                check_files(on_cpu[precision], graph.role, computed.stored_bytes(precision, ON_CPU))
+                loaded = computed.loaded_bytes(precision, ON_CPU)
+                assert abs(loaded - wanted.loaded_bytes(precision)) < CONSTANTS, graph.role
+            floats = inventory.graph(graph.role)
+            assert floats is not None
+            assert abs(computed.loaded_bytes("fp32") - floats.loaded_bytes("fp32")) < CONSTANTS
+    for precision, real in counted.items():
+        asked = Setting(precision, 512, lowering=ON_CPU)
+        for role in ("target", "draft"):
+            caches = [item(demand(i, asked), "cache", role) for i in (inventory, real)]
+            assert caches[0] == caches[1]
+
+
+def test_a_plan_counts_what_the_devices_engines_take(inventory: Inventory) -> None:
+    """The same precision weighs differently on a CPU and on a GPU."""
+    rows = {
+        lowering: plan(inventory, device(gpu=gpu), precisions=["int4"]).rows[0]
+        for lowering, gpu in ((ON_CPU, False), (ON_GPU, True))
+    }
+    target = inventory.graph("target")
+    assert target is not None
+    for lowering, row in rows.items():
+        assert item(row.items, "weights", "target").nbytes == target.loaded_bytes("int4", lowering)
+    assert rows[ON_CPU].files_mb != rows[ON_GPU].files_mb
 
 
 def test_flavours_are_told_apart_from_what_is_computed(flavours: dict[str, Inventory]) -> None:
@@ -261,9 +315,14 @@ def test_quantised_matrices() -> None:
     assert matrix_bytes(256, 10, "int4") == 1280 + 2 * 10 * 2  # two blocks of 128 a column
     assert matrix_bytes(96, 10, "int4") == 480 + 3 * 10 * 2  # three of 32
     assert matrix_bytes(100, 10, "int4") == matrix_bytes(100, 10, "fp16")
-    weights = Weights(((256, 10),), floats=7, fixed=3)
-    assert weights.nbytes("int8") == 2580 + 14 + 3
+    assert matrix_bytes(256, 10, "int8", ON_CPU) == 2560 + 40
+    assert matrix_bytes(256, 10, "int4", ON_CPU) == 1280 + 4 * 10 * 4  # blocks of 64
+    assert matrix_bytes(100, 10, "int4", ON_CPU) == matrix_bytes(100, 10, "int8", ON_CPU)
+    weights = Weights(((256, 10),), ((8, 4),), floats=7, fixed=3)
+    assert weights.nbytes("int8") == 2580 + 64 + 14 + 3
+    assert weights.nbytes("int4", ON_CPU) == 1440 + 32 + 16 + 28 + 3
     assert (weights.largest_bytes("int4"), weights.largest_bytes("fp16")) == (5120, 0)
+    assert weights.largest_bytes("int4", ON_CPU) == 0  # its kernels read it as it is
 
 
 def test_more_of_anything_takes_more(inventory: Inventory) -> None:

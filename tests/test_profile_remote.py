@@ -13,6 +13,7 @@ from edgespec.cli import main
 from edgespec.latency import load_profile
 from edgespec.sizing import Sized
 from edgespec_export.exporter import ExportRequest, export_bundle
+from edgespec_runtime.defaults import usual_policy
 from edgespec_runtime.remote import RemoteSettings
 from tests.support.servers import RunningServer, running_server
 from tests.support.zoo import Zoo
@@ -67,7 +68,7 @@ def test_a_device_is_profiled_with_its_servers_target(
     settings = RemoteSettings((server.address,), mode="hybrid")
     model = edgespec_runtime.load(device, threads=1, profile=out, remote=settings)
     try:
-        assert isinstance(model.default_policy, Sized)
+        assert isinstance(usual_policy(model.profile), Sized)
         found = model.generate(zoo.picture(NAME, 3), "what is it", max_new_tokens=30)
     finally:
         model.close()

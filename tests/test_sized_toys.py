@@ -20,7 +20,7 @@ from edgespec.acceptance import StopRules
 from edgespec.errors import ConfigError
 from edgespec.latency import Costs, Curve, DeviceProfile
 from edgespec.sampling import Noise, SamplingParams, gumbel_noise
-from edgespec.sizing import Eagle2, Growth, Policy, Setting, Sized, parse_policy
+from edgespec.sizing import Eagle2, Growth, Policy, Root, Setting, Sized, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.calibration import IDENTITY
 from edgespec.sizing.experience import Experience
@@ -32,7 +32,7 @@ from edgespec_runtime.drafts.cascade import CascadeDraft
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.ngram import NgramDraft
 from tests.support.fakes import ScriptedDraft, ScriptedVerifier, chain, toy_draft, toy_verifier
-from tests.support.profiles import costs, profile
+from tests.support.profiles import costs, curve, profile
 from tests.support.street import Street, clocked, drafted
 from tests.test_lossless import count_up, samplings, tokens_of
 
@@ -267,7 +267,7 @@ def device(**changes: Any) -> DeviceProfile:
     """Verifying is dear and nearly flat: drafting pays."""
     wide = Curve((1, 16), (0,), ((20.0, 21.0),), ((20.0, 21.0),))
     return dataclasses.replace(
-        profile(), costs=dataclasses.replace(costs(), verify=wide, **changes)
+        profile(), costs=dataclasses.replace(costs(), **{"verify": wide, **changes})
     )
 
 
@@ -439,6 +439,20 @@ def test_draft_time_that_is_spent_is_no_reason_to_draft_less() -> None:
         assert rounds[1].feedback
         calls.append(rounds[1].feedback.calls)
     assert calls[0] == calls[1] and len(calls[0]) > 2
+
+
+def test_the_floor_is_half_of_what_the_cheapest_node_costs() -> None:
+    """4 ms for a row, 5 for two, 9 for four: a node costs 1 ms at least, at 1 / 4.11 tokens/ms."""
+    table = device(verify=curve((4.0, 5.0, 9.0), sizes=(1, 2, 4)), **NO_CHAIN)
+    sizer = Sized().start(Setting(profile=table, draft="m"))
+    assert sizer.floor == 0.0, "before the first round anything may pay"
+    assert sizer.begin(Root(9, 50, 1, prepared=True, emitted=1)) is not Growth.NONE
+    plain_ms = 4.0 + table.costs.host_round_ms + table.costs.host_token_ms
+    assert sizer.floor == pytest.approx(0.5 * 1.0 / plain_ms)
+    free = device(verify=curve((4.0, 4.0, 9.0), sizes=(1, 2, 4)), **NO_CHAIN)
+    sizer = Sized().start(Setting(profile=free, draft="m"))
+    sizer.begin(Root(9, 50, 1, prepared=True, emitted=1))
+    assert sizer.floor == 0.0, "a node that costs nothing is always worth it"
 
 
 def test_a_token_that_ends_the_answer_needs_no_node() -> None:

@@ -11,9 +11,11 @@ import pytest
 
 from edgespec.sizing import Eagle2, feasible, lengths, rule
 from edgespec.sizing.calibration import Calibrator, Paths
-from edgespec.sizing.costs import Away, Factor, RoundCosts
+from edgespec.sizing.costs import RoundCosts
+from edgespec.sizing.drift import Away, Factor
 from edgespec.sizing.policies import sized
 from edgespec.sizing.policies.sized import SizedTrees
+from edgespec.sizing.room import Room
 from edgespec.sizing.whether import Whether
 from edgespec_runtime.drafts.coupling import Coupling
 from edgespec_runtime.drafts.growing import GrowingDraft
@@ -62,7 +64,7 @@ MUTANTS = [
     ),
     Mutant(
         "the device's curve stands for the server's",
-        sized, "_costs", "if remote is None:", "if True:",
+        sized, "costs_of", "if remote is None:", "if True:",
         calls(test_sizing_network.test_the_servers_curve_stands_for_the_devices),
     ),
     Mutant(
@@ -77,7 +79,8 @@ MUTANTS = [
     ),
     Mutant(
         "what was grown ahead is not gone on with",
-        SizedTrees, "_decide", "[self._kind] if root.ready else self._kinds()", "self._kinds()",
+        SizedTrees, "_decide", "[self._kind] if root.ready else self._growths.kinds",
+        "self._growths.kinds",
         calls(test_sizing_network.test_a_growth_begun_ahead_is_gone_on_with),
     ),
     Mutant(
@@ -125,13 +128,18 @@ MUTANTS = [
         calls(test_sized_toys.test_draft_time_that_is_spent_is_no_reason_to_draft_less),
     ),
     Mutant(
+        "paths are proposed down to what the dearest node costs",
+        rule, "cheapest_node", "min(slopes", "max(slopes",
+        calls(test_sized_toys.test_the_floor_is_half_of_what_the_cheapest_node_costs),
+    ),
+    Mutant(
         "a budget forgets the time that drafting took",
-        SizedTrees, "choose", "self._tail - self._spent", "self._tail",
+        SizedTrees, "choose", "left(self._spent, tokens_most)", "left(0.0, tokens_most)",
         calls(test_budgets.check_limit, "slopes", 6.5),
     ),
     Mutant(
         "a budget forgets the time that drafting took while it drafts on",
-        SizedTrees, "_affordable", "self._tail - self._spent", "self._tail",
+        SizedTrees, "_affordable", "self._spent + price", "price",
         calls(test_budgets.check_limit, "stairs", 6.0),
     ),
     Mutant(
@@ -142,8 +150,7 @@ MUTANTS = [
     ),
     Mutant(
         "a budget is kept by every other round",
-        SizedTrees, "_fits", "return least * self._tail <= self._limit",
-        "return least <= self._limit",
+        Room, "holds", "ms * self.tail", "ms",
         calls(test_budgets.check_limit, "slopes", 6.0),
     ),
     Mutant(

@@ -15,7 +15,8 @@ from edgespec.acceptance import StopRules, Verdict
 from edgespec.latency import Curve
 from edgespec.sizing import Feedback, Growth, Root, Setting, Sized
 from edgespec.sizing.budgets import Budget
-from edgespec.sizing.costs import RECENT, Drift, RoundCosts
+from edgespec.sizing.costs import RoundCosts
+from edgespec.sizing.drift import RECENT, Drift
 from edgespec.sizing.experience import Experience
 from edgespec.sizing.rule import best_count
 from edgespec.tree import TokenTree
@@ -250,7 +251,7 @@ def test_levels_that_are_ready_cost_no_time_of_a_budget() -> None:
     assert sizer.begin(Root(50, 100, 1, True, 1)) is Growth.NONE
     far = Sized().start(dataclasses.replace(setting, budget=None))
     assert far.begin(Root(50, 100, 1, True, 1)) is Growth.STEPS
-    far._limit = limit  # type: ignore[attr-defined]
+    far._room._limit = limit  # type: ignore[attr-defined]
     assert far.begin(Root(50, 100, 0, True, 2, ready=3)) is Growth.STEPS
     assert far.begin(Root(50, 100, 1, True, 2)) is Growth.NONE
 

@@ -7,7 +7,6 @@ whole line.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -95,12 +94,13 @@ class _Batch:
         import torch
         from transformers import DynamicCache
 
+        from edgespec_export.family.generate import cache_argument
+
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
         self._mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         self._model, self._cache = model, DynamicCache(config=model.config)
-        known = inspect.signature(type(model).forward).parameters
-        self._name = "cache" if "cache" in known else "past_key_values"  # renamed in 5.24
+        self._name = cache_argument(model)
         self._forward(ids, (self._mask.cumsum(-1) - 1).clamp(min=0))
 
     def likeliest(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,6 +51,12 @@ class GraphSpec:
         """The file's name without its ending: what the parity report calls the graph."""
         return self.file.removesuffix(".onnx")
 
+    @property
+    def scored(self) -> int:
+        """Tokens that it gives logits of, fewer than the vocabulary where a head was trimmed; 0 for
+        a graph without any."""
+        return next((int(t.axes[-1]) for t in self.outputs if t.name == "logits"), 0)
+
 
 @dataclass(frozen=True)
 class ModelIdentity:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from edgespec.bundle.files import FileEntry, file_sha256
@@ -30,10 +30,10 @@ def write_bundle(
     with _os_errors(path, keep):
         final = check_destination(path, overwrite=overwrite, keep=keep)
         final.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{final.name}.partial-"
-        folder = partial or Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+        folder = partial or final.with_name(f".{final.name}.partial-{token_hex(4)}")
         published = False
-        try:
+        try:  # before there is anything to remove: Ctrl-C may come behind any line
+            folder.mkdir(mode=0o700, exist_ok=partial is not None)
             with held(folder, wait=partial is None):
                 writer = BundleWriter(folder)
                 yield writer

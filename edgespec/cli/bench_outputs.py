@@ -106,6 +106,7 @@ def _verdict(found: Sequence[Difference]) -> int:
     if found:
         raise EdgespecError(
             f"{len(found)} times a method's tokens were not those of plain decoding; a tie in the "
-            "target's logits can do that, everything else is a bug: please report it"
+            "target's logits can do that, and in int8 and int4 kernels that single rows have for "
+            "themselves (--exact uses one kind); everything else is a bug: please report it"
         )
     return 0

@@ -61,7 +61,7 @@ def _graph_card(bundle: Bundle, spec: GraphSpec) -> GraphCard:
         weight_bytes=read,
         kv_bytes_per_token=int(2 * cached * width),
         flops_per_row=2.0 * numbers,
-        head_flops=2.0 * int(meta["hidden"]) * _logits(source) if "hidden" in meta else 0.0,
+        head_flops=2.0 * int(meta["hidden"]) * source.scored if "hidden" in meta else 0.0,
         steps=int(meta.get("steps", 1)),
     )
 
@@ -85,11 +85,6 @@ def _rotary_bytes(spec: GraphSpec) -> int:
         return 0
     rows = int(spec.meta["max_positions"]) + int(spec.meta["tree_rows"])
     return int(2 * rows * (int(spec.meta["head_dim"]) // 2) * number_bytes(spec.precision))
-
-
-def _logits(spec: GraphSpec) -> int:
-    """Rows of the output head: fewer than the vocabulary where it was trimmed."""
-    return next((int(t.axes[-1]) for t in spec.outputs if t.name == "logits"), 0)
 
 
 def measure_ceiling() -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 from edgespec.latency.geometry import TREE_ROWS, Decoder, Geometry, Tower
 from edgespec.planning.inventory import Encoder, Held, Inventory, Step
@@ -59,7 +58,6 @@ def _decoder(role: str, decoder: Decoder) -> Held:
         (decoder.hidden, 2 * decoder.intermediate),
         (decoder.intermediate, decoder.hidden),
     )
-    head = prod((decoder.hidden, decoder.vocab))
     rotary = (decoder.max_positions + TREE_ROWS) * width
     shape = Step(
         layers=decoder.layers,
@@ -71,5 +69,6 @@ def _decoder(role: str, decoder: Decoder) -> Held:
         logits=decoder.vocab,
         max_positions=decoder.max_positions,
     )
-    weights = Weights(layer * decoder.layers, head + rotary)
+    heads = ((decoder.hidden, decoder.vocab),)
+    weights = Weights(layer * decoder.layers, heads, rotary)
     return Held(role, weights, weights, shape=shape)

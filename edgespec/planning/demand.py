@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgespec.planning.inventory import CACHED, TABLE_BYTES, Encoder, Held, Inventory, Step
-from edgespec.planning.weights import FLOAT_BYTES
+from edgespec.planning.weights import ON_GPU, float_bytes
 
 CHUNK = 256
 """Rows of one prefill call of the runtime."""
@@ -37,6 +37,8 @@ class Setting:
     """Of the largest tree: spare rows in both caches."""
     sessions: int = 1
     """Answers at the same time, each with caches of its own."""
+    lowering: str = ON_GPU
+    """What is not exported yet is counted as this one has it: ON_GPU or ON_CPU."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Item:
 def demand(inventory: Inventory, setting: Setting) -> tuple[Item, ...]:
     """All that is held beyond the interpreter and the engine themselves."""
     return (
-        *_weights(inventory, setting.precision),
+        *_weights(inventory, setting),
         *_tables(inventory, setting),
         *_caches(inventory, setting),
         *_workspaces(inventory, setting),
@@ -79,9 +81,10 @@ def tokens_in(inventory: Inventory, role: str, context: int) -> int:
     return max(context - saved, 1)
 
 
-def _weights(inventory: Inventory, precision: str) -> Iterator[Item]:
+def _weights(inventory: Inventory, setting: Setting) -> Iterator[Item]:
     for graph in inventory.graphs:
-        yield Item("weights", graph.role, graph.loaded_bytes(precision), precision in graph.loaded)
+        nbytes = graph.loaded_bytes(setting.precision, setting.lowering)
+        yield Item("weights", graph.role, nbytes, setting.precision in graph.loaded)
 
 
 def _tables(inventory: Inventory, setting: Setting) -> Iterator[Item]:
@@ -92,14 +95,14 @@ def _tables(inventory: Inventory, setting: Setting) -> Iterator[Item]:
 
 
 def _caches(inventory: Inventory, setting: Setting) -> Iterator[Item]:
-    size = inventory.cached_number(setting.precision)
+    size = inventory.cached_number(setting.precision, setting.lowering)
     for role, step in _steps(inventory):
         rows = capacity(tokens_in(inventory, role, setting.context), setting.nodes)
         yield Item("cache", role, setting.sessions * rows * step.cache_row(size), True)
 
 
 def _workspaces(inventory: Inventory, setting: Setting) -> Iterator[Item]:
-    size = FLOAT_BYTES[setting.precision]
+    size = float_bytes(setting.precision, setting.lowering)
     for graph in inventory.graphs:
         buffers = 0
         if isinstance(graph.shape, Encoder):
@@ -107,7 +110,7 @@ def _workspaces(inventory: Inventory, setting: Setting) -> Iterator[Item]:
         elif isinstance(graph.shape, Step):
             tokens = tokens_in(inventory, graph.role, setting.context)
             buffers = _stepping(graph, graph.shape, tokens, setting.nodes, size)
-            buffers += graph.largest_bytes(setting.precision)
+            buffers += graph.largest_bytes(setting.precision, setting.lowering)
         yield Item("workspace", graph.role, buffers + SESSION_BYTES, False)
 
 

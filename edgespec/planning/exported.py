@@ -9,7 +9,7 @@ import numpy as np
 from edgespec.bundle import Bundle, GraphSpec, Manifest
 from edgespec.planning.inventory import CACHED, Encoder, Held, Inventory, Step
 from edgespec.planning.stored import Tensor, bytes_of, stored_tensors
-from edgespec.planning.weights import Weights, weights_of
+from edgespec.planning.weights import Weights, product_shape, weights_of
 
 TOWERS = ("vision", "draft_vision")
 SERVERS = "target_packed"
@@ -70,7 +70,7 @@ def _held(
     tensors, step = found[base][spec.role], "layers" in spec.meta
     own = {p: _own(roles, spec.role) for p, roles in found.items() if spec.role in roles}
     proposed = int(spec.meta.get("proposed", 0))  # by a draft whose head was trimmed
-    vocabularies = {_logits(spec), proposed, int(manifest.text["vocab_size"])}
+    vocabularies = {spec.scored, proposed, int(manifest.text["vocab_size"])}
     weights = weights_of(tensors, vocabularies, quantised=step)
     shape: Step | Encoder | None = None
     if spec.role in CACHED:
@@ -101,7 +101,8 @@ def _own(roles: Mapping[str, tuple[Tensor, ...]], role: str) -> tuple[Tensor, ..
 def _step(spec: GraphSpec, weights: Weights, tensors: tuple[Tensor, ...]) -> Step:
     meta = spec.meta
     width = int(meta["head_dim"])
-    out = next((t.dims[0] for t in tensors if ".o.weight" in t.name), int(meta["hidden"]))
+    shapes = (product_shape(tensor) for tensor in tensors if ".o.weight" in tensor.name)
+    out = next((shape[0] for shape in shapes if shape), int(meta["hidden"]))
     return Step(
         layers=int(meta["layers"]),
         hidden=int(meta["hidden"]),
@@ -109,7 +110,7 @@ def _step(spec: GraphSpec, weights: Weights, tensors: tuple[Tensor, ...]) -> Ste
         kv_heads=int(meta["kv_heads"]),
         head_dim=width,
         widest=max((columns for _, columns in weights.matrices), default=int(meta["hidden"])),
-        logits=_logits(spec),
+        logits=spec.scored,
         max_positions=int(meta["max_positions"]),
     )
 
@@ -118,10 +119,6 @@ def _encoder(spec: GraphSpec, tensors: tuple[Tensor, ...]) -> Encoder:
     _, rows, hidden = (axis if isinstance(axis, int) else 1 for axis in spec.outputs[0].axes)
     widest = max((t.dims[1] for t in tensors if len(t.dims) == 2), default=hidden)
     return Encoder(rows + 1, hidden, widest)
-
-
-def _logits(spec: GraphSpec) -> int:
-    return next((int(t.axes[-1]) for t in spec.outputs if t.name == "logits"), 0)
 
 
 def _cache_bytes(specs: tuple[GraphSpec, ...]) -> int:

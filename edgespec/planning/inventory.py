@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from edgespec.bundle import STAND_ALONE
 from edgespec.flavour import DRAFTS
-from edgespec.planning.weights import FLOAT_BYTES, Weights
+from edgespec.planning.weights import ON_GPU, Weights, float_bytes
 
 CACHED = ("target", "draft")
 """Roles of the decoders that have KV caches."""
@@ -64,17 +64,19 @@ class Held:
     copies_scores: bool = False
     """Whether attention is decomposed, so that scores exist twice."""
 
-    def loaded_bytes(self, precision: str) -> int:
-        """Of its weights in memory: counted where it was exported so, else computed."""
-        return self.loaded.get(precision, self.weights.nbytes(self._held_in(precision)))
+    def loaded_bytes(self, precision: str, lowering: str = ON_GPU) -> int:
+        """Of its weights in memory: counted where it was exported so, else as ``lowering`` would
+        have them."""
+        computed = self.weights.nbytes(self._held_in(precision), lowering)
+        return self.loaded.get(precision, computed)
 
-    def stored_bytes(self, precision: str) -> int:
+    def stored_bytes(self, precision: str, lowering: str = ON_GPU) -> int:
         """What it adds to the files."""
-        return self.stored.get(precision, self.own.nbytes(self._held_in(precision)))
+        return self.stored.get(precision, self.own.nbytes(self._held_in(precision), lowering))
 
-    def largest_bytes(self, precision: str) -> int:
-        """Of the largest matrix once its quantisation is undone; 0 where nothing is quantised."""
-        return self.weights.largest_bytes(self._held_in(precision))
+    def largest_bytes(self, precision: str, lowering: str = ON_GPU) -> int:
+        """See ``Weights.largest_bytes``."""
+        return self.weights.largest_bytes(self._held_in(precision), lowering)
 
     @property
     def drafts(self) -> bool:
@@ -110,9 +112,9 @@ class Inventory:
     def graph(self, role: str) -> Held | None:
         return next((graph for graph in self.graphs if graph.role == role), None)
 
-    def cached_number(self, precision: str) -> int:
+    def cached_number(self, precision: str, lowering: str = ON_GPU) -> int:
         """Bytes of a number in the KV cache."""
-        return self.cache_bytes.get(precision, FLOAT_BYTES[precision])
+        return self.cache_bytes.get(precision, float_bytes(precision, lowering))
 
     def without_draft(self) -> Inventory:
         """The target alone."""

@@ -59,7 +59,8 @@ def plan(
         raise ConfigError(
             f"precision '{unknown[0]}' is unknown; there are: {', '.join(PRECISIONS)}"
         )
-    setting = Setting("", context or min(USUAL, most), nodes, sessions)
+    tokens = context or min(USUAL, most)
+    setting = Setting("", tokens, nodes, sessions, device.lowering)
     chosen = [p for p in PRECISIONS if p in (precisions or _usual(inventory, device))]
     contexts = sorted({*(c for c in CONTEXTS if c < most), most, setting.context})
     rows = tuple(_row(inventory, device, replace(setting, precision=p), contexts) for p in chosen)
@@ -88,7 +89,7 @@ def _row(inventory: Inventory, device: Device, setting: Setting, contexts: Seque
         exported=setting.precision in inventory.exported,
         needed_mb=needed,
         verdicts={tokens: device.verdict(value) for tokens, value in needed.items()},
-        files_mb=_files_mb(inventory, setting.precision),
+        files_mb=_files_mb(inventory, setting),
         items=demand(inventory, setting),
         largest_context=largest_context(inventory, device, setting),
         build_mb=build_mb,
@@ -96,10 +97,11 @@ def _row(inventory: Inventory, device: Device, setting: Setting, contexts: Seque
     )
 
 
-def _files_mb(inventory: Inventory, precision: str) -> float:
+def _files_mb(inventory: Inventory, setting: Setting) -> float:
     """Weights that graphs share count once."""
     tables = sum(rows * width * TABLE_BYTES for rows, width in inventory.tables.values())
-    return (tables + sum(graph.stored_bytes(precision) for graph in inventory.graphs)) / MB
+    asked = setting.precision, setting.lowering
+    return (tables + sum(graph.stored_bytes(*asked) for graph in inventory.graphs)) / MB
 
 
 def _build_mb(inventory: Inventory, device: Device, precision: str) -> tuple[float, float]:

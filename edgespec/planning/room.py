@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from edgespec.latency.datasheet import Datasheet
 from edgespec.planning.demand import BLOCK, Item, Setting, demand, total
 from edgespec.planning.inventory import Inventory
-from edgespec.planning.weights import PRECISIONS
+from edgespec.planning.weights import ON_CPU, ON_GPU, PRECISIONS
 
 MB = 2**20
 CLOSE = 0.9
@@ -28,6 +28,11 @@ class Device:
     builds: bool
     """Whether engines are built in the memory that they run in: so on a Jetson. A card of its own
     leaves most of building to its host, of which device files say nothing."""
+
+    @property
+    def lowering(self) -> str:
+        """Whose operators are for its engines."""
+        return ON_GPU if self.gpu else ON_CPU
 
     def verdict(self, needed_mb: float) -> str:
         """FITS, TIGHT or NOT."""

@@ -3,8 +3,11 @@
 contract     what a policy answers and what it is told
 policies/    one module per policy                      parse        policies by name
 rule         tokens - lambda x time                     calibration  confidence to acceptance
-costs        a profile's curves, corrected online       budgets      limits
-experience   what earlier requests taught               lengths      when drafting should begin
+costs        a profile's curves, as they are now        drift        how far rounds part from them
+budgets      limits                                     room         what they leave of a round
+growths      chains or steps                            whether      to draft at all
+hindsight    what a round teaches                       experience   what earlier requests taught
+lengths      when drafting should begin
 """
 
 from edgespec.sizing.contract import Feedback, Growth, Policy, Root, Setting, Sizer

@@ -127,6 +127,11 @@ class Sizer(Protocol):
     def policy(self) -> Policy:
         """The settings it works by."""
 
+    @property
+    def floor(self) -> float:
+        """Of a path's probability by the draft's own word: what is below it will hardly be verified
+        in the round begun last, so drafters that find the likeliest paths first stop there."""
+
     def begin(self, root: Root) -> Growth:
         """Asked before drafting."""
 
@@ -172,6 +177,11 @@ class Steady:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+
+    @property
+    def floor(self) -> float:
+        """Any path may be verified."""
+        return 0.0
 
     def learn(self, feedback: Feedback) -> None:
         """Nothing to remember."""

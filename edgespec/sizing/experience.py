@@ -10,7 +10,7 @@ from typing import Any
 
 from edgespec.sizing.calibration import Calibrator
 from edgespec.sizing.contract import Setting
-from edgespec.sizing.costs import Drift
+from edgespec.sizing.drift import Drift
 from edgespec.sizing.questions import Questions
 from edgespec.sizing.rates import Record, Spread
 

@@ -57,3 +57,10 @@ def worth_of_nodes(
         return 0.0
     price = rate * (verify_ms[end] - verify_ms[start]) / (end - start)
     return sum(max(gain - price, 0.0) for gain in gains[: end - start])
+
+
+def cheapest_node(verify_ms: Sequence[float]) -> float:
+    """The least that a node costs, in milliseconds: the smallest mean over a tree's nodes, of trees
+    of any size. 0 for a curve of the root alone."""
+    slopes = ((ms - verify_ms[0]) / n for n, ms in enumerate(verify_ms[1:], start=1))
+    return min(slopes, default=0.0)

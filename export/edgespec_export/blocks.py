@@ -19,6 +19,11 @@ def stored(checkpoint: Checkpoint, name: str) -> Weight:
     return Weight(checkpoint.shapes[name], FLOATS, lambda: checkpoint.tensor(name))
 
 
+def norm_scale(b: GraphBuilder, checkpoint: Checkpoint, name: str) -> str:
+    """The weights of a norm, by its name in the checkpoint."""
+    return b.weight(f"{name}.weight", stored(checkpoint, f"{name}.weight"))
+
+
 def linear(
     b: GraphBuilder,
     x: str,
@@ -69,7 +74,7 @@ def averages(b: GraphBuilder, x: str, **window: Any) -> str:
 
 def layer_norm(b: GraphBuilder, x: str, checkpoint: Checkpoint, name: str, eps: float) -> str:
     """Layer norm over the last axis."""
-    scale = b.weight(f"{name}.weight", stored(checkpoint, f"{name}.weight"))
+    scale = norm_scale(b, checkpoint, name)
     bias = b.weight(f"{name}.bias", stored(checkpoint, f"{name}.bias"))
     return b.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=eps)
 

@@ -33,6 +33,13 @@ MAX_BYTES = 64 * 2**20
 _QUIET = threading.Lock()
 
 
+def listed(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
+    """None, one or several pictures as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+
+
 def load_image(
     source: ImageSource,
     *,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from edgespec.errors import ConfigError, PromptError
+from edgespec.errors import ConfigError
 from edgespec.latency import DeviceProfile
 from edgespec.sizing import Plain, Policy, Sized
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.feasible import Load, check_budget, fitted, memory_mb
 from edgespec_runtime.engines import StepGraph
-
-DEFAULT_NEW_TOKENS = 512
 
 
 def check_policy(policy: Policy, steps: Mapping[str, StepGraph]) -> None:
@@ -30,22 +28,6 @@ def check_policy(policy: Policy, steps: Mapping[str, StepGraph]) -> None:
             f"the policy's trees take up to {rows} rows, this bundle's graphs take {most}; "
             "ask for fewer nodes, levels or candidates"
         )
-
-
-def new_tokens(asked: int | None, prompt_tokens: int, max_positions: int) -> int:
-    """How many tokens a request may emit; by default as many as there is room for, up to
-    ``DEFAULT_NEW_TOKENS``. Raises ConfigError for less than one, PromptError for too many."""
-    room = max_positions - prompt_tokens
-    if asked is None:
-        return min(DEFAULT_NEW_TOKENS, room)
-    if asked < 1:
-        raise ConfigError(f"max_new_tokens is {asked}; it must be at least 1")
-    if asked > room:
-        raise PromptError(
-            f"the prompt takes {prompt_tokens} tokens and {asked} new ones were asked for, but "
-            f"the context holds {prompt_tokens + room}; ask for at most {room}"
-        )
-    return asked
 
 
 def within(

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgespec.bundle import Bundle
 from edgespec.latency import DeviceProfile
 from edgespec.sampling import Sampler, SamplingParams
-from edgespec.sizing import Eagle2, Plain, Policy, Setting, Sized, Sizer, Threshold, parse_policy
+from edgespec.sizing import Plain, Policy, parse_policy
 from edgespec.sizing.budgets import Budget
 from edgespec.sizing.experience import Experience
-from edgespec_runtime.drafts import Drafter
+from edgespec_runtime.defaults import new_tokens, sampling, usual_policy
 from edgespec_runtime.drafts.choice import DraftChoice, choose_draft
-from edgespec_runtime.engines import Engine, Graph, StepGraph
+from edgespec_runtime.engines import Engine, StepGraph
 from edgespec_runtime.engines.choice import Choice
+from edgespec_runtime.images import listed
 from edgespec_runtime.inputs import splice
-from edgespec_runtime.limits import check_policy, new_tokens, why_draft_is_left_out, within
+from edgespec_runtime.limits import check_policy, why_draft_is_left_out, within
 from edgespec_runtime.loading import Floats, draft_of, load_graphs, roles_for, vocabulary
 from edgespec_runtime.prompt import Asked
 from edgespec_runtime.reader import Reader
-from edgespec_runtime.records import Generation, runs
+from edgespec_runtime.records import Generation
 from edgespec_runtime.request import Request
 from edgespec_runtime.tables import Table
 from edgespec_runtime.terms import Terms, load_of
 from edgespec_runtime.verifiers import LocalVerifier, Verifier
-from edgespec_runtime.verifiers.opening import Question, open_here
+from edgespec_runtime.verifiers.opening import open_here
 
 if TYPE_CHECKING:
     from edgespec_runtime.images import ImageSource
     from edgespec_runtime.remote.opening import RemoteTarget
-
-# Without a profile: the cheapest shape where a draft step is dear, a chain, as measured on the
-# built-in family (docs/performance.md).
-DEFAULT_POLICY = Eagle2(nodes=12, depth=12, top_k=1)
-# Of n-grams alone, which cost nothing to grow and are mostly wrong behind short matches: a chain
-# that ends where the match no longer vouches for it (docs/peers.md).
-LOOKUP_POLICY = Threshold(depth=8, min_path=0.4)
 
 
 class Model:
@@ -81,9 +75,14 @@ class Model:
         loaded = load_graphs(bundle, engine, roles)
         self.notes = tuple(engine.notes)
         """What runs slower than it could, for the user to know."""
-        self._graphs, self._steps, self._tables = loaded.graphs, loaded.steps, loaded.tables
+        self.graphs = loaded.graphs
+        """Those without memory, by role."""
+        self.steps = loaded.steps
+        """The decoders, by role."""
+        self.tables = loaded.tables
+        """Token tables [V, H] of target and draft, by role."""
         if stand_in is not None:
-            self._steps["target"], self._tables["target"] = stand_in
+            self.steps["target"], self.tables["target"] = stand_in
         self.draft = draft_of(bundle, loaded)
         self.reader = Reader.of(bundle)
         self.tokenizer = self.reader.tokenizer
@@ -93,26 +92,6 @@ class Model:
     @property
     def has_draft(self) -> bool:
         return self.draft is not None
-
-    @property
-    def default_policy(self) -> Policy:
-        """Sizing by measured cost where there is a profile to measure by."""
-        return Sized() if self.profile else DEFAULT_POLICY
-
-    @property
-    def graphs(self) -> Mapping[str, Graph]:
-        """The graphs without memory, by role."""
-        return self._graphs
-
-    @property
-    def steps(self) -> Mapping[str, StepGraph]:
-        """The decoder graphs, by role."""
-        return self._steps
-
-    @property
-    def tables(self) -> Mapping[str, Table]:
-        """Token tables [V, H] of target and draft, by role."""
-        return self._tables
 
     @property
     def variant(self) -> str | None:
@@ -129,15 +108,7 @@ class Model:
 
         A checkpoint that does not ask for sampling is greedy, as in Hugging Face's generate.
         """
-        defaults = dict(self.manifest.generation)
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-        merged = {name: defaults[name] for name in names if name in defaults}
-        if not defaults.get("do_sample", False):
-            merged = {k: v for k, v in merged.items() if k == "repetition_penalty"}
-        elif "temperature" not in merged:
-            merged["temperature"] = 1.0
-        merged.update({k: v for k, v in given.items() if v is not None})
-        return SamplingParams(**merged)
+        return sampling(self.manifest.generation, given)
 
     def stream(
         self,
@@ -170,22 +141,15 @@ class Model:
         InputError for what cannot be used.
         """
         params = self.sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed,
+        )  # fmt: skip
         chosen = choose_draft(
-            draft,
-            has_model=self.has_draft,
-            bundle=self.bundle.path,
-            left_out=self.draft_left_out,
+            draft, has_model=self.has_draft, bundle=self.bundle.path, left_out=self.draft_left_out
         )
         tree = self._policy(policy, chosen)
         terms = self._terms(
-            _as_list(images), prompt, params, chosen, tree, budget, coupled, max_new_tokens
+            listed(images), prompt, params, chosen, tree, budget, coupled, max_new_tokens
         )
         return self._request(terms, stop)
 
@@ -196,28 +160,16 @@ class Model:
         **settings: Any,
     ) -> Generation:
         """Runs ``stream`` to its end and joins it; takes the same arguments."""
-        request = self.stream(images, prompt, **settings)
-        records = list(request)
-        return Generation(
-            text="".join(record.text for record in records),
-            token_ids=tuple(record.token for record in records),
-            finish_reason=records[-1].finish_reason or "length",
-            prompt_tokens=request.prompt_tokens,
-            stats=request.stats,
-            sizing=request.sizing,
-            text_source="draft" if any(r.source == "draft" for r in records) else "target",
-            sources=runs(records),
-            remote=request.remote,
-        )
+        return self.stream(images, prompt, **settings).finish()
 
     def prompt_embeds(
         self, images: ImageSource | Sequence[ImageSource] | None, prompt: Asked
     ) -> Floats:
         """[L, H]: a prompt as the target reads it, visual tokens in their places."""
-        pictures = _as_list(images)
+        pictures = listed(images)
         built = self.reader.prompt(prompt, len(pictures))
-        visual = self.reader.visual(pictures, self._graphs, drafted=False)
-        return splice(built.ids, built.image_spans, self._tables["target"], visual.target)
+        visual = self.reader.visual(pictures, self.graphs, drafted=False)
+        return splice(built.ids, built.image_spans, self.tables["target"], visual.target)
 
     def close(self) -> None:
         """Ends the connections of a model whose target is elsewhere; else there is nothing to do.
@@ -227,9 +179,9 @@ class Model:
 
     def _policy(self, asked: Policy | str | None, choice: DraftChoice) -> Policy:
         """What was asked for; plain decoding where nothing drafts."""
-        usual = LOOKUP_POLICY if choice.ngram_alone and not self.profile else self.default_policy
+        usual = usual_policy(self.profile, ngram_alone=choice.ngram_alone)
         policy = parse_policy(asked) if isinstance(asked, str) else (asked or usual)
-        check_policy(policy, self._steps)
+        check_policy(policy, self.steps)
         return policy if choice.model or choice.ngram else Plain()
 
     def _terms(
@@ -257,7 +209,7 @@ class Model:
         return Terms(
             prompt=built,
             pictures=pictures,
-            visual=self.reader.visual(pictures, self._graphs, drafted=choice.model),
+            visual=self.reader.visual(pictures, self.graphs, drafted=choice.model),
             sampler=Sampler(params, vocabulary(self.bundle)),
             choice=choice,
             draft=own,
@@ -268,40 +220,25 @@ class Model:
         )
 
     def _request(self, terms: Terms, stop: Sequence[str]) -> Request:
-        """Opens draft and target for these terms."""
+        """Opens draft and target for these terms; with servers, sizing chooses where that runs."""
         remote, eos = self._remote, self.manifest.generation["eos_token_ids"]
         own = terms.open_draft(ahead=remote is not None and remote.settings.ahead)
         setting = terms.setting(
             eos=eos, profile=self.profile, remote=remote, experience=self.experience
         )
-        question = terms.question(exact=self._exact)
-        verifier, sizer = self._open(question, own, terms.policy.start(setting), setting)
-        image = self.manifest.text.get("image_token_id")
-        return Request(
-            verifier,
-            terms.choice.complete(own, terms.prompt.ids.tolist(), image),
-            sizer,
-            self.tokenizer,
-            eos_ids=eos,
-            stop=stop,
-            max_new_tokens=terms.load.new_tokens,
-            setting=setting,
-        )
-
-    def _open(
-        self, question: Question, draft: Drafter, sizer: Sizer, setting: Setting
-    ) -> tuple[Verifier, Sizer]:
-        """The request's target, and ``sizer`` with the choice of where that runs."""
+        question, sizer = terms.question(exact=self._exact), terms.policy.start(setting)
 
         def here() -> LocalVerifier:
-            return open_here(self._steps["target"], self._tables["target"], question)
+            return open_here(self.steps["target"], self.tables["target"], question)
 
-        if self._remote is None:
-            return here(), sizer
-        return self._remote.route(question, sizer, setting, here, draft)
-
-
-def _as_list(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
-    if images is None:
-        return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+        verifier: Verifier
+        if remote is None:
+            verifier = here()
+        else:
+            verifier, sizer = remote.route(question, sizer, setting, here, own)
+        image = self.manifest.text.get("image_token_id")
+        drafter = terms.choice.complete(own, terms.prompt.ids.tolist(), image)
+        return Request(
+            verifier, drafter, sizer, self.tokenizer, setting=setting, eos_ids=eos, stop=stop,
+            max_new_tokens=terms.load.new_tokens,
+        )  # fmt: skip

@@ -12,7 +12,7 @@ from edgespec.sizing.policies.sized import SizedTrees
 from edgespec_runtime.decoder import Round, decode
 from edgespec_runtime.drafts import Drafter
 from edgespec_runtime.drafts.ahead import counts
-from edgespec_runtime.records import Record, Stats
+from edgespec_runtime.records import Generation, Record, Stats, runs
 from edgespec_runtime.text import StopStrings, TextStream
 from edgespec_runtime.tokenizer import Tokenizer
 from edgespec_runtime.verifiers import Away, Verifier
@@ -66,6 +66,21 @@ class Request:
         done at the end of the text, and when the request is no longer referred to."""
         self._records.close()
         self._rounds.close()
+
+    def finish(self) -> Generation:
+        """Runs to the end and joins all records."""
+        records = list(self)
+        return Generation(
+            text="".join(record.text for record in records),
+            token_ids=tuple(record.token for record in records),
+            finish_reason=records[-1].finish_reason or "length",
+            prompt_tokens=self.prompt_tokens,
+            stats=self.stats,
+            sizing=self.sizing,
+            text_source="draft" if any(r.source == "draft" for r in records) else "target",
+            sources=runs(records),
+            remote=self.remote,
+        )
 
     @property
     def prompt_tokens(self) -> int:

@@ -60,6 +60,8 @@ class Pausing:
 class PausingSizer:
     """Also keeps what it was told."""
 
+    floor = 0.0
+
     def __init__(self, policy: Pausing, setting: Setting) -> None:
         self.policy = policy
         self.told: list[Feedback] = []

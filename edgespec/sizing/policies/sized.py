@@ -6,15 +6,12 @@ online (``calibration``), the device's measured times (``costs``), and budgets a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgespec.errors import ConfigError
-from edgespec.latency import Costs, Curve, DeviceProfile
-from edgespec.sizing.budgets import Budget
 from edgespec.sizing.calibration import Paths
 from edgespec.sizing.contract import (
     Feedback,
@@ -26,13 +23,17 @@ from edgespec.sizing.contract import (
     check_probability,
     newest,
 )
-from edgespec.sizing.costs import RoundCosts
-from edgespec.sizing.experience import Experience, Forecast
-from edgespec.sizing.rates import LEVELS
-from edgespec.sizing.rule import best_count, tree_order, worth_of_nodes
+from edgespec.sizing.costs import RoundCosts, costs_of
+from edgespec.sizing.experience import Experience
+from edgespec.sizing.growths import Growths
+from edgespec.sizing.hindsight import Hindsight
+from edgespec.sizing.room import Room
+from edgespec.sizing.rule import best_count, cheapest_node, tree_order, worth_of_nodes
 from edgespec.sizing.whether import Whether
 from edgespec.tree import Candidates
 
+UNSURE = 0.5
+"""A path is proposed where it would pay if it were so much likelier than the draft says."""
 SETTLED = 4
 """Rounds for which a decision on growth holds: asking costs time as well."""
 
@@ -82,7 +83,7 @@ class SizedTrees:
         self.experience = setting.experience or Experience()
         self._lesson = self.experience.lesson(self.experience.key(setting))
         self._costs = RoundCosts(
-            _costs(setting.profile, setting.remote),
+            costs_of(setting.profile, setting.remote),
             self.experience.drift,
             nodes=policy.nodes,
             width=policy.width,
@@ -91,14 +92,14 @@ class SizedTrees:
         if not self.experience.drift.away.known:
             self.experience.drift.away.learn(setting.away_ms)
         self._whether = Whether(setting, self.experience, self._costs)
-        self._limit = _round_limit(setting.budget)
+        self._room = Room(setting.budget, self._costs)
+        self._growths = Growths(self._costs, setting.chain_steps)
         self._paths = Paths(self._lesson.calibrator, setting.eos)
-        # Plain rounds not learnt from yet.
-        self._plain_rounds, self._plain_ms = 0, 0.0
-        self._plain_verify_ms = self._plain_away_ms = 0.0
+        self._hindsight = Hindsight(
+            setting, self._costs, self._whether, self._lesson, policy.explore
+        )
         # The last decision on growth, and for how many rounds it still holds.
         self._kind, self._settled = Growth.NONE, 0
-        self._drafted = Forecast()  # of this answer
         # Of the round at hand.
         self._growth = Growth.NONE
         self._verify: Sequence[float] = (0.0,)
@@ -109,12 +110,12 @@ class SizedTrees:
     def begin(self, root: Root) -> Growth:
         if root.emitted < self._whether.wake:
             return Growth.NONE
-        self._settle(root)
+        self._hindsight.settle(root.context)
         costs = self._costs
         plain_ms = costs.verify_one(0, root.context) + costs.host(1)
         self._tokens, self._spent, self._growth = 1.0, 0.0, Growth.NONE
         self._verify = costs.verify(root.context)
-        if self._settled <= 0 or not root.prepared or self._limit < math.inf:
+        if self._settled <= 0 or not root.prepared or self._room.limited:
             self._kind = self._decide(root, plain_ms)
             self._settled = 1 if self._whether.trying else SETTLED
         self._settled -= 1
@@ -130,56 +131,33 @@ class SizedTrees:
     def _decide(self, root: Root, plain_ms: float) -> Growth:
         """Whether to draft, and how; it holds for some rounds."""
         # What was grown ahead is gone on with as it was begun.
-        kinds = [self._kind] if root.ready else self._kinds()
+        kinds = [self._kind] if root.ready else self._growths.kinds
         kinds = [kind for kind in kinds if self._fits(kind, root)]
         if not kinds or not self._whether.drafts(root, plain_ms):
             return Growth.NONE
-        return max(kinds, key=lambda kind: self._speed(kind, root))
-
-    def _kinds(self) -> list[Growth]:
-        if self._costs.chain_steps and self._setting.chain_steps:
-            return [Growth.CHAIN, Growth.STEPS] if self._costs.can_step else [Growth.CHAIN]
-        return [Growth.STEPS]
+        survival, verify = self._whether.survival, self._verify
+        return max(kinds, key=lambda kind: self._growths.speed(kind, root, survival, verify))
 
     def _fits(self, growth: Growth, root: Root) -> bool:
         """Whether the smallest round of this kind keeps the budget."""
-        if self._limit == math.inf:
+        if not self._room.limited:
             return True
-        costs = self._costs
         least = self._least_drafting(growth, root)
-        least += costs.verify_one(1, root.context) + costs.host(2)
-        return least * self._tail <= self._limit
+        least += self._costs.verify_one(1, root.context) + self._costs.host(2)
+        return self._room.holds(least)
 
     def _least_drafting(self, growth: Growth, root: Root) -> float:
-        """Milliseconds until there are candidates: the first call, if any are still to come
-        (nothing is unseen where some are ready), and the prompt where it is not taken in yet."""
-        first = self._costs.first(growth is Growth.CHAIN, root.unseen, root.context)
+        """Milliseconds until there are candidates, the prompt taken in where it is not yet."""
+        first = self._growths.first(growth, root)
         return first if root.prepared else first + self._whether.prepare_ms
 
-    def _speed(self, growth: Growth, root: Root) -> float:
-        """Tokens per millisecond of the best depth, were the best path all there is and as likely
-        to survive as it was so far: what calls of several levels save against what they waste."""
-        if not self._costs.can_step or not self._costs.chain_steps:
-            return 0.0
-        costs, chain = self._costs, growth is Growth.CHAIN
-        stride = costs.chain_steps if chain else 1
-        spent = costs.first(chain, root.unseen, root.context) + costs.host(1)
-        further = float(costs.further(chain, root.context)[1])
-        best, tokens, verify = 0.0, 1.0, self._verify
-        for level, reached in enumerate(self._whether.survival.levels):
-            if level and level % stride == 0:
-                spent += further
-            tokens += reached
-            if level + 1 < len(verify):
-                best = max(best, tokens / (spent + verify[level + 1]))
-        return best
+    # --- while drafting
 
     @property
-    def _tail(self) -> float:
-        """A round's 95th percentile over its prediction."""
-        return math.exp(self._costs.drift.verify.log_p95)
-
-    # --- while drafting
+    def floor(self) -> float:
+        """What a node must bring to pay for the cheapest share of a verification, and some doubt:
+        looking up, weighing and learning from what cannot pay takes the host's time."""
+        return UNSURE * self._rate * cheapest_node(self._verify)
 
     def beam(self, candidates: Candidates, level: int, root: Root) -> list[int]:
         reach = self._paths.extend(candidates)
@@ -229,17 +207,16 @@ class SizedTrees:
         return ranked[:width]
 
     def _affordable(self, price: float) -> bool:
-        left = self._limit / self._tail - self._spent - price - self._costs.host(2)
-        return left >= self._verify[1]
+        return self._room.left(self._spent + price, 2) >= self._verify[1]
 
     def choose(self, candidates: Candidates) -> list[int]:
         if not len(candidates):
             return []
         reach = self._paths.extend(candidates)
         order = tree_order(reach)[: self.policy.nodes]
-        # All levels may be accepted, and every token of theirs is the host's work as well.
-        tokens_most = 1 + max(candidates.depths) if self._limit < math.inf else 1
-        left = self._limit / self._tail - self._spent - self._costs.host(tokens_most)
+        # All levels may be accepted.
+        tokens_most = 1 + max(candidates.depths) if self._room.limited else 1
+        left = self._room.left(self._spent, tokens_most)
         count, tokens = best_count([reach[i] for i in order], self._verify, self._rate, left)
         self._tokens = 1.0 + tokens
         return order[:count]
@@ -247,79 +224,7 @@ class SizedTrees:
     # --- afterwards
 
     def learn(self, feedback: Feedback) -> None:
-        if feedback.growth is Growth.NONE:
-            # Plain rounds are short, and what is learnt of them can wait.
-            self._plain_rounds += 1
-            self._plain_ms += feedback.round_ms
-            self._plain_verify_ms += feedback.verify_ms
-            self._plain_away_ms += feedback.away_ms
-            return
-        root, costs = feedback.root, self._costs
-        tokens, nodes = feedback.emitted, len(feedback.chosen)
-        ms = costs.learn_verify(
-            nodes, len(feedback.tokens), root.context, feedback.verify_ms, feedback.away_ms
-        )
-        chain = feedback.growth is Growth.CHAIN and bool(costs.chain_steps)
-        drafting = costs.learn_draft(
-            chain, feedback.calls, root.context, feedback.draft_ms, begun=root.ready > 0
-        )
-        ms += drafting or feedback.draft_ms
-        if not root.prepared:
-            setting = self._setting
-            costs.learn_prepare(setting.draft_prompt_tokens, setting.images, feedback.prepare_ms)
-        self._learn_paths(feedback)
-        ms += costs.host(tokens)
-        costs.learn_host(tokens, feedback.round_ms - feedback.draft_ms - feedback.verify_ms)
-        self._whether.learn(True, self._tokens, ms)
-        self._drafted.add(self._tokens, tokens, ms, feedback.round_ms)
-
-    def _settle(self, root: Root | None = None) -> None:
-        """Learns from the plain rounds since the last time."""
-        rounds, ms = self._plain_rounds, self._plain_ms
-        if not rounds:
-            return
-        context = root.context if root else self._setting.prompt_tokens
-        verify_ms, away_ms = self._plain_verify_ms / rounds, self._plain_away_ms / rounds
-        predicted = self._costs.learn_verify(0, 1, context, verify_ms, away_ms)
-        predicted += self._costs.host(1)
-        self._whether.learn(False, rounds, ms, rounds)
-        self._lesson.allowance_ms += self.policy.explore * ms
-        self._lesson.forecast.add(rounds, rounds, rounds * predicted, ms, rounds)
-        self._plain_rounds, self._plain_ms = 0, 0.0
-        self._plain_verify_ms = self._plain_away_ms = 0.0
-
-    def _learn_paths(self, feedback: Feedback) -> None:
-        candidates, reach = feedback.candidates, self._paths.reach
-        if not len(candidates):
-            return
-        self._paths.learn(
-            candidates, feedback.chosen, feedback.rows, feedback.named, feedback.tokens
-        )
-        deepest = max(candidates.depths)  # n-grams come best first, not level by level
-        best = [0.0] * (deepest + 1)
-        for depth, chance in zip(candidates.depths, reach, strict=True):
-            best[depth] = max(best[depth], chance)
-        self._whether.survival.add(best[1 : LEVELS + 1])
+        self._hindsight.take(feedback, self._paths, self._tokens)
 
     def finish(self, emitted: int, ended: bool) -> None:
-        self._settle()
-        mine, lesson = self._drafted, self._lesson
-        lesson.allowance_ms += self.policy.explore * mine.ms_predicted
-        lesson.forecast.add(
-            mine.tokens_predicted, mine.tokens, mine.ms_predicted, mine.ms, mine.rounds
-        )
-        self._whether.finish(emitted)
-
-
-def _costs(profile: DeviceProfile, remote: Curve | None) -> Costs:
-    """The profile's, with the target's part of them where it runs elsewhere: what it takes to draw
-    tokens there is a part of the curve."""
-    if remote is None:
-        return profile.costs
-    return replace(profile.costs, verify=remote, pick_ms=0.0)
-
-
-def _round_limit(budget: Budget | None) -> float:
-    """The longest round that budgets allow, ms: tokens of one round arrive together, so the time
-    between tokens is a round's."""
-    return min(budget.ms_per_round, budget.p95_itl_ms) if budget else math.inf
+        self._hindsight.finish(emitted)

@@ -67,6 +67,10 @@ class Threshold:
 class _Threshold(Steady):
     policy: Threshold
 
+    @property
+    def floor(self) -> float:
+        return self.policy.min_path
+
     def begin(self, root: Root) -> Growth:
         return Growth.CHAIN if self.policy.width == 1 else Growth.STEPS
 

@@ -15,6 +15,7 @@ from edgespec_export.distill.teacher import Teacher
 from edgespec_export.questions import Question
 
 Answer = NDArray[np.int32]
+Asked = Sequence[tuple[Question, Answer]]
 
 
 class Answers:

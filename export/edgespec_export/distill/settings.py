@@ -41,7 +41,12 @@ class Settings:
 
     def factor(self, step: int) -> float:
         """Learning rate of a step relative to the peak: linear warm-up, then a cosine."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return warmed_cosine(step, steps=self.steps, warmup=self.warmup, floor=self.floor)
+
+
+def warmed_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
+    """A share of the peak: a line up to it over ``warmup`` steps, then a cosine to ``floor``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

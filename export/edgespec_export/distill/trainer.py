@@ -20,8 +20,9 @@ from torch import nn
 from tqdm import tqdm
 
 from edgespec.errors import InputError
-from edgespec_export.distill.answers import Answer, Answers, teachable
-from edgespec_export.distill.evaluate import Earned, evaluate
+from edgespec_export.distill.answers import Answers, Asked
+from edgespec_export.distill.evaluate import Earned
+from edgespec_export.distill.held_out import HeldOut
 from edgespec_export.distill.interruption import Interruption
 from edgespec_export.distill.progress import Progress
 from edgespec_export.distill.settings import Settings
@@ -29,7 +30,6 @@ from edgespec_export.distill.teacher import Sample, Teacher
 from edgespec_export.heads.compressors import Elastic
 from edgespec_export.questions import Question
 
-Asked = Sequence[tuple[Question, Answer]]
 FREE = ("evaluate_every", "save_every")
 """Settings that may differ when a run is resumed."""
 
@@ -58,7 +58,7 @@ class Trainer:
         self.step = 0
         self.progress = Progress(folder / "progress.jsonl")
         self._teacher = teacher
-        self._held_out = held_out
+        self._held_out = HeldOut(held_out, settings.batch, accelerator)
         self._folder = folder
         self._accelerator = accelerator
         self._feature_layers = feature_layers
@@ -92,7 +92,7 @@ class Trainer:
         earned: dict[str, Earned] = {}
         main = self._accelerator.is_main_process
         with Interruption(quiet=not main) as interruption, self._bar() as bar:
-            examined = self._examined()
+            examined = self._held_out.answered(self._answers)
             if self.step == 0:
                 if main:
                     self.progress.keep(-1)
@@ -221,34 +221,10 @@ class Trainer:
         questions, answers = zip(*asked, strict=True)
         return self._teacher.study(questions, answers, self._feature_layers)
 
-    def _examined(self) -> Asked:
-        """This process's share of the held-out questions; their answers are always greedy."""
-        rank, workers = self._accelerator.process_index, self._accelerator.num_processes
-        mine = self._held_out[rank::workers]
-        answers = self._answers.given(mine, temperature=0.0)
-        return [(q, a) for q, a in zip(mine, answers, strict=True) if teachable(a)]
-
     def _evaluate(self, examined: Asked) -> dict[str, Earned]:
-        """Studies the held-out answers anew: kept, their logits would fill the memory."""
-        earned = dict.fromkeys(self._students, Earned())
-        if not self._held_out:
-            return earned
-        size = self.settings.batch
-        for start in range(0, len(examined), size):
-            samples = self._study(examined[start : start + size])
-            for name in earned:
-                earned[name] += evaluate(self.student(name), samples)
-        if self._accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            parts = gather_object([earned])
-            earned = {name: sum((p[name] for p in parts), Earned()) for name in earned}
-        if not all(e.tokens for e in earned.values()):
-            raise InputError(
-                "the target ends its answers to all held-out questions at once; there is nothing "
-                "to evaluate: hold out questions with longer answers"
-            )
-        if self._accelerator.is_main_process:
+        students = {name: self.student(name) for name in self._students}
+        earned = self._held_out.earned(students, examined, self._study)
+        if self._held_out.questions and self._accelerator.is_main_process:
             for name, result in earned.items():
                 self.progress.add(self.step, name, result, self._loss.get(name))
         return earned

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
 
-from edgespec_export.family import loop, models, sentences, train
+from edgespec_export.family import batches, loop, models, sentences, train
 from edgespec_export.family.generate import decode
 from edgespec_export.family.grounding import Gaze, Glossary, gaze_loss
 from edgespec_export.family.models import Llava
@@ -109,7 +109,7 @@ def pair(
     wide: Writer,
     narrow: Writer,
     bank: SpriteBank,
-    size: train.Size,
+    size: batches.Size,
     *,
     seed: int,
     glossary: Glossary,
@@ -136,7 +136,7 @@ def pair(
             asked = sentences.detailed if rng.random() < 0.3 else sentences.question
             return wide.conversation([asked(scene, rng)], images=1)
 
-        conversations = train.fill((), first, more, budget).conversations
+        conversations = batches.fill((), first, more, budget).conversations
         both[0].append(Row(wide.prefix(1), conversations))
         both[1].append(Row(narrow.prefix(1), conversations))
         images.append(image)
@@ -194,7 +194,7 @@ def distil(
     *,
     state: Path,
     seed: int,
-    size: train.Size = train.Size(tokens=344),  # noqa: B008 - frozen
+    size: batches.Size = batches.Size(tokens=344),  # noqa: B008 - frozen
     device: str = "cpu",
 ) -> bool:
     """Train the draft; True when finished. The tower stays as it is, bit for bit."""

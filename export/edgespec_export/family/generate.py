@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 from edgespec_export.family import models
@@ -13,9 +14,9 @@ from edgespec_export.family.models import Llava
 from edgespec_export.family.packing import Writer
 
 
-def _cache_name(model: Llava) -> str:
-    """What the installed transformers calls the cache: 5.24 renamed it."""
-    known = inspect.signature(type(model.model.language_model).forward).parameters
+def cache_argument(decoder: nn.Module) -> str:
+    """What the installed transformers calls the cache that a decoder is given: 5.24 renamed it."""
+    known = inspect.signature(type(decoder).forward).parameters
     return "cache" if "cache" in known else "past_key_values"
 
 
@@ -54,7 +55,7 @@ def decode(
             attention_mask=real,
             position_ids=positions,
             use_cache=True,
-            **{_cache_name(model): cache},
+            **{cache_argument(model.model.language_model): cache},
         ).last_hidden_state[:, -1]
         logits = model.lm_head(states)
         if temperature > 0:

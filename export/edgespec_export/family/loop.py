@@ -6,7 +6,6 @@ interrupted ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from edgespec.errors import InputError
+from edgespec_export.distill.settings import warmed_cosine
 
 Batch = TypeVar("Batch")
 
@@ -36,10 +36,7 @@ class Schedule:
 
     def factor(self, step: int) -> float:
         """The learning rate of a step relative to the peak: linear warm-up, then a cosine."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return warmed_cosine(step, steps=self.steps, warmup=self.warmup, floor=self.floor)
 
 
 def optimiser(

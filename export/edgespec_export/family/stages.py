@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from edgespec_export.family import distill, models, tower, train
+from edgespec_export.family import batches, distill, models, tower, train
 from edgespec_export.family.loop import crew
 from edgespec_export.family.models import Llava
 from edgespec_export.family.workshop import Workshop
@@ -29,7 +29,7 @@ def seer_of(shop: Workshop) -> tower.Seer:
     return seer
 
 
-def shared(size: train.Size, workers: int) -> train.Size:
+def shared(size: batches.Size, workers: int) -> batches.Size:
     """One worker's part of a step."""
     return dataclasses.replace(size, rows=size.rows // workers, dense=size.dense // workers)
 

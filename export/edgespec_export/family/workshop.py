@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from edgespec_export.family import emoji, models, train
+from edgespec_export.family import batches, emoji, models
 from edgespec_export.family.heads import HeadRecipe
 from edgespec_export.family.loop import Schedule
 from edgespec_export.family.packing import Writer
@@ -26,7 +26,7 @@ class Recipe:
     variants: int = 32
     gentle: float = 0.7
     pictures: int = 32
-    size: train.Size = field(default_factory=lambda: train.Size(rows=8, dense=16))
+    size: batches.Size = field(default_factory=lambda: batches.Size(rows=8, dense=16))
     tower: Schedule = field(
         default_factory=lambda: Schedule(steps=2600, rate=1.5e-3, warmup=200, decay=0.05)
     )
@@ -39,7 +39,9 @@ class Recipe:
     draft: Schedule = field(
         default_factory=lambda: Schedule(steps=2400, rate=2e-3, warmup=60, decay=0.05)
     )
-    draft_size: train.Size = field(default_factory=lambda: train.Size(rows=8, tokens=344, dense=0))
+    draft_size: batches.Size = field(
+        default_factory=lambda: batches.Size(rows=8, tokens=344, dense=0)
+    )
     told: int = 1536
     heads: HeadRecipe = field(default_factory=HeadRecipe)
     scenes: int = 48

@@ -24,7 +24,8 @@ from edgespec_export.blocks import stored
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.graphs.decoder import begin_step, publish_caches, stack
+from edgespec_export.graphs.decoder import begin_step, publish_caches
+from edgespec_export.graphs.layers import stack
 from edgespec_export.graphs.proposer import Coupling, Proposer, coupling_inputs
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, ChainLowering, StepInputs

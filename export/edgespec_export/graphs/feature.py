@@ -8,9 +8,8 @@ drafted ones. Its token side is folded into the embedding table (``heads/folded.
 
 from __future__ import annotations
 
-from edgespec_export.blocks import linear, stored
+from edgespec_export.blocks import linear, norm_scale
 from edgespec_export.builder import FLOATS, GraphBuilder, Weight
-from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.graphs.chain import chained_steps, join_steps, publish_step
 from edgespec_export.graphs.decoder import begin_step, publish_caches
 from edgespec_export.graphs.proposer import Proposer, coupling_inputs
@@ -86,13 +85,13 @@ def build_feature_encoder(folded: Folded, lowering: Lowering) -> GraphBuilder:
     b = lowering.graph("draft_features")
     x = b.given("features", ["N", geometry.feature_size])
     if geometry.norm_before_fc:
-        x = lowering.rms_norm(b, x, _scale(b, head, "input_norm"), geometry.text.eps)
+        x = lowering.rms_norm(b, x, norm_scale(b, head, "input_norm"), geometry.text.eps)
     if geometry.fc_norm:
         parts = b.nodes(
             "Split", x, b.constant([geometry.feature_size // 3] * 3), outputs=3, axis=-1
         )
         x = b.node("Concat", *(
-            lowering.rms_norm(b, part, _scale(b, head, f"fc_norm.{i}"), geometry.text.eps)
+            lowering.rms_norm(b, part, norm_scale(b, head, f"fc_norm.{i}"), geometry.text.eps)
             for i, part in enumerate(parts)
         ), axis=-1)  # fmt: skip
     x = linear(b, x, head, ["fc"], "fc")
@@ -106,7 +105,7 @@ def build_image_rows(folded: Folded, lowering: Lowering) -> GraphBuilder:
     b = lowering.graph("draft_projector")
     x = b.given("image_embeds", ["N", "P", text.hidden])
     if folded.geometry.variant == "eagle3":
-        scale = _scale(b, folded.head, "midlayer.input_layernorm")
+        scale = norm_scale(b, folded.head, "midlayer.input_layernorm")
         x = lowering.rms_norm(b, x, scale, text.eps)
     else:
         shape = (text.hidden, text.hidden)
@@ -131,7 +130,7 @@ def _pass(
     text = geometry.text
     if geometry.variant == "eagle3":
         prefix = "midlayer"
-        normed = lowering.rms_norm(b, hidden, _scale(b, head, "midlayer.hidden_norm"), text.eps)
+        normed = lowering.rms_norm(b, hidden, norm_scale(b, head, "midlayer.hidden_norm"), text.eps)
         given = b.node("Concat", x, normed, axis=-1)
         residual = normed if geometry.norm_before_residual else hidden
     else:
@@ -141,14 +140,14 @@ def _pass(
         residual = b.node("Add", x, b.product(hidden, "fc.hidden", matrix, "layer"))
         given = residual
         if geometry.input_norm:
-            scale = _scale(b, head, "layers.0.input_layernorm")
+            scale = norm_scale(b, head, "layers.0.input_layernorm")
             given = lowering.rms_norm(b, residual, scale, text.eps)
     names = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
     qkv = linear(b, given, head, names, f"{prefix}.qkv", part="layer")
     mixed, written = lowering.attention(b, qkv, cache, text, step)
     out_name = [f"{prefix}.self_attn.o_proj"]
     mixed = linear(b, mixed, head, out_name, f"{prefix}.o", part="layer")
-    scale = _scale(b, head, f"{prefix}.post_attention_layernorm")
+    scale = norm_scale(b, head, f"{prefix}.post_attention_layernorm")
     normed, residual = lowering.add_rms_norm(b, mixed, residual, scale, text.eps)
     both = [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up")]
     gate_up = linear(b, normed, head, both, f"{prefix}.gate_up", part="layer")
@@ -163,9 +162,5 @@ def _ends(b: GraphBuilder, folded: Folded, lowering: Lowering, out: str) -> tupl
     geometry = folded.geometry
     if geometry.variant != "eagle3":
         return out, out
-    normed = lowering.rms_norm(b, out, _scale(b, folded.head, "norm"), geometry.text.eps)
+    normed = lowering.rms_norm(b, out, norm_scale(b, folded.head, "norm"), geometry.text.eps)
     return normed, normed if geometry.norm_output else out
-
-
-def _scale(b: GraphBuilder, head: Checkpoint, name: str) -> str:
-    return b.weight(f"{name}.weight", stored(head, f"{name}.weight"))

@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from edgespec_export.builder import GraphBuilder
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.graphs.decoder import begin_cache, layers, publish_cache, rotary
+from edgespec_export.graphs.decoder import begin_cache, publish_cache, rotary
+from edgespec_export.graphs.layers import layers
 from edgespec_export.graphs.proposer import Proposer
 from edgespec_export.lowerings import Lowering
 from edgespec_export.lowerings.base import Cache, Given, StepInputs

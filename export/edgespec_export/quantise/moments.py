@@ -18,7 +18,8 @@ import numpy as np
 from edgespec.errors import ConfigError
 from edgespec_export.checkpoint import Checkpoint
 from edgespec_export.geometry import TextGeometry
-from edgespec_export.graphs.decoder import begin_step, block, input_scale
+from edgespec_export.graphs.decoder import begin_step
+from edgespec_export.graphs.layers import block, input_scale
 from edgespec_export.lowerings.base import Cache
 from edgespec_export.lowerings.ort import OrtLowering
 from edgespec_export.precision import FP32

@@ -15,9 +15,6 @@ from typing import Any
 
 from edgespec.errors import ConfigError, ImageError, InputError
 
-FIELDS = ("category", "topic")
-"""The fields that may name a row's task; MMSpec's six tasks are its topics."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +31,8 @@ class Row:
 
 
 def read_sets(paths: Sequence[Path], field: str = "category") -> list[Row]:
-    """The rows of all files in their order; ``field`` names their tasks.
+    """The rows of all files in their order; ``field`` names their tasks ("category", or "topic" as
+    in MMSpec, whose six tasks are its topics).
 
     Raises InputError for files that cannot be told apart and for what ``read_rows`` refuses.
     """

@@ -37,22 +37,23 @@ def shared(cells: Sequence[Cell]) -> str:
         "policy": f"policy {one.policy}",
         "repeats": f"{one.repeats} repeat{'s' if one.repeats > 1 else ''}",
     }
-    return ", ".join(text for title, text in settings.items() if not _varies(title, cells))
+    return ", ".join(text for title, text in settings.items() if not varies(title, cells))
 
 
 def label(cell: Cell, cells: Sequence[Cell]) -> str:
     """The method's name, with every setting that tells it from the other cells."""
     parts = [cell.method, cell.compressor if cell.compressor != "none" else ""]
-    if _varies("policy", cells) and cell.policy != "default":
+    if varies("policy", cells) and cell.policy != "default":
         parts.append(cell.policy)
-    if _varies("temperature", cells):
+    if varies("temperature", cells):
         parts.append(f"T={cell.temperature:g}")
     if _same_but_for_bundle(cells):
         parts.append(cell.bundle)
     return " ".join(filter(None, parts))
 
 
-def _varies(title: str, cells: Sequence[Cell]) -> bool:
+def varies(title: str, cells: Sequence[object]) -> bool:
+    """Whether cells differ in that field."""
     return len({getattr(cell, title) for cell in cells}) > 1
 
 
@@ -71,9 +72,9 @@ def _keys(cells: Sequence[Cell]) -> list[Column]:
     ]
     if _same_but_for_bundle(cells):
         columns.append(("bundle", lambda cell: cell.bundle))
-    if _varies("policy", cells):
+    if varies("policy", cells):
         columns.append(("policy", lambda cell: cell.policy))
-    if _varies("temperature", cells):
+    if varies("temperature", cells):
         columns.append(("T", lambda cell: f"{cell.temperature:g}"))
     return columns
 

@@ -62,7 +62,8 @@ class CascadeDraft:
     def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
         # The model grows alone and first: its beams must see no foreign node.
         candidates = self._model.grow(sizer, growth, root)
-        merge(candidates, self._ngram.grow(sizer, growth, root))
+        # Those of n-grams without a floor: beside the model's, paths become likelier.
+        merge(candidates, self._ngram.paths(sizer.policy, root))
         return candidates
 
     def foresee(self, chosen: Sequence[int], root: Root, answered: Answered) -> None:

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 
 from edgespec.acceptance import Verdict
 from edgespec.errors import ConfigError
-from edgespec.sizing import Growth, Root, Sizer
+from edgespec.sizing import Growth, Policy, Root, Sizer
 from edgespec.tree import ROOT, Candidates
 from edgespec_runtime.drafts.base import Answered
 from edgespec_runtime.drafts.continuations import Continuations
@@ -65,12 +65,18 @@ class NgramDraft:
         self._history.learn(self._waiting)
 
     def grow(self, sizer: Sizer, growth: Growth, root: Root) -> Candidates:
-        """The likeliest ``policy.max_nodes`` paths, best first; fewer or none if less was seen."""
-        candidates, policy = Candidates(), sizer.policy
+        """The likeliest ``policy.max_nodes`` paths, best first, down to ``sizer.floor``; fewer or
+        none if less was seen."""
+        return self.paths(sizer.policy, root, sizer.floor)
+
+    def paths(self, policy: Policy, root: Root, floor: float = 0.0) -> Candidates:
+        """The same, down to any probability."""
+        candidates = Candidates()
         levels = min(policy.levels, root.depth_left)
         if levels < 1:
             return candidates
         history, top_k = self._history, policy.top_k
+        least = -math.log(floor) if floor > 0 else math.inf
         queue: list[Proposal] = []
         serial = 0
         parent, score, context = ROOT, 0.0, history.context
@@ -84,6 +90,8 @@ class NgramDraft:
             if not queue or len(candidates) == policy.max_nodes:
                 return candidates
             negative, _, above, token, logprob, context = heappop(queue)
+            if negative > least:
+                return candidates
             candidates.extend(above, [token], [logprob])
             parent, score = len(candidates) - 1, -negative
 

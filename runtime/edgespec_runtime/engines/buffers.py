@@ -23,11 +23,6 @@ class Buffers:
         self._arrays: dict[str, Array] = {}
         self._views: dict[tuple[str, int], tuple[Array, Any]] = {}
 
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """All of them, as long as they are now."""
-        return tuple(self._arrays.values())
-
     def take(self, name: str, rows: int, width: int, dtype: Any) -> tuple[Array, Any]:
         """The first ``rows`` rows of that buffer: [rows, width] (width 0: [rows]), and the
         engine's value [1, rows, width] of them."""

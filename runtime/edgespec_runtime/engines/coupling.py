@@ -5,28 +5,24 @@ Without noise a row of zeros stays bound, one per chain step, and nothing is don
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgespec.bundle import GraphSpec
-from edgespec.errors import EngineError
+from edgespec_runtime.engines.checks import check_noise, inverse
 
 
 class Coupling:
     """Both inputs of one session."""
 
     def __init__(self, spec: GraphSpec, binding: Any, wrap: Any) -> None:
-        meta: Mapping[str, Any] = spec.meta
         self.noisy = False  # whether noise is bound, not the zeros
-        self._file = spec.file
-        self._rows = int(meta.get("steps", 1))
-        self._width = int(meta["proposed"])
+        self._spec = spec
         self._bind = binding.bind_ortvalue_input
         self._wrap = wrap  # shares memory: what is bound is kept here
-        self._zeros = np.zeros((1, self._rows, 1), dtype=np.float32)
+        self._zeros = np.zeros((1, int(spec.meta.get("steps", 1)), 1), dtype=np.float32)
         self._inverse = np.ones(1, dtype=np.float32)
         self._buffers: dict[int, tuple[npt.NDArray[np.float32], Any]] = {}
         self._bind("inv_temperature", wrap(self._inverse))
@@ -34,22 +30,12 @@ class Coupling:
 
     def set_temperature(self, temperature: float) -> None:
         """Raises EngineError unless ``temperature`` is above 0."""
-        if not temperature > 0.0:
-            raise EngineError(
-                f"{self._file}: a draft is coupled at a temperature above 0, not {temperature}"
-            )
-        self._inverse[0] = 1.0 / temperature
+        self._inverse[0] = inverse(self._spec, temperature)
 
     def bind(self, noise: npt.NDArray[np.float32], picked: int) -> None:
         """Binds a copy of ``noise`` [1 or ``picked``, V_d] for the coming run; a chain takes a row
         for each of its steps. Raises EngineError for another shape."""
-        allowed = {self._rows, picked}
-        if noise.ndim != 2 or len(noise) not in allowed or noise.shape[1] != self._width:
-            counts = " or ".join(str(count) for count in sorted(allowed))
-            raise EngineError(
-                f"{self._file}: noise must be [{counts}, {self._width}], a row for each row picked "
-                f"and a column for each token proposed; it is {list(noise.shape)}"
-            )
+        check_noise(self._spec, noise, picked)
         rows = len(noise)
         if rows not in self._buffers:
             buffer = np.zeros((1, *noise.shape), dtype=np.float32)

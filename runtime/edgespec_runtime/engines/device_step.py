@@ -19,11 +19,18 @@ import numpy.typing as npt
 from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array, StepPool
+from edgespec_runtime.engines.checks import (
+    check_coupled,
+    check_noise,
+    check_rows,
+    inverse,
+    picked_rows,
+)
 from edgespec_runtime.engines.device_cache import DeviceCache
 from edgespec_runtime.engines.device_call import DeviceCall, Form
 from edgespec_runtime.engines.executor import Executor
 from edgespec_runtime.engines.memory import Block, Memory, Shelf
-from edgespec_runtime.engines.ort_step import CAPACITY, LAST, check_rows
+from edgespec_runtime.engines.ort_step import CAPACITY, LAST
 from edgespec_runtime.kv import BLOCK, Cache, CacheShape
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -215,12 +222,8 @@ class DeviceStepSession:
         return ((name, value) for name, value in told.items() if name in self._given)
 
     def set_temperature(self, temperature: float) -> None:
-        self._check_coupled()
-        if not temperature > 0.0:
-            raise EngineError(
-                f"{self._spec.file}: a draft is coupled at a temperature above 0, not {temperature}"
-            )
-        self._inverse_temperature = 1.0 / temperature
+        check_coupled(self._spec)
+        self._inverse_temperature = inverse(self._spec, temperature)
 
     def _form(self, rows: int, last_only: bool, noise: npt.NDArray[np.float32] | None) -> Form:
         padded = rows
@@ -231,22 +234,8 @@ class DeviceStepSession:
             padded = fit if self.cache.used + fit <= self.cache.capacity else rows
         shape = (self._steps, 1)
         if noise is not None:
-            self._check_coupled()
-            picked = self._steps if self._steps > 1 else 1 if last_only else rows
-            width = int(self._spec.meta["proposed"])
-            allowed = {self._steps, picked}
-            if noise.ndim != 2 or len(noise) not in allowed or noise.shape[1] != width:
-                counts = " or ".join(str(count) for count in sorted(allowed))
-                raise EngineError(
-                    f"{self._spec.file}: noise must be [{counts}, {width}], a row for each row "
-                    f"picked and a column for each token proposed; it is {list(noise.shape)}"
-                )
+            check_coupled(self._spec)
+            check_noise(self._spec, noise, picked_rows(self._spec, rows, last_only))
             each = len(noise) > 1 and self._steps == 1
-            shape = (padded if each else len(noise), width)
+            shape = (padded if each else len(noise), noise.shape[1])
         return Form(padded, last_only, shape, self._outputs)
-
-    def _check_coupled(self) -> None:
-        if "noise" not in self._given:
-            raise EngineError(
-                f"{self._spec.file} takes no noise: only a draft's graphs are coupled"
-            )

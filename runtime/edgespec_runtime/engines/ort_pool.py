@@ -17,12 +17,12 @@ from edgespec.bundle import GraphSpec, TensorSpec
 from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array, Ask, StepSession
 from edgespec_runtime.engines.buffers import Buffers
+from edgespec_runtime.engines.checks import check_rows
 from edgespec_runtime.engines.masks import BEHIND, MaskInput
 from edgespec_runtime.engines.ort_step import (
     OrtStepSession,
     append,
     cache_values,
-    check_rows,
     layer_values,
     new_rows,
     short,

@@ -13,9 +13,10 @@ from edgespec.bundle import GraphSpec
 from edgespec.errors import EngineError
 from edgespec_runtime.engines.base import Array
 from edgespec_runtime.engines.buffers import Buffers
+from edgespec_runtime.engines.checks import check_coupled, check_rows, picked_rows
 from edgespec_runtime.engines.coupling import Coupling
 from edgespec_runtime.engines.masks import BEHIND, MaskInput
-from edgespec_runtime.kv import Cache, KVCache
+from edgespec_runtime.kv import KVCache
 
 LAST, CAPACITY = "last_row", "capacity"
 """Inputs of graphs that are told where the last new row goes, and how many rows the cache has."""
@@ -96,8 +97,7 @@ class OrtStepSession:
         if offset is not None:
             self._offset[0, 0] = offset
         if noise is not None:
-            picked = self._steps if self._steps > 1 else 1 if last_only else rows
-            self._coupled().bind(noise, picked)
+            self._coupled().bind(noise, picked_rows(self._spec, rows, last_only))
         elif self._coupling and self._coupling.noisy:
             self._coupling.clear()
         self._past[0], self._last[0] = cache.used, cache.used + rows - 1
@@ -117,8 +117,8 @@ class OrtStepSession:
         self._coupled().set_temperature(temperature)
 
     def _coupled(self) -> Coupling:
-        if self._coupling is None:
-            raise EngineError(f"{self._file} takes no noise: only a draft's graphs are coupled")
+        check_coupled(self._spec)
+        assert self._coupling is not None
         return self._coupling
 
     def _bind(self, rows: int, last_only: bool) -> None:
@@ -178,35 +178,6 @@ def new_rows(cache: KVCache, rows: int) -> Array:
 def append(cache: KVCache, rows: Array) -> None:
     """Writes ``rows`` behind those in use; the caller counts them."""
     cache.rows[..., cache.used : cache.used + rows.shape[4], :] = rows
-
-
-def check_rows(
-    spec: GraphSpec,
-    cache: Cache,
-    new: int,
-    positions: Sequence[int] | npt.NDArray[np.int64],
-    mask: npt.NDArray[np.bool_],
-) -> None:
-    """Raises EngineError for rows that the graph would get wrong; ``new``: those it appends."""
-    if mask.shape != (len(positions), cache.used + len(positions)):
-        raise EngineError(
-            f"{spec.file}: {len(positions)} rows behind {cache.used} take a mask "
-            f"[{len(positions)}, {cache.used + len(positions)}]; it is {list(mask.shape)}"
-        )
-    if cache.used + new > cache.capacity:
-        raise EngineError(
-            f"{spec.file}: {cache.used} rows in use and {new} new ones exceed the cache of "
-            f"{cache.capacity} rows"
-        )
-    if spec.lowering == "ort" and not cache.used and list(positions) != _run(positions):
-        raise EngineError(
-            f"{spec.file}: GroupQueryAttention takes the positions of an empty cache for a "
-            "run; feed the rows up to the first gap alone"
-        )
-
-
-def _run(positions: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
-    return list(range(int(positions[0]), int(positions[0]) + len(positions)))
 
 
 def short(error: Exception) -> str:

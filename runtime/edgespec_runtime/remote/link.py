@@ -16,7 +16,7 @@ import numpy as np
 
 from edgespec.latency import Curve
 from edgespec.latency.curve import Floats
-from edgespec.sizing.costs import Factor
+from edgespec.sizing.drift import Factor
 from edgespec_runtime.remote.recent import Recent
 
 BULK = 1024

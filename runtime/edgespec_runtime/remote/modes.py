@@ -90,6 +90,10 @@ class Modes:
     def policy(self) -> Policy:
         return self.inner.policy
 
+    @property
+    def floor(self) -> float:
+        return self.inner.floor
+
     # --- before a round
 
     def begin(self, root: Root) -> Growth:

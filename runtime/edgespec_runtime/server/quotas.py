@@ -23,7 +23,7 @@ READING = 16
 
 
 class Bucket:
-    """A token bucket: ``rate`` units a second, ``burst`` seconds of it saved up."""
+    """A token bucket: ``rate`` units a second, ``burst_s`` seconds of it saved up."""
 
     def __init__(self, rate: float, burst_s: float, clock: Clock) -> None:
         self._rate = rate

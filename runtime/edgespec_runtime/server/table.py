@@ -33,6 +33,11 @@ class Session:
         return self.answer
 
     @property
+    def full(self) -> bool:
+        """Whether the answer has no room for more; so has one that is gone."""
+        return self.answer is None or self.answer.full
+
+    @property
     def busy(self) -> bool:
         return self.lock.locked() or self.streams > 0
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from edgespec.latency import DeviceProfile
 from edgespec.sizing.budgets import Budget
-from edgespec_runtime.bench.report import number, percent, table
+from edgespec_runtime.bench.report import number, percent, table, varies
 from edgespec_runtime.simulate.cells import Cell
 from edgespec_runtime.simulate.network import Network
 
@@ -80,20 +80,16 @@ def _limits(budget: Budget) -> str:
     return ", ".join(f"{limit:g} {unit}" for unit, limit in limits.items() if math.isfinite(limit))
 
 
-def _varies(title: str, cells: Sequence[Cell]) -> bool:
-    return len({getattr(cell, title) for cell in cells}) > 1
-
-
 def _keys(cells: Sequence[Cell]) -> list[Column]:
     columns: list[Column] = [("set", lambda cell: cell.domain), ("task", lambda cell: cell.task)]
-    if _varies("bundle", cells):
+    if varies("bundle", cells):
         columns.append(("bundle", lambda cell: cell.bundle))
-    if _varies("method", cells):
+    if varies("method", cells):
         columns.append(("method", lambda cell: cell.method))
-    if _varies("temperature", cells):
+    if varies("temperature", cells):
         columns.append(("T", lambda cell: f"{cell.temperature:g}"))
     columns.append(("policy", lambda cell: cell.policy))
-    if _varies("mode", cells):
+    if varies("mode", cells):
         columns.append(("mode", lambda cell: cell.mode))
     return columns
 
@@ -122,7 +118,7 @@ def _streamed(cells: Sequence[Cell]) -> list[Column]:
 
 def network_modes(cells: Sequence[Cell]) -> bool:
     """Whether the target is elsewhere, so that there were modes to compare."""
-    return _varies("mode", cells)
+    return varies("mode", cells)
 
 
 def _over_columns(cells: Sequence[Cell]) -> list[Column]:

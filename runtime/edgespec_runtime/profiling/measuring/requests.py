@@ -110,6 +110,10 @@ class SizerClock:
     def policy(self) -> Policy:
         return self._sizer.policy
 
+    @property
+    def floor(self) -> float:
+        return self._sizer.floor
+
     def begin(self, root: Root) -> Growth:
         return self._sizer.begin(root)
 
