@@ -16,10 +16,9 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-# Two workers on two cores: threads that wait for each other's turn by spinning make both crawl.
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # read by torch and numpy, here and in child processes
+# Two workers on two cores: threads that wait for each other by spinning make both crawl. Read by
+# torch and numpy, here and in child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell's background job starts with Ctrl-C ignored, and so would all whom tests start and press
 # it for.
