@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         budget=budget_of(arguments),
         remote=remote_of(arguments),
         exact=arguments.exact,
+        huge_pages=False,  # they pay from the second answer on
     )
     try:
         return _generate(model, arguments, prompt)

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     sizes, device = _sizes(bundle, arguments), this_device()
     note(str(choice))
     threads = _chosen(bundle, choice) if arguments.threads == AUTO else arguments.threads
-    engine = open_engine(choice.engine, threads=threads, bundle=bundle)
+    engine = open_engine(choice.engine, threads=threads, bundle=bundle, huge_pages=True)
     note("measuring this machine's ceiling and the bundle's memory ...")
     card = card_of(bundle, *measure_ceiling(), measured=True)
     note(card_table(card))

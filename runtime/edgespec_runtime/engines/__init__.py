@@ -11,9 +11,16 @@ if TYPE_CHECKING:
     from edgespec.bundle import Bundle
 
 
-def open_engine(name: str = "ort", *, threads: int = 0, bundle: Bundle | None = None) -> Engine:
+def open_engine(
+    name: str = "ort",
+    *,
+    threads: int = 0,
+    bundle: Bundle | None = None,
+    huge_pages: bool = False,
+) -> Engine:
     """The engine of that name (``choice.ENGINES``); ``threads`` 0: one per core the process may
     use. ``bundle``, of one flavour: whose built engines "tensorrt" and "tensorrt-rtx" run.
+    ``huge_pages``: for weights in the host's memory; steps take less time, and loading more.
 
     Raises EngineError for one that cannot run here, MissingDependencyError for what it needs.
     """
@@ -22,7 +29,7 @@ def open_engine(name: str = "ort", *, threads: int = 0, bundle: Bundle | None = 
     if name == "ort":
         from edgespec_runtime.engines.ort import OrtEngine
 
-        return OrtEngine(threads)
+        return OrtEngine(threads, huge_pages=huge_pages)
     if name not in ENGINES:
         raise ConfigError(f"unknown engine '{name}'; there are: {', '.join(ENGINES)}")
     from edgespec_runtime.engines.cuda import CudaMemory

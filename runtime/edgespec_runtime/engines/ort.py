@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from edgespec.errors import EngineError, MissingDependencyError
 from edgespec.latency import EngineFacts
 from edgespec_runtime.engines.base import Array, StepPool, StepSession
 from edgespec_runtime.engines.buffers import Buffers
+from edgespec_runtime.engines.huge_pages import huge_pages
 from edgespec_runtime.engines.ort_pool import OrtPool, PackedStep
 from edgespec_runtime.engines.ort_step import OrtStepSession, short
 from edgespec_runtime.kv import Cache, CacheShape, KVCache
@@ -28,7 +30,8 @@ class OrtEngine:
     notes: tuple[str, ...] = ()
     held_mb = 0.0
 
-    def __init__(self, threads: int = 0, provider: str = CPU) -> None:
+    def __init__(self, threads: int = 0, provider: str = CPU, huge_pages: bool = False) -> None:
+        """``huge_pages``: for the weights of what is loaded."""
         try:
             import onnxruntime
         except ImportError:
@@ -41,6 +44,7 @@ class OrtEngine:
             )
         self._ort = onnxruntime
         self._provider = provider
+        self._huge_pages = huge_pages
         self._threads = threads or len(os.sched_getaffinity(0))
 
     @property
@@ -66,9 +70,10 @@ class OrtEngine:
         # Two sessions in one process: an idle pool that keeps spinning doubles the other's times.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            session = self._ort.InferenceSession(
-                str(folder / spec.file), options, providers=[self._provider]
-            )
+            with huge_pages() if self._huge_pages else nullcontext():
+                session = self._ort.InferenceSession(
+                    str(folder / spec.file), options, providers=[self._provider]
+                )
         except Exception as error:  # onnxruntime's own types share no base class but Exception
             raise EngineError(f"onnxruntime cannot load {spec.file}: {short(error)}") from error
         if session.get_providers()[0] != self._provider:

@@ -52,7 +52,7 @@ def open_backend(
     """
     found = chosen(read_bundle(bundle), engine)
     capacity = capacity or Capacity()
-    runner = open_engine(engine, threads=threads)
+    runner = open_engine(engine, threads=threads, huge_pages=True)
     target = load_target(found, runner, together=capacity.together)
     known = profile_for(profile, found) if profile else None
     return EmbeddedBackend(target, capacity, known, clock)

@@ -98,7 +98,7 @@ def main(path: str, name: str, flavour: str, threads: str, part: str) -> None:
     from edgespec_runtime.profiling.measuring.sizes import smallest
 
     bundle = read_bundle(path, check_hashes=False).only(Flavour.parse(flavour))
-    engine = open_engine(name, threads=int(threads), bundle=bundle)
+    engine = open_engine(name, threads=int(threads), bundle=bundle, huge_pages=True)
     base = resident_mb() + engine.held_mb
     if part == NOTHING:
         print(json.dumps({"base_mb": base, "loaded_mb": base}))

@@ -61,7 +61,7 @@ def choose_threads(
     counts = sorted({*(1 << n for n in range(cores.bit_length()) if 1 << n <= cores), cores})
     times: dict[int, tuple[float, ...]] = {}
     for done, count in enumerate(counts, start=1):
-        engine = open_engine(choice.engine, threads=count, bundle=bundle)
+        engine = open_engine(choice.engine, threads=count, bundle=bundle, huge_pages=True)
         graph = engine.load_step(spec, bundle.path)
         times[count] = tuple(_clocked(graph, rows) for rows in ROWS)
         listener(done / len(counts))
