@@ -18,7 +18,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
     make_room(arguments)
     loads = [os.getloadavg()]
     models = named(arguments.bundle, arguments.threads)
+    if arguments.small_pages:
+        models |= on_small_pages(models, arguments.threads)
     first = next(iter(models.values()))
     plan = planned(arguments, first)
     sides: list[Side] = [BundleSide(name, model, plan.points) for name, model in models.items()]
@@ -142,6 +144,16 @@ def named(folders: Sequence[Path], threads: int) -> dict[str, Model]:
     if len(set(names)) < len(names):
         raise ConfigError(f"--bundle names one twice ({', '.join(names)}); name each once")
     return dict(zip(names, models, strict=True))
+
+
+def on_small_pages(models: Mapping[str, Model], threads: int) -> dict[str, Model]:
+    """The same bundles again, their weights where malloc puts them."""
+    return {
+        f"{name}, small pages": load(
+            model.bundle.path, engine="ort", threads=threads, check_hashes=False, huge_pages=False
+        )
+        for name, model in models.items()
+    }
 
 
 def planned(arguments: argparse.Namespace, model: Model) -> Plan:
@@ -209,6 +221,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     add("--contexts", type=_sizes, default="128,512,1024,2048,4096", help="cached rows")
     add("--rows", type=_sizes, default="1,2,4,8,16,32,64", help="of the verify curve")
     add("--prompts", type=_sizes, default="128,512,2048", help="tokens, for the first token's time")
+    add("--small-pages", action="store_true", help="also without huge pages for the weights")
     add("--threads", type=_positive, default=2)
     add("--repeats", type=_positive, default=7, help="passes that count (7)")
     add("--work", type=Path, help="directory for ONNX Runtime's profiles, while they last")

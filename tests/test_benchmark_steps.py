@@ -80,8 +80,9 @@ def test_the_bound_counts_weights_and_cached_rows(
     """By hand: two layers, two key-value heads of 16 numbers, keys and values in float32."""
     written = tmp_path / "steps.json"
     words = ["--bundle", str(bundles[0]), *TINY, "--repeats", "1", "--json", str(written)]
-    assert main(words) == 0
+    assert main([*words, "--small-pages"]) == 0
     told = json.loads(written.read_text())
+    assert list(told["sides"]) == ["ort:fp32", "ort:fp32, small pages"]
     side = told["sides"]["ort:fp32"]
     stored = (bundles[0] / "target.bin").stat().st_size
     assert side["weight_bytes"] == pytest.approx(stored, rel=0.1)
