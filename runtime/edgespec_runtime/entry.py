@@ -45,8 +45,8 @@ def load(
     left out. ``remote``: the target runs on servers and is not loaded here.
     ``exact``: plain decoding goes through the kernels that verification does, so that with rounded
     weights, too, speculation gives its text; it costs what a second row costs. ``huge_pages``: put
-    a processor's weights on them, which takes a second or two a gigabyte and makes every step some
-    5 to 10 % faster; leave it out for a single short answer. Raises BundleError, EngineError, and
+    a processor's weights on them, which takes a second or two a gigabyte and makes plain steps up
+    to a tenth faster; leave it out for a single short answer. Raises BundleError, EngineError, and
     ConfigError for a profile that does not fit.
     """
     if exact and remote is not None:
