@@ -31,6 +31,9 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 METHODS = ("GetInfo", "Open", "Verify", "Continue", "Close")
 EVENTS = ("ready", "open", "close", "refused")
+GONE = "ExecuteBatchError"
+"""gRPC's own word, as a library's warning, for a reply whose client went away that very moment (4 in
+73 bursts of 1500 calls, a third of them cancelled)."""
 MB = 1 << 20
 
 
@@ -41,7 +44,8 @@ def server(builtin_bundle: Path) -> Iterator[RunningServer]:
         pid = running.pid
         yield running
         assert running.pid == pid and running.process.poll() is None
-        assert not [line for line in running.lines if line["event"] not in EVENTS]
+        strange = [line for line in running.lines if line["event"] not in EVENTS]
+        assert not [line for line in strange if line.get("error") != GONE]
 
 
 @pytest.fixture(scope="module")
