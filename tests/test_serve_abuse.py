@@ -32,7 +32,7 @@ FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 METHODS = ("GetInfo", "Open", "Verify", "Continue", "Close")
 EVENTS = ("ready", "open", "close", "refused")
 GONE = "ExecuteBatchError"
-"""gRPC's own word, as a library's warning, for a reply whose client went away that very moment (4 in
+"""gRPC's own word, as a library's warning, for a reply whose client went away just then (4 in
 73 bursts of 1500 calls, a third of them cancelled)."""
 MB = 1 << 20
 
