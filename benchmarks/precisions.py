@@ -3,10 +3,11 @@
     python benchmarks/precisions.py --work precisions                     # the built-in family
     python benchmarks/precisions.py --work big --target DIR --speed-only  # any other checkpoint
 
-Bundles are kept in ``--work`` and measured again where they are there. Timings are minima over
-repeats in which all variants take turns; quality is against float32 on questions that no variant
-was calibrated on. The last table counts the texts of speculative decoding that are those of plain
-decoding in the same precision, with the logit gap of every difference.
+Bundles are kept in ``--work`` and measured again where they are there. Times of steps are minima
+over repeats in which all variants take turns, tokens per second of medians; quality is against
+float32 on questions that no variant was calibrated on. The last table counts the texts of
+speculative decoding that are those of plain decoding in the same precision, with the logit gap of
+every difference.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.precisions_texts import equality, speeds  # noqa: E402
 from edgespec.bundle import Bundle, read_bundle
 from edgespec.flavour import Flavour
 from edgespec.precisions import Precisions
 from edgespec_export.exporter import ExportRequest, export_bundle
 from edgespec_export.family import export_request, sample_folder
 from edgespec_export.quantise import quality
-from edgespec_export.questions import Question, read_questions
+from edgespec_export.questions import read_questions
 from edgespec_runtime import Model
 from edgespec_runtime.engines import open_engine
 from edgespec_runtime.prefill import causal_mask, prefill
 
 ROWS = (1, 2, 4, 8, 16, 32)
 CALIBRATED = "calibrated"
-POLICIES = ("eagle2:nodes=12,depth=12,top_k=1", "eagle2:nodes=12,depth=4,top_k=3")
 VARIANTS = {
     "fp32": "target=fp32",
     "int8": "target=int8",
@@ -80,7 +83,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    names = arguments.only or list(VARIANTS)
+    # Calibration questions are about the built-in family's pictures, and change no speed.
+    usual = [name for name in VARIANTS if not (arguments.target and CALIBRATED in VARIANTS[name])]
+    names = arguments.only or usual
     variants = [_open(arguments, name) for name in names]
     figures: dict[str, dict[str, Any]] = {v.name: {"weights_mb": v.weights_mb} for v in variants}
     for name, curve in _curves(variants, arguments.context, arguments.repeats).items():
@@ -113,7 +118,9 @@ def _open(arguments: argparse.Namespace, name: str) -> Variant:
         )
         print(f"{name}: exported in {perf_counter() - started:.1f} s", file=sys.stderr)
     bundle = read_bundle(out, check_hashes=False)
-    return Variant(name, bundle, Model(bundle, open_engine(threads=arguments.threads)))
+    return Variant(
+        name, bundle, Model(bundle, open_engine(threads=arguments.threads, huge_pages=True))
+    )
 
 
 def _curves(variants: Sequence[Variant], context: int, repeats: int) -> dict[str, list[float]]:
@@ -149,62 +156,20 @@ def _judge(
     reference = next(v for v in variants if v.name == "fp32")
     answered = quality.answers(reference.model, read_questions([file], arguments.questions))
     texts = [q for q in read_questions([file]) if "everything" in q.prompt or "escribe" in q.prompt]
+    models = {variant.name: variant.model for variant in variants}
+    for name, found in speeds(models, texts[:6], arguments.repeats).items():
+        figures[name] |= found
     for variant in variants:
         own = figures[variant.name]
         own["quality"] = quality.compared(variant.model, answered)
-        own["plain_tok_s"], own["speculative_tok_s"] = _speeds(variant.model, texts[:6])
-        exactly = Model(variant.bundle, open_engine(threads=arguments.threads), exact=True)
+        exactly = Model(
+            variant.bundle, open_engine(threads=arguments.threads, huge_pages=True), exact=True
+        )
         own["equal"] = {
-            **_equality(variant.model, texts[: arguments.texts], ""),
-            **_equality(exactly, texts[: arguments.texts], ", exact"),
+            **equality(variant.model, texts[: arguments.texts], ""),
+            **equality(exactly, texts[: arguments.texts], ", exact"),
         }
         print(f"{variant.name}: {json.dumps(own)}", file=sys.stderr, flush=True)
-
-
-def _speeds(model: Model, texts: Sequence[Question]) -> tuple[float, float]:
-    """Best tokens per second, plain and speculative."""
-    found = []
-    for draft in ("none", "model"):
-        best = 0.0
-        for question in [*texts, *texts]:
-            said = model.generate(question.image, question.prompt, draft=draft)
-            best = max(best, said.stats.tokens_per_s)
-        found.append(round(best, 1))
-    return found[0], found[1]
-
-
-def _equality(model: Model, texts: Sequence[Question], label: str) -> dict[str, Any]:
-    """How many speculative texts are the plain ones, and how close the others' tokens were."""
-    found: dict[str, Any] = {
-        policy + label: {"texts": len(texts), "equal": 0, "gaps": []} for policy in POLICIES
-    }
-    for question in texts:
-        given: dict[str, Any] = {"max_new_tokens": 120, "temperature": 0.0}
-        plain = model.generate(question.image, question.prompt, draft="none", **given).token_ids
-        for policy in POLICIES:
-            given["policy"] = policy
-            other = model.generate(question.image, question.prompt, draft="model", **given)
-            own = found[policy + label]
-            pairs = zip(plain, other.token_ids, strict=False)
-            at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-            if at is None:
-                own["equal"] += plain == other.token_ids
-            else:
-                pair = plain[at], other.token_ids[at]
-                own["gaps"].append(round(_gap(model, question, plain[:at], pair), 3))
-    return found
-
-
-def _gap(model: Model, question: Question, known: Sequence[int], pair: tuple[int, int]) -> float:
-    """How far the logits of two tokens are apart, by plain decoding of ``known``."""
-    embeds = model.prompt_embeds(question.image, question.prompt)
-    session = model.steps["target"].open(len(embeds) + len(known) + 1)
-    outputs, _ = prefill(session, embeds)
-    for token in known:
-        cached = session.cache.length
-        outputs = session.step(model.tables["target"][[token]], [cached], causal_mask(cached, 1))
-        session.cache.commit([0])
-    return abs(float(outputs[0][0, pair[0]] - outputs[0][0, pair[1]]))
 
 
 def _print(figures: dict[str, dict[str, Any]]) -> None:
