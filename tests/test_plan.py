@@ -28,6 +28,7 @@ from edgespec.planning.plan import plan
 from edgespec.planning.room import Device, device_of, largest_context, needed_mb
 from edgespec.planning.stored import bytes_of, stored_tensors
 from edgespec.planning.weights import ON_CPU, ON_GPU, Weights, float_bytes, matrix_bytes
+from edgespec.precisions import Precisions
 from edgespec_export.exporter import export_bundle
 from edgespec_export.family import export_request
 from edgespec_runtime import Model
@@ -39,6 +40,7 @@ ROOT = Path(__file__).parent.parent
 MB = 2**20
 CONSTANTS = 512
 """Bytes: more than a graph's small constants take that stay in float32."""
+NPY_HEADER = 128
 FAMILY = Geometry(
     kind="geometry", name="family", title="the built-in family by its sizes", precision="fp32",
     visual_tokens=64, draft_visual_tokens=16, text_tokens=16, chain_steps=6,
@@ -244,9 +246,13 @@ def test_computed_precisions_are_what_an_export_writes(
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """The built-in family for ONNX Runtime's kernels on a CPU, each precision alone."""
     folder = tmp_path_factory.mktemp("on-cpu")
-    for precision in ("int8", "int4"):
-        request = export_request("draft", folder / precision)
-        export_bundle(replace(request, flavours=(Flavour(ON_CPU, precision),)))
+    for precision, embedding in (("int8", "int8"), ("int4", "fp16")):
+        request = replace(
+            export_request("draft", folder / precision),
+            flavours=(Flavour(ON_CPU, precision),),
+            precisions=Precisions(target=precision, embedding=embedding),
+        )
+        export_bundle(request)
     return {path.name: read_bundle(path) for path in folder.iterdir()}
 
 
@@ -272,6 +278,14 @@ def test_a_cpus_int8_and_int4_are_what_an_export_writes(
         for role in ("target", "draft"):
             caches = [item(demand(i, asked), "cache", role) for i in (inventory, real)]
             assert caches[0] == caches[1]
+
+
+def test_token_tables_weigh_what_their_files_do(bundle: Bundle, on_cpu: dict[str, Bundle]) -> None:
+    """In float32, in float16, and in int8 with scales."""
+    for known in (bundle, *on_cpu.values()):
+        for role, (tokens, row) in of_bundle(known).tables.items():
+            files = known.path.glob(f"{role}.embed*.npy")
+            assert 0 < sum(file.stat().st_size for file in files) - tokens * row <= 2 * NPY_HEADER
 
 
 def test_a_plan_counts_what_the_devices_engines_take(inventory: Inventory) -> None:

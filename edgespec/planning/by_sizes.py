@@ -26,7 +26,7 @@ def of_geometry(geometry: Geometry) -> Inventory:
         name=geometry.name,
         title=geometry.title,
         graphs=tuple(graphs),
-        tables={side: (decoder.vocab, decoder.hidden) for side, decoder in sides.items()},
+        tables={side: (decoder.vocab, decoder.hidden * 4) for side, decoder in sides.items()},
         visual_tokens=geometry.visual_tokens,
         draft_visual_tokens=geometry.draft_visual_tokens,
         max_positions=geometry.target.max_positions,

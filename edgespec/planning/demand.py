@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgespec.planning.inventory import CACHED, TABLE_BYTES, Encoder, Held, Inventory, Step
+from edgespec.planning.inventory import CACHED, Encoder, Held, Inventory, Step
 from edgespec.planning.weights import ON_GPU, float_bytes
 
 CHUNK = 256
@@ -89,9 +89,9 @@ def _weights(inventory: Inventory, setting: Setting) -> Iterator[Item]:
 
 def _tables(inventory: Inventory, setting: Setting) -> Iterator[Item]:
     """Mapped from their files: only what was looked up is in memory, at most the whole."""
-    for side, (rows, width) in inventory.tables.items():
-        looked_up = setting.context * max(PAGE_AROUND, width * TABLE_BYTES)
-        yield Item("tables", side, min(rows * width * TABLE_BYTES, looked_up), False)
+    for side, (tokens, row) in inventory.tables.items():
+        looked_up = setting.context * max(PAGE_AROUND, row)
+        yield Item("tables", side, min(tokens * row, looked_up), False)
 
 
 def _caches(inventory: Inventory, setting: Setting) -> Iterator[Item]:

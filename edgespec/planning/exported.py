@@ -14,6 +14,8 @@ from edgespec.planning.weights import Weights, product_shape, weights_of
 TOWERS = ("vision", "draft_vision")
 SERVERS = "target_packed"
 """The graph that a server alone loads."""
+SCALE_BYTES = 4
+"""float32, one for each row of a token table in int8."""
 
 
 def of_bundle(bundle: Bundle) -> Inventory:
@@ -30,7 +32,7 @@ def of_bundle(bundle: Bundle) -> Inventory:
         _held(spec, base, found, manifest) for spec in flavours[base] if spec.role != SERVERS
     )
     tables = {
-        role: table_shape(bundle, role) for role in CACHED if f"{role}.embed.npy" in manifest.files
+        role: _table(bundle, role) for role in CACHED if f"{role}.embed.npy" in manifest.files
     }
     visual = int(manifest.text["visual_tokens"])
     seen = (manifest.compressor or {}).get("draft_visual_tokens", visual)
@@ -128,7 +130,8 @@ def _cache_bytes(specs: tuple[GraphSpec, ...]) -> int:
     return max((sizes[dtype] for dtype in found), default=4)
 
 
-def table_shape(bundle: Bundle, role: str) -> tuple[int, int]:
-    """[V, H] of a token table, by its header."""
-    rows, columns = np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r").shape
-    return int(rows), int(columns)
+def _table(bundle: Bundle, role: str) -> tuple[int, int]:
+    """Tokens and bytes of a row of a token table, by its header; a row's scale is one of them."""
+    rows = np.load(bundle.file(f"{role}.embed.npy"), mmap_mode="r")
+    scaled = f"{role}.embed.scale.npy" in bundle.manifest.files
+    return len(rows), rows.shape[1] * rows.itemsize + SCALE_BYTES * scaled

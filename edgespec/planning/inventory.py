@@ -13,8 +13,6 @@ from edgespec.planning.weights import ON_GPU, Weights, float_bytes
 
 CACHED = ("target", "draft")
 """Roles of the decoders that have KV caches."""
-TABLE_BYTES = 4
-"""Of a number in a token table: float32, whatever the graphs' precision."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Inventory:
     title: str
     graphs: tuple[Held, ...]
     tables: Mapping[str, tuple[int, int]]
-    """Token tables [V, H] by side, "target" and "draft"; mapped from files."""
+    """Token tables by side, "target" and "draft": tokens and bytes of a row; mapped from files."""
     visual_tokens: int
     draft_visual_tokens: int
     max_positions: int

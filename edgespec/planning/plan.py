@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from edgespec.errors import ConfigError
 from edgespec.planning.advice import advice_of, recommended_of
 from edgespec.planning.demand import Setting, demand
-from edgespec.planning.inventory import TABLE_BYTES, Inventory
+from edgespec.planning.inventory import Inventory
 from edgespec.planning.room import FITS, MB, NOT, TIGHT, Device, Row, largest_context, needed_mb
 from edgespec.planning.weights import PRECISIONS
 
@@ -99,7 +99,7 @@ def _row(inventory: Inventory, device: Device, setting: Setting, contexts: Seque
 
 def _files_mb(inventory: Inventory, setting: Setting) -> float:
     """Weights that graphs share count once."""
-    tables = sum(rows * width * TABLE_BYTES for rows, width in inventory.tables.values())
+    tables = sum(tokens * row for tokens, row in inventory.tables.values())
     asked = setting.precision, setting.lowering
     return (tables + sum(graph.stored_bytes(*asked) for graph in inventory.graphs)) / MB
 
