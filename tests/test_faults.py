@@ -28,6 +28,7 @@ from edgespec_runtime.wire.refusal import Reason
 from tests.support.chaos import crowd_out
 from tests.support.faultproxy import FaultProxy
 from tests.support.servers import RunningServer, running_server
+from tests.support.unhurried import unhurried
 from tests.support.zoo import Zoo
 
 NAME = "gqa"
@@ -97,7 +98,8 @@ class Way:
         waits: list[float] = []
         request.listen(lambda outcome: waits.append(outcome.verify_ms))
         tokens = [next(request).token for _ in range(STRIKE)]
-        thread = threading.Thread(target=self._while_away, args=(strike,))
+        before = self.proxies[0].counters.up_bytes
+        thread = threading.Thread(target=self._while_away, args=(strike, before))
         if away:
             self.proxies[0].set(mute=True)
             thread.start()
@@ -108,9 +110,9 @@ class Way:
             thread.join()
         return Told(tuple(tokens), request.remote or {}, self.notices, waits)
 
-    def _while_away(self, strike: Callable[[], object]) -> None:
+    def _while_away(self, strike: Callable[[], object], before: int) -> None:
+        """``before``: bytes that have passed before the round was sent."""
         proxy = self.proxies[0]
-        before = proxy.counters.up_bytes
         while proxy.counters.up_bytes < before + 50:  # the request has passed
             time.sleep(0.002)
         time.sleep(0.05)
@@ -122,6 +124,8 @@ class Way:
 def way(bundle: Path, *servers: RunningServer, **settings: Any) -> Iterator[Way]:
     with ExitStack() as stack:
         proxies = [stack.enter_context(FaultProxy(server.address)) for server in servers]
+        if "deadline_ms" not in settings:  # a machine that stalls is no fault
+            stack.enter_context(unhurried())
         found = Way(bundle, proxies, {**PATIENT, **settings})
         stack.callback(found.model.close)
         yield found
@@ -158,7 +162,7 @@ def test_a_server_killed_and_started_again_goes_on(
         servers[0].kill()
         servers[0].restart()
 
-    with way(bundle, servers[0]) as path:
+    with way(bundle, servers[0], patience_s=240.0) as path:
         told = path.ask(strike)
     assert told.tokens == right(local) and told.remote["reopens"] >= 1
 
@@ -203,7 +207,7 @@ def test_an_old_open_that_arrives_late_changes_nothing(
     bundle: Path, local: Model, servers: list[RunningServer]
 ) -> None:
     server = servers[0]
-    with way(bundle, server, server, deadline_ms=5_000.0, open_deadline_ms=400.0) as path:
+    with way(bundle, server, server, open_deadline_ms=400.0) as path:
         slow, fast = path.proxies
         request = path.model.stream(None, PROMPT, max_new_tokens=LENGTH)
         # The first open is held on its way; the session is opened by the other way to the same
@@ -281,7 +285,7 @@ def test_a_session_that_was_evicted_is_opened_again(
     bundle: Path, local: Model, sampling: dict[str, Any]
 ) -> None:
     with running_server(bundle, "--kv-mb", 2) as server, way(bundle, server) as path:
-        told = path.ask(lambda: crowd_out(server.address, local, 16), away=False, **sampling)
+        told = path.ask(lambda: crowd_out(server.address, local, 16, 60), away=False, **sampling)
     assert told.tokens == right(local, **sampling)
     assert told.remote["reopens"] == 1 and told.notices == []  # nobody has to hear of it
 
@@ -309,9 +313,12 @@ def test_bits_that_flip_never_reach_the_text(
             for proxy in path.proxies:
                 proxy.set(flips=0.03)
 
+        wanted = right(local, **sampling)
         told = path.ask(strike, away=False, **sampling)
-        assert sum(proxy.counters.flipped for proxy in path.proxies) > 0
-    assert told.tokens == right(local, **sampling)
+        assert told.tokens == wanted
+        # How many packets there are is chance, and so is whether one of them is hit: until it is.
+        while not sum(proxy.counters.flipped for proxy in path.proxies):
+            assert path.ask(lambda: None, away=False, **sampling).tokens == wanted
 
 
 # Rows 3, 4, 6 and 23, as they look on the wire.

@@ -152,8 +152,9 @@ def sessions_stay(site: Site, keep: Keep) -> list[tuple[RunningServer, Held]]:
 def an_answer_survives(site: Site, zoo: Zoo) -> RunningServer:
     """A client in the middle of an answer loses its server, and says the same; returns which."""
     settings = RemoteSettings(
-        (site.address,), tls_ca=site.authority, token=TOKEN, mode="hybrid", ahead=False
-    )
+        (site.address,), tls_ca=site.authority, token=TOKEN, mode="hybrid", ahead=False,
+        patience_s=240.0,
+    )  # fmt: skip
     remote, picture = load(zoo.bundle("gqa"), threads=1, remote=settings), zoo.picture("gqa", 4)
     wanted = zoo.model("gqa").generate(picture, "w3 w5", max_new_tokens=40).token_ids
     before = site.opens()
@@ -169,17 +170,28 @@ def an_answer_survives(site: Site, zoo: Zoo) -> RunningServer:
 
 
 def a_draining_server_is_left_alone(site: Site, victim: RunningServer, keep: Keep) -> None:
-    """Once its health says so, while it still lives for the sessions that it has."""
-    numbers = iter(range(100, 1000))
+    """Once its health says so, while it still lives for the sessions that it has. It does not for
+    long where nobody asks for them: a machine that stalls meanwhile gets another try."""
+    for numbers in (range(first, first + 1000) for first in (1000, 2000, 3000)):
+        if left_alone_while_it_lives(site, victim, keep, iter(numbers)):
+            return
+        victim.restart()
+    pytest.fail("sessions go to a server until it is gone")
+
+
+def left_alone_while_it_lives(
+    site: Site, victim: RunningServer, keep: Keep, numbers: Iterator[int]
+) -> bool:
+    drains = victim.log.count('"draining"')
     patiently(lambda: keep(site.open(name(next(numbers))))[0] is victim)
     victim.process.send_signal(signal.SIGTERM)
-    patiently(lambda: "draining" in victim.log)
+    patiently(lambda: victim.log.count('"draining"') > drains)
 
     def all_elsewhere() -> bool:
         return all(keep(site.open(name(next(numbers))))[0] is not victim for _ in range(6))
 
     patiently(all_elsewhere)
-    assert victim.process.poll() is None
+    return victim.process.poll() is None
 
 
 def refusal(held: Held) -> str:
@@ -202,7 +214,7 @@ def name(number: int) -> bytes:
 
 def patiently(what: Callable[[], bool]) -> None:
     """Until ``what`` holds; a refusal on the way is none of its business."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while time.monotonic() < until:
         try:
             if what():
@@ -210,7 +222,7 @@ def patiently(what: Callable[[], bool]) -> None:
         except Refused:
             pass
         time.sleep(0.1)
-    pytest.fail("it did not come to pass within a minute")
+    pytest.fail("it never came to pass")
 
 
 @contextmanager

@@ -54,6 +54,7 @@ from tests.support.devices import Device
 from tests.support.middleman import Middleman, bend, lose, middleman, pass_on, refuse
 from tests.support.pictures import encoded
 from tests.support.scripted import VOCAB, ScriptedServer, rule, scripted_info, scripted_server
+from tests.support.unhurried import patience_of_pauses, unhurried
 from tests.test_loop_mutants import ahead
 from tests.test_mutants import Check, Mutant, calls, check_seen
 
@@ -69,18 +70,20 @@ PICTURE = Shown(pb.Picture(file=encoded("PNG", 8, 8)), 64)
 
 @contextmanager
 def client(address: str, *shown: Shown, tokens: int = TOKENS) -> Iterator[RemoteVerifier]:
-    """The target of ``scripted``, asked for at ``address``."""
+    """The target of ``scripted``, asked for at ``address``. Only its own tries use up its patience,
+    which ends soon for one that has a defect."""
     prints = scripted_info().fingerprints
     settings = RemoteSettings((address,), patience_s=0.5, connect_s=5.0)
     servers = Servers(settings)
     asked = Asked(prints, [5, 6, 7], 3, shown, SamplingParams(), tokens, 8)
     needs = Needs(prints, VOCAB, 3 + tokens, 8, 8, len(shown), features=False, embeddings=False)
-    verifier = RemoteVerifier(servers, asked, needs)
-    try:
-        yield verifier
-    finally:
-        verifier.close()
-        servers.close()
+    with unhurried(), patience_of_pauses():
+        verifier = RemoteVerifier(servers, asked, needs)
+        try:
+            yield verifier
+        finally:
+            verifier.close()
+            servers.close()
 
 
 @contextmanager

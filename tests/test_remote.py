@@ -32,8 +32,10 @@ from edgespec_runtime.remote.pictures import as_file
 from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.refusal import Reason
 from tests.support.compare import assert_same_tokens
+from tests.support.eventually import eventually
 from tests.support.middleman import (
     Middleman,
+    Step,
     Visit,
     bend,
     fail,
@@ -42,7 +44,9 @@ from tests.support.middleman import (
     pass_on,
     refuse,
 )
+from tests.support.ports import address, held
 from tests.support.servers import RunningServer, running_server
+from tests.support.unhurried import patience_of_pauses, unhurried
 from tests.support.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -67,6 +71,13 @@ DRAFTS: list[dict[str, Any]] = [
     {"draft": "model+ngram", "policy": "rolling:nodes=10,steps=4,top_k=3,width=4"},
 ]
 Code = grpc.StatusCode
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_hurry() -> Iterator[None]:
+    """Only what a test does loses an answer: a machine that stalls does not."""
+    with unhurried():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +378,17 @@ def test_the_way_there_is_measured_ahead_of_pictures(
 ) -> None:
     """By the first choice between drafting and streaming the round trip is known, and it is not
     what sending a picture took."""
+
+    def behind(pings: int) -> Step:
+        """An open that is answered once as many GetInfo are there: they do not wait for it."""
+
+        def step(visit: Visit) -> bytes:
+            eventually(lambda: len(between.seen("GetInfo")) >= pings)
+            return visit.forward()
+
+        return step
+
+    between.script("Open", behind(2), behind(3))
     with remote(zoo, between.address) as model:
         text(model, [zoo.picture(NAME, 3)], max_new_tokens=4)
         text(model, [zoo.picture(NAME, 3)], max_new_tokens=4)
@@ -388,7 +410,7 @@ def test_an_epoch_that_was_spoilt_on_its_way_locks_nobody_out(
         raise AssertionError
 
     plain = text(here, draft="none", max_new_tokens=12)
-    with remote(zoo, between.address, patience_s=5.0) as model:
+    with remote(zoo, between.address) as model:
         between.script("Open", spoilt)
         between.script("Verify", pass_on, refuse(Reason.REOPEN))
         told = text(model, draft="none", max_new_tokens=12)
@@ -443,7 +465,10 @@ def test_another_server_takes_over_and_a_pause_is_mentioned(
 def test_a_server_that_is_killed_and_comes_back_is_a_pause(zoo: Zoo, here: Model) -> None:
     sampling: dict[str, Any] = {"temperature": 1.0, "seed": 8}
     plain = text(here, draft="none", **sampling)
-    with running_server(zoo.bundle(NAME)) as server, remote(zoo, server.address) as model:
+    with (
+        running_server(zoo.bundle(NAME)) as server,
+        remote(zoo, server.address, patience_s=240.0) as model,
+    ):
         request = model.stream([], PROMPT, max_new_tokens=LONG, draft="none", **sampling)
         tokens = [next(request).token for _ in range(6)]
         server.kill()
@@ -459,7 +484,7 @@ def test_a_server_that_is_killed_and_comes_back_is_a_pause(zoo: Zoo, here: Model
 def test_nobody_left_is_an_error_behind_the_text_so_far(
     zoo: Zoo, here: Model, between: Middleman
 ) -> None:
-    with remote(zoo, between.address, patience_s=0.3) as model:
+    with patience_of_pauses(), remote(zoo, between.address, patience_s=0.3) as model:
         request = model.stream([], PROMPT, draft="none", max_new_tokens=LONG)
         tokens = [next(request).token for _ in range(3)]
         for method in ("Verify", "Open"):
@@ -470,9 +495,10 @@ def test_nobody_left_is_an_error_behind_the_text_so_far(
 
 
 def test_nobody_there_from_the_start(zoo: Zoo) -> None:
-    with remote(zoo, "127.0.0.1:9", "127.0.0.1:10", connect_s=0.2) as model:
-        with pytest.raises(RemoteError, match="127.0.0.1:9.*127.0.0.1:10"):
-            text(model)
+    with patience_of_pauses(), held() as one, held() as other:
+        with remote(zoo, address(one), address(other), connect_s=0.2) as model:
+            with pytest.raises(RemoteError, match=f"{address(one)}.*{address(other)}"):
+                text(model)
 
 
 def test_another_checkpoint_is_refused_by_both_names(zoo: Zoo, server: RunningServer) -> None:
@@ -571,7 +597,8 @@ def test_tls_client_certificates_and_tokens(zoo: Zoo, here: Model, tmp_path: Pat
             with pytest.raises(RemoteError, match="no server can answer"):
                 text(model)
         for lacking in ({}, ca, own | {"tls_ca": tmp_path / "device.pem"}):
-            with remote(zoo, server.address, token="secret", connect_s=0.2, **lacking) as model:
+            given: dict[str, Any] = {"token": "secret", "connect_s": 0.2, **lacking}
+            with patience_of_pauses(), remote(zoo, server.address, **given) as model:
                 with pytest.raises(RemoteError, match="no server has answered"):
                     text(model)
 

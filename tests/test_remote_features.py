@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NAME, LENGTH = "gqa", 24
 WIDTH = 64
 """Of the tiny target's hidden states, and of its visual tokens."""
-ROUNDS: dict[str, Any] = {"mode": "hybrid", "ahead": False}
+ROUNDS: dict[str, Any] = {"mode": "hybrid", "ahead": False, "patience_s": 240.0}
 PROMPT, POLICY = "w3 w5", "eagle2:nodes=12,depth=4,top_k=3"
 VARIANTS = {"vispec": "", "eagle3": "", "specvlm": "pool:4"}
 

@@ -31,6 +31,7 @@ REPLY = pb.VerifyReply(round=1, bonus=7)
 GOOD: Step = lambda visit: REPLY.SerializeToString()  # noqa: E731
 GARBLED: Step = lambda visit: b"\xff\xff\xff"  # noqa: E731
 Code = grpc.StatusCode
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def transport(pauses: list[float] | None = None) -> Transport:
 
 
 def verify(endpoint: Endpoint, asking: Transport, **more: Any) -> Answer[pb.VerifyReply]:
-    given = Call("Verify", b"s" * 16, b"the bytes", pb.VerifyReply.FromString, lambda _: 5.0)
+    given = Call("Verify", b"s" * 16, b"the bytes", pb.VerifyReply.FromString, lambda _: WAIT_S)
     call = replace(given, **{k: v for k, v in more.items() if k != "meanwhile"})
     return asking.ask(endpoint, call, more.get("meanwhile"))
 
@@ -62,7 +63,7 @@ def verify(endpoint: Endpoint, asking: Transport, **more: Any) -> Answer[pb.Veri
 def test_a_call_brings_its_reply_and_what_it_took(endpoint: Endpoint, server: Middleman) -> None:
     asking = transport()
     answer = verify(endpoint, asking)
-    assert answer.reply == REPLY and 0 < answer.took_s < 5
+    assert answer.reply == REPLY and 0 < answer.took_s < WAIT_S
     assert (answer.up, answer.down) == (9, len(REPLY.SerializeToString()))
     assert (asking.account.bytes_up, asking.account.bytes_down) == (answer.up, answer.down)
     (visit,) = server.seen("Verify")
@@ -99,6 +100,9 @@ def test_a_deadline_that_passes_is_a_call_that_failed(
     endpoint: Endpoint, server: Middleman
 ) -> None:
     def slow(visit: Visit) -> bytes:
+        """Late for the first call, which on a slow machine may even end before it gets here."""
+        if visit.context.time_remaining() > 1:
+            return GOOD(visit)
         while visit.context.is_active():
             time.sleep(0.001)
         return b""
@@ -108,7 +112,7 @@ def test_a_deadline_that_passes_is_a_call_that_failed(
 
     def deadline(attempt: int) -> float:
         deadlines.append(attempt)
-        return (0.1, 5.0)[attempt]
+        return (0.1, WAIT_S)[attempt]
 
     assert verify(endpoint, transport(), deadline_s=deadline).reply == REPLY
     assert deadlines == [0, 1]
@@ -327,14 +331,14 @@ class Replies:
 
 def test_a_stream_hands_out_its_replies_in_order_and_ends() -> None:
     stream = ReplyStream(Replies(b"1", b"2"))
-    assert [stream.next(5), stream.next(5), stream.next(5)] == [b"1", b"2", None]
+    assert [stream.next(WAIT_S) for _ in range(3)] == [b"1", b"2", None]
     stream.close()
 
 
 def test_a_stream_that_stalls_is_given_up() -> None:
     call = Replies(b"1", None)
     stream = ReplyStream(call)
-    assert stream.next(5) == b"1"
+    assert stream.next(WAIT_S) == b"1"
     with pytest.raises(Failure, match="stalled") as failed:
         stream.next(0.01)
     assert failed.value.kind is Kind.REOPEN and call.cancelled

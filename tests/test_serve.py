@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from edgespec_runtime.wire import verifier_pb2 as pb
 from edgespec_runtime.wire.prefix import Prefix, context_digest
 from tests.support import http2
 from tests.support.calls import SERVICE, Caller, Refused
+from tests.support.eventually import eventually
 from tests.support.scripted import ScriptedBackend, rule, scripted_server
 from tests.support.servers import RunningServer, running_server
 from tests.test_lean import blocked, run_python
@@ -42,17 +43,10 @@ LOCAL = Address("127.0.0.1", 0)
 
 
 def scrape(address: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name: float(value) for name, value in pairs}
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +161,8 @@ def test_logs_follow_a_session_and_keep_its_secrets(server: RunningServer, calle
     assert lines[0]["prompt_tokens"] == 4 and lines[1]["nodes"] == 1
     assert lines[2]["reason"] == "INVALID" and {line["tenant"] for line in lines} == {"local"}
     assert lines[0]["session"] == lines[1]["session"] == lines[3]["session"]
-    text = json.dumps(lines)
+    clocks = ("timestamp", "queue_ms", "compute_ms")  # microseconds may look like a token
+    text = json.dumps([{k: v for k, v in line.items() if k not in clocks} for line in lines])
     assert "c0ffee" not in text and not any(str(token) in text for token in range(1234, 1240))
 
 
@@ -186,7 +181,8 @@ def test_a_drain_lets_sessions_end(builtin_bundle: Path) -> None:
         assert [reply.committed_len for reply in one.proceed(opened, told, 3)] == [3, 4, 5]
         one.call("Close", pb.CloseRequest(session_id=opened.session_id, epoch=1))
         assert running.wait() == 0
-        events = [line["event"] for line in running.lines]
+        # A library may still have a word to say of the watch that was cut off.
+        events = [line["event"] for line in running.lines if line["event"] != "library"]
         assert events[0] == "ready" and events[-1] == "stopped" and "draining" in events
 
 

@@ -181,12 +181,15 @@ def test_streams_that_make_no_sense(fields: dict[str, Any], said: str) -> None:
 
 
 def test_a_million_nodes_cost_milliseconds() -> None:
-    """Processor time, so that a busy machine changes nothing; walking the tree would take 1 s."""
+    """The thread's own time, the best of twenty, so that neither a busy machine nor the garbage
+    collector changes anything; walking the tree would take 1 s."""
     request = verifying(**tree([1] * HUGE, list(range(HUGE))))
-    before = time.process_time()
+    took = []
     for _ in range(20):
+        before = time.thread_time()
         refused(lambda: checks.check_verify(request, INFO.limits), "nodes")
-    assert time.process_time() - before < 0.2
+        took.append(time.thread_time() - before)
+    assert min(took) < 0.01
 
 
 def refused(check: Callable[[], Any], said: str) -> None:

@@ -59,7 +59,7 @@ def serve(
         folder = bundle or zoo.bundle("gqa")
         backend = open_backend(folder, threads=1, capacity=capacity, clock=clock)
         try:
-            await asyncio.wait_for(test(backend), 20)
+            await asyncio.wait_for(test(backend), 240)
         finally:
             await backend.stop()
 

@@ -16,7 +16,7 @@ from edgespec_runtime.wire.refusal import DOMAIN
 
 SERVICE = "/edgespec.v1.Verifier/"
 HEALTH = "/grpc.health.v1.Health/"
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 REPLIES: dict[str, Any] = {
     "GetInfo": pb.InfoReply,
     "Open": pb.OpenReply,

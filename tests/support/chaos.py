@@ -224,9 +224,9 @@ def _device(bundle: Path, addresses: Sequence[str], number: int) -> Iterator[Mod
         model.close()
 
 
-def crowd_out(address: str, model: Model, sessions: int) -> None:
+def crowd_out(address: str, model: Model, sessions: int, wait_s: float = 1.0) -> None:
     """Opens so many sessions at a server that those of others have to go. A server that does not
-    answer has lost them anyway."""
+    answer within ``wait_s`` has lost them anyway."""
     request = pb.OpenRequest(
         epoch=1,
         fingerprints=fingerprints(model.bundle),
@@ -240,7 +240,7 @@ def crowd_out(address: str, model: Model, sessions: int) -> None:
         for _ in range(sessions):
             request.session_id = secrets.token_bytes(16)
             try:
-                call(request.SerializeToString(), timeout=1.0)
+                call(request.SerializeToString(), timeout=wait_s)
             except grpc.RpcError as error:
                 told: Any = error
                 if told.code() is grpc.StatusCode.INVALID_ARGUMENT:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import address, held
+
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs/haproxy/edgespec.cfg"
-READY_S = 30.0
+READY_S = 120.0
 
 
 def binary() -> str:
@@ -25,28 +27,23 @@ def binary() -> str:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running_haproxy(variables: Mapping[str, str]) -> Iterator[str]:
     """Yields the address that devices connect to; ``variables`` are those of the configuration but
     EDGESPEC_LISTEN."""
-    address = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, **variables, "EDGESPEC_LISTEN": address}
-    command = [binary(), "-f", str(CONFIG), "-db"]
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        _wait(process, address)
-        yield address
-    finally:
-        process.kill()
-        process.communicate()
+    with held() as holder:
+        listen = address(holder)
+        environment = {**os.environ, **variables, "EDGESPEC_LISTEN": listen}
+        command = [binary(), "-f", str(CONFIG), "-db"]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            _wait(process, listen)
+            yield listen
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def _wait(process: subprocess.Popen[bytes], address: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_STREAM, END_HEADERS = 1, 4
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -54,7 +54,7 @@ def parts(address: str) -> tuple[str, int]:
 @contextmanager
 def connected(address: str, *, hello: bool = True) -> Iterator[socket.socket]:
     """A TCP connection; with ``hello`` HTTP/2 has begun on it."""
-    with socket.create_connection(parts(address), timeout=20) as wire:
+    with socket.create_connection(parts(address), timeout=60) as wire:
         if hello:
             wire.sendall(PREFACE + frame(SETTINGS, 0, 0))
         yield wire

@@ -156,7 +156,7 @@ class Middleman(grpc.GenericRpcHandler):
 def _as_told(call: Any, data: bytes, metadata: Any, context: Any) -> bytes:
     """The real reply, or the real refusal with its details."""
     try:
-        return bytes(call(data, metadata=metadata, timeout=20))
+        return bytes(call(data, metadata=metadata, timeout=240))
     except grpc.RpcError as error:
         told: Any = error
         context.set_trailing_metadata(told.trailing_metadata())

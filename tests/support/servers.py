@@ -6,6 +6,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from tests.support.ports import held
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 READY_S = 240.0  # generous: several of these share few cores
-STOP_S = 60.0
+STOP_S = 240.0
 
 
 class RunningServer:
@@ -26,6 +29,8 @@ class RunningServer:
         """``command``: the module to run, and its arguments."""
         self._command = command
         self._errors = errors
+        self._holder: socket.socket | None = None
+        self.address = ""
         self._start()
 
     def _start(self, *last: str) -> None:
@@ -67,8 +72,8 @@ class RunningServer:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The log's entries."""
-        return [json.loads(line) for line in self.log.splitlines()]
+        """The log's entries; one that is being written is none yet."""
+        return [json.loads(line) for line in self.log.split("\n")[:-1]]
 
     def kill(self) -> None:
         """SIGKILL, and waits for the process to be gone."""
@@ -91,7 +96,19 @@ class RunningServer:
             raise
         if self.process.stdout is not None:
             self.process.stdout.close()
+        self._hold()
         return code
+
+    def _hold(self) -> None:
+        """Keeps the port of a server that is gone: who asks for any port must not get this one."""
+        if self.address and self._holder is None:
+            host, _, port = self.address.rpartition(":")
+            self._holder = held(host, int(port))
+
+    def release(self) -> None:
+        """Gives the port back: the server does not start again."""
+        if self._holder is not None:
+            self._holder.close()
 
     def pause(self) -> None:
         """Stops every thread, as a hung machine would; sockets stay open."""
@@ -120,3 +137,4 @@ def running_server(
             yield server
         finally:
             server.kill()
+            server.release()
