@@ -453,6 +453,6 @@ def test_interrupted_it_leaves_nothing_and_exits_130(builtin_bundle: Path, tmp_p
         if line.startswith("ceiling:"):
             break
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
     assert not list(tmp_path.iterdir())
