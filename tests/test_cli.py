@@ -66,6 +66,7 @@ def test_draft_and_plain_print_the_same(
 ) -> None:
     words = ["generate", "--bundle", str(builtin_bundle), "--image", str(sample_image())]
     words += ["--prompt", "Describe this image in detail.", "--json", "--seed", "3"]
+    words += ["--threads", "1"]
     tokens = []
     for draft, temperature in (("none", "0"), ("model", "0"), ("none", "1"), ("model", "1")):
         assert main([*words, "--draft", draft, "--temperature", temperature]) == 0

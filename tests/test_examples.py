@@ -32,7 +32,7 @@ def said(builtin_bundle: Path) -> str:
     """The target's own text."""
     import edgespec_runtime
 
-    return edgespec_runtime.load(builtin_bundle).generate(sample_image(), QUESTION).text
+    return edgespec_runtime.load(builtin_bundle, threads=1).generate(sample_image(), QUESTION).text
 
 
 def test_the_program(builtin_bundle: Path, server: RunningServer, said: str) -> None:
