@@ -345,7 +345,9 @@ def test_exporting_takes_little_memory_and_no_torch(tmp_path: Path) -> None:
     assert largest > 250e6
     used = figures["peak"] - figures["imported"]
     print(f"peak {used / 1e6:.0f} MB above imports for {largest / 1e6:.0f} MB of weights")
-    assert used < 1.2 * largest  # the promise is 1.5
+    # One tensor, and pieces of those that are read, hashed and written beside it by other threads:
+    # 46 to 54 MB were seen. The promise is 1.5 times the weights.
+    assert used < largest + 100e6 < 1.5 * largest
 
 
 # Whole or not at all
