@@ -61,7 +61,7 @@ def engine_of(name: str, threads: int = 0) -> Engine:
     from edgespec_runtime.engines.ort_device import OrtDeviceEngine
     from tests.support.host_memory import HostMemory
 
-    return OrtDeviceEngine(HOST, CPU, HostMemory, threads)
+    return OrtDeviceEngine(HOST, CPU, HostMemory, threads or 1)
 
 
 def open_model(bundle: Path, flavour: Flavour | None, engine: str, threads: int = 0) -> Model:

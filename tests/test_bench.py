@@ -507,13 +507,11 @@ def test_interrupted_it_prints_what_it_has(builtin_bundle: Path, tmp_path: Path)
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if record.exists() and record.read_text().count("\n") >= 6:
-            break
+    while not record.exists() or record.read_text().count("\n") < 6:
+        assert process.poll() is None, "it ended before it was interrupted"
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Broken off; prompts measured" in out and "| vlm " in out
     assert "interrupted" in err and "Traceback" not in err

@@ -25,6 +25,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("gpu")
     out, work = folder / "out.json", folder / "work"
     words = [*HERE, "--new-tokens", "32", "--repeats", "1", "--sections", SECTIONS]
+    words += ["--time-limit", "3600"]  # a busy machine is no defect
     words += ["--flavours", "native:fp16,portable:fp16"]
     assert gpu.main([*words, "--out", str(out), "--work", str(work)]) == 0
     return json.loads(out.read_text()), work, out

@@ -135,7 +135,7 @@ def test_every_shipped_draft_is_exact_and_pays(role: str, tmp_path: Path) -> Non
     asked = [*questions("in_domain", "detailed", 3), *questions("in_domain", "naming", 1)]
     for image, prompt in asked:
         for temperature in (0.0, 1.0):
-            given: dict[str, Any] = {"temperature": temperature, "seed": 11, "max_new_tokens": 96}
+            given: dict[str, Any] = {"temperature": temperature, "seed": 11, "max_new_tokens": 64}
             plain = model.generate(image, prompt, draft="none", **given)
             for policy in (None, "eagle2:nodes=16,depth=5,top_k=3"):
                 ours = model.generate(image, prompt, policy=policy, **given)

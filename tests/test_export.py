@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -346,7 +345,9 @@ def test_exporting_takes_little_memory_and_no_torch(tmp_path: Path) -> None:
     assert largest > 250e6
     used = figures["peak"] - figures["imported"]
     print(f"peak {used / 1e6:.0f} MB above imports for {largest / 1e6:.0f} MB of weights")
-    assert used < 1.2 * largest  # the promise is 1.5
+    # One tensor, and pieces of those that are read, hashed and written beside it by other threads:
+    # 46 to 54 MB were seen. The promise is 1.5 times the weights.
+    assert used < largest + 100e6 < 1.5 * largest
 
 
 # Whole or not at all
@@ -366,7 +367,7 @@ HANGING = """
 
     def hang(*arguments):
         print("hanging", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
     exporter.write_table = hang  # after the graphs
     arguments = ["--target", sys.argv[1], "--out", sys.argv[2], "--overwrite"]
@@ -385,7 +386,7 @@ def test_an_interrupted_export_leaves_nothing(target: Path, tmp_path: Path) -> N
     child = hanging(target, tmp_path / "b")
     assert left(tmp_path)[0].startswith(".b.partial-")
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=20)
+    _, err = child.communicate(timeout=120)
     assert child.returncode == 130 and "Traceback" not in err
     assert left(tmp_path) == []
 
@@ -398,7 +399,7 @@ def test_a_killed_export_is_swept_by_the_next_and_a_living_one_is_not(
     dead, alive = hanging(target, tmp_path / "b"), hanging(target, tmp_path / "b")
     try:
         dead.kill()
-        dead.communicate(timeout=20)
+        dead.communicate(timeout=120)
         partial = [name for name in left(tmp_path) if name.startswith(".b.partial-")]
         assert len(partial) == 2 and contents(tmp_path / "b") == before
         assert not any(MANIFEST in left(tmp_path / name) for name in partial)
@@ -409,7 +410,7 @@ def test_a_killed_export_is_swept_by_the_next_and_a_living_one_is_not(
         assert ".bb.partial-other" in left(tmp_path)
     finally:
         alive.kill()
-        alive.communicate(timeout=20)
+        alive.communicate(timeout=120)
 
 
 def test_an_exception_half_way_leaves_nothing(
@@ -460,7 +461,7 @@ LIMITED = """
 def test_a_limit_on_file_sizes(target: Path, tmp_path: Path) -> None:
     """The kernel's own error, in the middle of a weight file."""
     child = python(LIMITED, target, tmp_path / "b", "50000")
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=120)
     assert child.returncode == 1 and "failed: File too large" in err and "Traceback" not in err
     assert left(tmp_path) == []
 
@@ -546,14 +547,16 @@ def test_killed_between_the_two_renames_the_old_bundle_comes_back(
 
 
 def test_two_exports_at_once_give_one_whole_bundle(target: Path, tmp_path: Path) -> None:
-    code = LIMITED.replace("try:", "sys.stdin.readline()\n    try:")
+    wait = 'print("ready", flush=True)\n    sys.stdin.readline()\n    try:'
+    code = LIMITED.replace("try:", wait)
     children = [python(code, target, tmp_path / "b", stdin=subprocess.PIPE) for _ in range(2)]
-    time.sleep(0.2)
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
     for child in children:
         assert child.stdin is not None
         child.stdin.write("go\n")
         child.stdin.flush()
     for child in children:
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=120)
         assert "Traceback" not in err
     read_bundle(tmp_path / "b")

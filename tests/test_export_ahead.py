@@ -14,7 +14,7 @@ def test_results_come_in_order_and_are_begun_before_they_are_asked_for() -> None
     second = threading.Event()
 
     def first() -> int:
-        assert second.wait(10), "the second job was not begun while the first one ran"
+        assert second.wait(60), "the second job was not begun while the first one ran"
         return 1
 
     def follow() -> int:
@@ -62,5 +62,5 @@ def test_what_is_begun_runs_by_itself() -> None:
         return "done"
 
     result = begun(job)
-    assert ran.wait(10)
+    assert ran.wait(60)
     assert result() == "done"

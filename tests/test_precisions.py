@@ -336,8 +336,8 @@ def test_layers_are_traced_as_the_target_runs_them(
 def test_calibration_brings_a_target_nearer_to_float32(
     models: dict[tuple[Flavour, bool], Model], tmp_path: Path
 ) -> None:
-    calibrated = str(sample_folder() / "out_of_domain.jsonl") + ":12"
-    judged = questions_of(str(sample_folder() / "in_domain.jsonl"), 8)
+    calibrated = str(sample_folder() / "out_of_domain.jsonl") + ":8"
+    judged = questions_of(str(sample_folder() / "in_domain.jsonl"), 5)
     answered = answers(models[ORT, False], judged)
     figures = []
     for name, questions_ in (("nearest", []), ("gptq", ["--calibration", calibrated])):

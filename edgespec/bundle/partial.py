@@ -10,7 +10,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgespec.errors import InputError
@@ -43,17 +43,29 @@ def held(folder: Path, *, wait: bool) -> Iterator[None]:
 
 
 def _in_use(folder: Path) -> bool:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    with _abandoned(folder) as abandoned:
+        return not abandoned
+
+
+@contextmanager
+def _abandoned(folder: Path) -> Iterator[bool]:
+    """Whether nobody holds a partial directory; who wants to has to wait for the block's end."""
+    with ExitStack() as stack:
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            abandoned = True
+        except OSError:
+            abandoned = False
+        yield abandoned
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with _abandoned(folder) as abandoned:
+        # Under the lock: an export that has just made it must not begin to write meanwhile.
+        if abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, final: Path) -> None:
@@ -79,12 +91,14 @@ def sweep(final: Path, keep: bool = False) -> None:
     """Removes partial directories that no living export holds, unless they are to be kept. Where
     an export was killed between its two renames, the old bundle is put back."""
     for stale in _partial(final):
-        if stale.name.endswith(OLD):
-            if Path(str(stale)[: -len(OLD)]).exists() and _in_use(Path(str(stale)[: -len(OLD)])):
-                continue
-            if not final.exists():
-                stale.rename(final)
-                continue
-        elif keep or _in_use(stale):
+        if not stale.name.endswith(OLD):
+            if not keep:
+                _remove_abandoned(stale)
             continue
-        shutil.rmtree(stale, ignore_errors=True)
+        partial = Path(str(stale)[: -len(OLD)])
+        if partial.exists() and _in_use(partial):
+            continue
+        if final.exists():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.rename(final)
