@@ -42,7 +42,7 @@ def malloc_as_it_was() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_models", "malloc_as_it_was")
-def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
+def test_every_stage_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     rng = np.random.default_rng(0)
@@ -68,18 +68,21 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
 
-    def trained() -> tuple[bytes, ...]:
+    def trained() -> tuple[set[str], list[bytes]]:
         report = pipeline.run(
             out, resume=True, downloads=downloads, device="cpu", workers=1, recipe=recipe
         )
-        assert set(json.loads(report.read_text())) == {"in_domain", "out_of_domain", "minutes"}
-        return tuple(
+        return set(json.loads(report.read_text())), [
             (out / "checkpoints" / name / "model.safetensors").read_bytes()
             for name in ("target", "draft", *METHODS)
-        )
+        ]
 
-    first = trained()
-    assert trained() == first
+    told, first = trained()
+    assert told == {"in_domain", "out_of_domain", "minutes"}
+    # What is composed and measured of finished checkpoints is no training: once is enough.
+    monkeypatch.setattr(pipeline, "compose", lambda shop, folder: None)
+    monkeypatch.setattr(pipeline, "measure", lambda shop, checkpoints, folder: {})
+    assert trained() == ({"minutes"}, first)
     assert len((out / "samples" / "in_domain.jsonl").read_text().splitlines()) == 5
 
 
