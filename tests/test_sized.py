@@ -17,7 +17,7 @@ from edgespec.latency import Costs, Curve, DeviceProfile
 from edgespec.sizing import Setting, Sized
 from edgespec.sizing.budgets import Budget
 from edgespec_export.family import sample_image
-from edgespec_runtime import request
+from edgespec_runtime import decoder, request
 from tests.support.profiles import profile
 
 ASKED = (
@@ -68,7 +68,7 @@ def test_the_text_is_plain_decodings_under_any_profile(
     """Experience is carried from request to request, of one draft to the other's coupled ones. The
     clock is this thread's own work: where a machine lets it wait again and again, n-grams would be
     given up, and nothing be tried."""
-    decoding = functools.partial(request.decode, clock=time.thread_time)
+    decoding = functools.partial(decoder.decode, clock=time.thread_time)
     monkeypatch.setattr(request, "decode", decoding)
     seed = len(draft) * 10 + len(kinds)
     model = edgespec_runtime.load(bundle, threads=1, profile=random_profile(seed, kinds))
