@@ -783,9 +783,12 @@ def test_every_policy_starts_with_its_defaults() -> None:
         assert len(grown.tree) <= policy.max_nodes, name
 
 
-def test_help_names_every_policy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_policy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from edgespec.cli import main
 
+    monkeypatch.setenv("COLUMNS", "1000")  # no name is divided, whatever the terminal
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
     text = " ".join(capsys.readouterr().out.split())

@@ -55,7 +55,7 @@ def test_draft_has_the_tower_and_the_tokenizer_of_the_target(target: Any, draft:
 
 def test_processor_writes_the_prompt_the_target_was_trained_on(writer: packing.Writer) -> None:
     processor = transformers.AutoProcessor.from_pretrained(TARGET)
-    picture = next((FOLDER / "samples").glob("in_domain/*.jpg"))
+    picture = min((FOLDER / "samples").glob("in_domain/*.jpg"))
     prompt = "What is in the centre?"
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     text = processor.apply_chat_template(
@@ -78,14 +78,15 @@ def test_names_what_it_sees_in_domain(target: Any, writer: packing.Writer) -> No
 
 
 def test_names_what_it_sees_out_of_domain(target: Any, writer: packing.Writer) -> None:
-    asked = evaluate.questions(FOLDER / "samples" / "out_of_domain.jsonl", "naming")
+    asked = evaluate.questions(FOLDER / "samples" / "out_of_domain.jsonl", "naming")[::2]
     assert evaluate.exact(target, writer, asked) >= 20 * CHANCE
 
 
 @pytest.mark.parametrize("spoil", [evaluate.blank, evaluate.shuffled])
 def test_answers_come_from_the_picture(target: Any, writer: packing.Writer, spoil: object) -> None:
-    asked = evaluate.questions(FOLDER / "samples" / "in_domain.jsonl", "naming")
-    assert callable(spoil)
+    """One question a scene: almost none is answered right."""
+    asked = evaluate.questions(FOLDER / "samples" / "in_domain.jsonl", "naming")[::2]
+    assert callable(spoil) and len(asked) >= 45
     assert evaluate.exact(target, writer, spoil(asked)) <= 0.1
 
 
@@ -94,7 +95,7 @@ def test_draft_guesses_the_targets_words(
     draft: Any,
     writer: packing.Writer,
 ) -> None:
-    asked = evaluate.questions(FOLDER / "samples" / "in_domain.jsonl", "detailed")[:24]
+    asked = evaluate.questions(FOLDER / "samples" / "in_domain.jsonl", "detailed")[:12]
     narrow = packing.Writer(writer.tokenizer, models.POOLED_TOKENS)
     measured = evaluate.drafting(target, draft, writer, narrow, asked)
     assert measured.agreement >= 0.9

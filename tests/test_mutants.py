@@ -159,7 +159,7 @@ def calls(test: Callable[..., None], *arguments: Any) -> Check:
 def school_of(zoo: Zoo) -> Any:
     from tests.support.lessons import write_school
 
-    return write_school(Path(tempfile.mkdtemp(prefix="edgespec-school-")))
+    return write_school(zoo.checkpoint("gqa").parent / "school")  # goes with the zoo's folder
 
 
 def drafted_in_training(zoo: Zoo) -> None:

@@ -421,10 +421,9 @@ def test_draft_time_that_is_spent_is_no_reason_to_verify_less() -> None:
     """Two devices, one of which drafts slowly: the same candidates, the same rate, one tree."""
     trees = []
     for first in (0.1, 15.0):
-        table = device(draft_first=Curve.constant(first))
-        sizer = Sized().start(Setting(profile=table, draft="m"))
+        setting = Setting(profile=device(draft_first=Curve.constant(first)), draft="m")
         draft = ScriptedDraft(lambda path, left: chain([1, 2, 3, 4], math.log(0.3)))
-        rounds = list(decode(ScriptedVerifier(count_up), draft, sizer, StopRules([], 9)))
+        rounds, _ = clocked(ScriptedVerifier(count_up), draft, Sized(), setting, 9)
         trees.append(rounds[1].tree_nodes)
     assert trees[0] == trees[1] > 0
 
@@ -433,9 +432,9 @@ def test_draft_time_that_is_spent_is_no_reason_to_draft_less() -> None:
     calls = []
     for first in (0.1, 15.0):
         table = device(draft_first=Curve.constant(first), **NO_CHAIN)
-        sizer = Sized().start(Setting(profile=table, draft="m"))
+        setting = Setting(profile=table, draft="m")
         draft = toy_draft([1, 2], VOCAB, disagree=0.0)
-        rounds = list(decode(toy_verifier([1, 2], VOCAB, GREEDY), draft, sizer, StopRules([], 30)))
+        rounds, _ = clocked(toy_verifier([1, 2], VOCAB, GREEDY), draft, Sized(), setting, 30)
         assert rounds[1].feedback
         calls.append(rounds[1].feedback.calls)
     assert calls[0] == calls[1] and len(calls[0]) > 2
@@ -457,10 +456,10 @@ def test_the_floor_is_half_of_what_the_cheapest_node_costs() -> None:
 
 def test_a_token_that_ends_the_answer_needs_no_node() -> None:
     """The target names it by itself behind its parent; what would follow is never emitted."""
-    sizer = Sized().start(Setting(profile=device(), draft="m", eos=frozenset([EOS])))
+    setting = Setting(profile=device(), draft="m", eos=frozenset([EOS]))
     proposed = chain([100 + 1, EOS, 5, 6], -0.01)
     draft = ScriptedDraft(lambda path, left: proposed)
-    rounds = list(decode(ScriptedVerifier(count_up), draft, sizer, StopRules([EOS], 3)))
+    rounds, _ = clocked(ScriptedVerifier(count_up), draft, Sized(), setting, 3)
     assert rounds[1].tree_nodes == 1
 
 
@@ -494,7 +493,7 @@ def test_the_last_round_is_worth_one_token() -> None:
         draft = ScriptedDraft(
             lambda path, left: chain([100 + len(path) + i for i in range(4)][:left], -0.01)
         )
-        list(decode(ScriptedVerifier(count_up), draft, Sized().start(setting), StopRules([], 7)))
+        clocked(ScriptedVerifier(count_up), draft, Sized(), setting, 7)
     told = experience.as_json()["lessons"][0]["forecast"]
     assert told["tokens_per_round"] == pytest.approx(3.0)  # 5 and 1, behind the prompt's token
     assert told["tokens_per_round_predicted"] < 3.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -218,12 +219,16 @@ def test_a_push_is_cheap_however_long_the_text(tokenizers: dict[str, Tokenizer],
         stream = TextStream(tokenizer)
         for token in ids:
             stream.push(token)
-        pushes = [ids[n % len(ids)] for n in range(20_000)]
-        start = time.perf_counter()
-        for token in pushes:
-            stream.push(token)
-        # about 1 us each; 50 us leaves room for a busy machine and none for re-decoding
-        assert time.perf_counter() - start < 1.0
+        took = []
+        for start in range(0, 20_000, 1000):
+            pushes = [ids[n % len(ids)] for n in range(start, start + 1000)]
+            begun = time.perf_counter()
+            for token in pushes:
+                stream.push(token)
+            took.append(time.perf_counter() - begun)
+        # About 1 us each; 50 us leaves room for a slow machine and none for re-decoding. A machine
+        # that stands still makes a few of the twenty long, not half of them.
+        assert statistics.median(took) < 0.05
 
 
 ALPHABET = st.text("abc", max_size=30)
