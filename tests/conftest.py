@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # it for.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples in every run, and no time limit: a busy machine is no defect.
+# No example is drawn by chance (but constants of whatever is imported by then are among them), and
+# there is no time limit: a busy machine is no defect.
 settings.register_profile("edgespec", deadline=None, derandomize=True)
 settings.load_profile("edgespec")
 

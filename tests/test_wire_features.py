@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -33,6 +33,7 @@ def test_two_bytes_round_and_saturate(features: Floats) -> None:
 
 
 @given(arrays(np.float32, shapes, elements=finite))
+@example(np.array([[np.finfo(np.float32).max, 1.0]], dtype=np.float32))
 def test_one_byte_is_within_half_a_step_of_its_row(features: Floats) -> None:
     found = there_and_back(features, pb.INT8)
     peaks = np.abs(features).max(axis=1, keepdims=True, initial=0)

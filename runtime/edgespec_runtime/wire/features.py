@@ -10,6 +10,8 @@ from edgespec_runtime.wire.verifier_pb2 import FLOAT16, INT8, Features
 Floats = npt.NDArray[np.float32]
 LARGEST = np.float32(np.finfo(np.float16).max)
 STEPS = 127
+LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(STEPS), np.float32(0))
+"""Of those that STEPS times are still finite: the quotient is rounded up."""
 
 
 def encode(features: Floats, kind: Features) -> bytes:
@@ -24,7 +26,8 @@ def encode(features: Floats, kind: Features) -> bytes:
         raise ValueError("features are not finite")
     if kind == FLOAT16:
         return np.clip(features, -LARGEST, LARGEST).astype("<f2").tobytes()
-    scales = np.abs(features).max(axis=1, initial=0.0).astype("<f4") / np.float32(STEPS)
+    peaks = np.abs(features).max(axis=1, initial=0.0).astype("<f4")
+    scales = np.minimum(peaks / np.float32(STEPS), LARGEST_SCALE)
     # A row of zeros has no scale; one that is too small to divide by counts as zeros.
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         steps = np.rint(features / scales[:, None])
