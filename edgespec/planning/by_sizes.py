@@ -8,6 +8,9 @@ from edgespec.latency.geometry import TREE_ROWS, Decoder, Geometry, Tower
 from edgespec.planning.inventory import Encoder, Held, Inventory, Step
 from edgespec.planning.weights import Weights
 
+FLOAT32 = 4
+"""Bytes of a number in a token table, as exports have it where nothing else is asked for."""
+
 
 def of_geometry(geometry: Geometry) -> Inventory:
     """Models that are not at hand; norms, biases and the towers' embeddings are left out."""
@@ -26,7 +29,7 @@ def of_geometry(geometry: Geometry) -> Inventory:
         name=geometry.name,
         title=geometry.title,
         graphs=tuple(graphs),
-        tables={side: (decoder.vocab, decoder.hidden * 4) for side, decoder in sides.items()},
+        tables={side: (decoder.vocab, FLOAT32 * decoder.hidden) for side, decoder in sides.items()},
         visual_tokens=geometry.visual_tokens,
         draft_visual_tokens=geometry.draft_visual_tokens,
         max_positions=geometry.target.max_positions,
