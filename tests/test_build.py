@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -245,6 +246,28 @@ def test_the_process_is_deaf_to_ctrl_c_before_its_first_line() -> None:
     finally:
         process.terminate()
         process.join()
+
+
+def test_ctrl_c_is_heeded_behind_the_start_whichever_thread_takes_it() -> None:
+    """Amid it the process would be left without what it is to do: a traceback beside ours."""
+    pressed, started = threading.Event(), []
+
+    def press() -> None:  # in a thread that Ctrl-C is not blocked in
+        pressed.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+
+    class Process(multiprocessing.Process):
+        def start(self) -> None:
+            pressed.set()
+            thread.join()
+            started.append(self)
+
+    with pytest.raises(KeyboardInterrupt):
+        isolated._start(Process())
+    assert started
 
 
 @needs_rtx

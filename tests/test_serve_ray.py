@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from edgespec.errors import ConfigError, EngineError, MissingDependencyError
+from edgespec.signals import heeded_behind
 from edgespec_runtime.entry import load
 from edgespec_runtime.remote import RemoteSettings
 from edgespec_runtime.server.backend import Gauges
@@ -30,7 +31,6 @@ from edgespec_runtime.server.ray_backend import RayBackend
 from edgespec_runtime.server.ray_cluster import (
     RaySettings,
     _keep_private,
-    _undisturbed,
     open_ray_backend,
 )
 from edgespec_runtime.wire import verifier_pb2 as pb
@@ -149,7 +149,7 @@ def test_a_signal_amid_rays_calls_is_heeded_behind_them() -> None:
     before = signal.signal(signal.SIGTERM, heed)
     done = []
     try:
-        with pytest.raises(InterruptedError), _undisturbed():
+        with pytest.raises(InterruptedError), heeded_behind(signal.SIGTERM):
             signal.raise_signal(signal.SIGTERM)
             done.append("the call")
         assert done and signal.getsignal(signal.SIGTERM) is heed

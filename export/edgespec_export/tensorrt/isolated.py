@@ -22,6 +22,7 @@ from edgespec.engines import Profile
 from edgespec.errors import EdgespecError, EngineError
 from edgespec.flavour import Flavour
 from edgespec.nvidia import find_tensorrt
+from edgespec.signals import heeded_behind
 from edgespec_export.tensorrt.graph import read_source
 from edgespec_export.tensorrt.listening import Tell
 from edgespec_export.tensorrt.network import Settings, build_plan
@@ -49,9 +50,9 @@ def run_job(job: Job, tell: Tell = lambda phase, share: None) -> bool:
     context = multiprocessing.get_context("spawn")  # a fork would inherit a driver it cannot use
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, job), daemon=True)
-    _start(process)
-    theirs.close()
     try:
+        _start(process)
+        theirs.close()
         while True:
             kind, value = ours.recv()
             if kind == "progress":
@@ -66,8 +67,9 @@ def run_job(job: Job, tell: Tell = lambda phase, share: None) -> bool:
         process.join()
         raise EngineError(_obituary(job, process.exitcode or 0)) from None
     finally:
-        process.terminate()  # nothing, where it is done
-        process.join()
+        if process.pid is not None:  # it was started
+            process.terminate()  # nothing, where it is done
+            process.join()
         process.close()
         ours.close()
 
@@ -75,12 +77,15 @@ def run_job(job: Job, tell: Tell = lambda phase, share: None) -> bool:
 def _start(process: BaseProcess) -> None:
     """Starts it deaf to Ctrl-C, which a terminal sends to both: the caller hears it and ends both.
 
-    Blocked from outside, since a Python takes a while to come to what it would block itself.
+    Blocked from outside, since a Python takes a while to come to what it would block itself. Nor
+    does the caller heed it between the process's birth and what it is told: left without that, it
+    would complain.
     """
     resource_tracker.ensure_running()  # its own start, at the first process, would unblock
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
+        with heeded_behind(signal.SIGINT):
+            process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -13,13 +13,12 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import ConfigError, EngineError, MissingDependencyError
+from edgespec.signals import heeded_behind
 from edgespec_runtime.server.ray_backend import Opener, RayBackend, Replica
 
 APPLICATION = "edgespec"
@@ -110,7 +109,8 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
     logger.propagate = True
     deployment = instance.deployment(Replica).options(name="verifier", **_options(settings))
     try:
-        with _undisturbed():
+        # An exception amid Ray's calls aborts the whole process.
+        with heeded_behind(signal.SIGTERM):
             instance.start(proxy_location="Disabled")  # no entrance but the front's
             handle = instance.run(deployment.bind(opener), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
@@ -121,23 +121,6 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
         shut_down()
         raise
     return RayBackend(handle, secrets.token_bytes(32), shut_down)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """SIGTERM is heeded at the end of the block: an exception amid Ray's calls aborts the whole
-    process."""
-    if not _is_main():
-        yield
-        return
-    came: list[int] = []
-    heeded = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, heeded)
-    if came:
-        signal.raise_signal(signal.SIGTERM)
 
 
 def _is_main() -> bool:

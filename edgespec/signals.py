@@ -1,0 +1,28 @@
+"""Signals that are heeded a little later."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def heeded_behind(number: signal.Signals) -> Iterator[None]:
+    """Signal ``number`` is heeded at the end of the block, so that no exception comes amid it.
+
+    Blocking it would not do: where another thread takes it, Python runs the handler in the main
+    thread all the same. In other threads, which no handler runs in, the block is as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    heeded = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(number, heeded)
+    if came:
+        signal.raise_signal(number)
