@@ -49,7 +49,7 @@ def huge_kb(address: int) -> int:
     raise LookupError(hex(address))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps, which Linux alone has")
 def test_the_kernel_makes_them_and_nothing_is_lost() -> None:
     before = private_spans()
     with mmap.mmap(-1, 4 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+from edgespec.signals import handlers_run_here
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what schedulers and launchers send."""
@@ -22,7 +23,7 @@ class Interruption:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():  # others may set no handlers
+        if handlers_run_here():
             self._before = {s: signal.signal(s, self._ask) for s in SIGNALS}
         return self
 

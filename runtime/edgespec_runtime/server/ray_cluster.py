@@ -12,13 +12,12 @@ import os
 import secrets
 import signal
 import socket
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import ConfigError, EngineError, MissingDependencyError
-from edgespec.signals import heeded_behind
+from edgespec.signals import handlers_run_here, heeded_behind
 from edgespec_runtime.server.ray_backend import Opener, RayBackend, Replica
 
 APPLICATION = "edgespec"
@@ -92,7 +91,7 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
         _keep_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")))
     heeded = signal.getsignal(signal.SIGTERM)
     _join(ray, settings)
-    if _is_main():
+    if handlers_run_here():
         signal.signal(signal.SIGTERM, heeded)  # Ray has put its own in its place
 
     def shut_down() -> None:
@@ -121,11 +120,6 @@ def open_ray_backend(opener: Opener, settings: RaySettings) -> RayBackend:
         shut_down()
         raise
     return RayBackend(handle, secrets.token_bytes(32), shut_down)
-
-
-def _is_main() -> bool:
-    """Whether signals are this thread's."""
-    return threading.current_thread() is threading.main_thread()
 
 
 def _said(status: Any) -> str:
